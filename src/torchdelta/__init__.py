@@ -1,0 +1,36 @@
+"""Run convolutional networks on video and compute only what changed from frame to frame."""
+
+from torchdelta.api import CompiledModel, compile, relative_error
+from torchdelta.errors import (
+    CaptureError,
+    FrameError,
+    ModelError,
+    ProfileError,
+    SourceError,
+    StreamError,
+    TorchdeltaError,
+)
+from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.session import Result, Session
+from torchdelta.runtime.stats import FrameStats, StepStats, StreamStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "CompiledModel",
+    "FrameError",
+    "FrameStats",
+    "ModelError",
+    "Profile",
+    "ProfileError",
+    "Result",
+    "Session",
+    "SourceError",
+    "StepStats",
+    "StreamError",
+    "StreamStats",
+    "TorchdeltaError",
+    "compile",
+    "relative_error",
+]

@@ -1,0 +1,408 @@
+"""`torchdelta.compile`: from a model to something that runs on frames."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchdelta.capture.export import Captured, export, find_batch_mixing, prepare_copy
+from torchdelta.engines import Engine, choose
+from torchdelta.engines.torch_engine import TorchEngine
+from torchdelta.errors import CaptureError, FrameError
+from torchdelta.ops.gate import DEFAULT_TOLERANCE
+from torchdelta.ops.preprocess import Preprocess
+from torchdelta.plan import Plan, build, explain
+from torchdelta.runtime.frames import Frame, check_frame
+from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.session import Session
+from torchdelta.runtime.stats import StreamStats
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# plans (with their default session's state) kept for other input sizes
+MAX_PLANS = 8
+# the plan may differ from the model by rounding only: folded batch norms, order of sums
+MAX_CAPTURE_ERROR = 1e-3
+
+
+def compile(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    tolerance: float = DEFAULT_TOLERANCE,
+    engine: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    profile: Profile | str | Path | None = None,
+    fixed_size: bool = False,
+    input_range: tuple[float, float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    color: str = "rgb",
+) -> CompiledModel:
+    """Make a model run on video and compute only what changed from frame to frame.
+
+    model:       any nn.Module whose forward takes one tensor [N, C, H, W]; left untouched
+    example:     [N, C, H, W], a frame as it will come: uint8, or float in `input_range`
+    tolerance:   the one knob: 0 is exact, 0.04 the default, larger is faster and coarser
+    engine:      "auto" or the name of an engine (`torchdelta env` lists them)
+    dtype:       compute dtype, torch.float32 (default) / float16 / bfloat16, or "fp32" …
+    profile:     a `Profile` or the path of one: multipliers and scales of the gates
+    fixed_size:  True: frames of another size are refused; False: each size gets a plan
+    input_range: (lo, hi) of a float frame's values; uint8 0..255 is mapped to it. Default: what
+                 the example looks like, with a note in `explain()`
+    mean, std:   per channel; the model gets (frame - mean) / std
+    color:       "bgr" where the model wants BGR; frames come in RGB
+
+    Returns a `CompiledModel`: call it with frames [N, C, H, W], whose rows are N cameras.
+    Raises: CaptureError with all reasons where the model cannot be captured, or mixes streams;
+    FrameError for a bad example; ProfileError; EngineError.
+    """
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < float("inf")):
+        raise ValueError(f"tolerance is {tolerance!r}, expected a number >= 0")
+    example, device = _check_example(model, example)
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+        dtype = DTYPES[dtype]
+    elif dtype not in (None, *DTYPES.values()):
+        raise ValueError(f"dtype is {dtype}, expected float32, float16 or bfloat16")
+    if isinstance(profile, (str, Path)):
+        profile = Profile.load(profile)
+    preprocess, notes = make_preprocess(example, input_range, mean, std, color)
+    return CompiledModel(
+        model, example, device, preprocess, notes, float(tolerance), engine,
+        dtype or torch.float32, profile or Profile(), fixed_size,
+    )  # fmt: skip
+
+
+def _check_example(model: nn.Module, example: Any) -> tuple[Tensor, torch.device]:
+    if not isinstance(example, Tensor) or example.ndim != 4 or 0 in example.shape:
+        got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise FrameError(f"example is {got}, expected a tensor [N, C, H, W]")
+    if example.dtype != torch.uint8 and not example.is_floating_point():
+        raise FrameError(f"example has dtype {example.dtype}, expected uint8 or float")
+    if example.is_floating_point() and not bool(torch.isfinite(example).all()):
+        raise FrameError("example has NaN or infinite values")
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else example.device
+    return example.to(device), device
+
+
+def make_preprocess(
+    example: Tensor,
+    input_range: tuple[float, float] | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    color: str,
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """Settle the plan's first step; what was guessed is said in the notes.
+
+    Raises: ValueError for a range, mean, std or colour order that makes no sense.
+    """
+    channels = example.shape[1]
+    notes: tuple[str, ...] = ()
+    for name, numbers in (("mean", mean), ("std", std)):
+        if numbers is not None and len(numbers) != channels:
+            raise ValueError(f"{name} has {len(numbers)} numbers, the frame {channels} channels")
+    if std is not None and any(not s > 0 for s in std):
+        raise ValueError(f"std is {tuple(std)}, expected numbers > 0")
+    if color not in ("rgb", "bgr"):
+        raise ValueError(f"color is {color!r}, expected 'rgb' or 'bgr'")
+    if input_range is not None:
+        lo, hi = map(float, input_range)
+        if not lo < hi:
+            raise ValueError(f"input_range is ({lo}, {hi}), expected lo < hi")
+    else:
+        lo, hi, note = _guess_range(example, mean is not None or std is not None)
+        notes = (note,)
+    if std is not None and mean is None:
+        mean = (0.0,) * channels
+    return (
+        Preprocess(
+            lo, hi, tuple(map(float, mean)) if mean is not None else None,
+            tuple(map(float, std)) if std is not None else None, color,
+        ),
+        notes,
+    )  # fmt: skip
+
+
+def _guess_range(example: Tensor, normalised: bool) -> tuple[float, float, str]:
+    if example.dtype == torch.uint8 or normalised:
+        return 0.0, 1.0, "input_range not given: taken as 0..1, uint8 frames are divided by 255"
+    low, high = float(example.min()), float(example.max())
+    for lo, hi in ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)):
+        if low >= lo and high <= hi and (hi < 255 or high > 2):
+            return lo, hi, f"input_range not given: the example looks like {lo:g}..{hi:g}"
+    if not high > low:
+        low, high = low - 0.5, low + 0.5
+    return (
+        low,
+        high,
+        (
+            f"input_range not given: taken from the example, {low:.3g}..{high:.3g}; the input gate's "
+            "threshold is a share of it, so say it where you know it"
+        ),
+    )
+
+
+class _Sized:
+    """What belongs to one input size: plan, engine, and the default session."""
+
+    def __init__(self, plan: Plan, engine: Engine) -> None:
+        self.plan, self.engine = plan, engine
+        self.session: Session | None = None
+
+
+class CompiledModel:
+    """A model ready for video; make one with `torchdelta.compile`.
+
+    Call it with a frame [N, C, H, W] whose rows are N different cameras (not successive frames).
+    Attributes: plan (of the example's size), engine and engine_reason, device, dtype, tolerance.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        device: torch.device,
+        preprocess: Preprocess,
+        notes: tuple[str, ...],
+        tolerance: float,
+        engine: str,
+        dtype: torch.dtype,
+        profile: Profile,
+        fixed_size: bool,
+    ) -> None:
+        self.device, self.dtype, self.tolerance = device, dtype, tolerance
+        self.fixed_size = fixed_size
+        self._profile, self._preprocess, self._notes = profile, preprocess, notes
+        self._engine_type, self.engine_reason = choose(engine, device)
+        self.engine = self._engine_type.name
+        self._model = prepare_copy(model)
+        self._dense: nn.Module | None = None
+        self._lock = threading.RLock()
+        self._sized: OrderedDict[tuple[int, int], _Sized] = OrderedDict()
+        self._size = (example.shape[2], example.shape[3])
+        self._last: Session | None = None
+        self.plan = self._for_size(self._size, example).plan
+        profile.check(self.plan)
+
+    def _for_size(self, size: tuple[int, int], example: Tensor | None = None) -> _Sized:
+        """Find or make what belongs to an input size."""
+        with self._lock:
+            if size in self._sized:
+                self._sized.move_to_end(size)
+                return self._sized[size]
+            if self._sized and self.fixed_size:
+                raise FrameError(
+                    f"frame is {size[0]}x{size[1]}, this model was compiled with fixed_size=True "
+                    f"for {self._size[0]}x{self._size[1]}"
+                )
+            if example is None:
+                generator = torch.Generator().manual_seed(0)
+                shape = (2, self.plan.shape[0], *size)
+                example = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+            plan = self._make_plan(example)
+            self._sized[size] = sized = _Sized(
+                plan, self._engine_type(plan, self.device, self.dtype)
+            )
+            while len(self._sized) > MAX_PLANS:
+                self._sized.popitem(last=False)
+            return sized
+
+    def _make_plan(self, example: Tensor) -> Plan:
+        """Capture, build and check a plan for frames like the example [N, C, H, W]."""
+        rows = example[:2] if len(example) > 1 else torch.cat([example, example.flip(2)])
+        x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
+        reference = self._reference(x)
+        captured = export(self._model, x)
+        plan = build(captured.program, self._preprocess, self._notes + captured.notes)
+        self._verify(plan, captured, rows, x, reference)
+        return plan
+
+    def _reference(self, x: Tensor) -> list[Any]:
+        """Run the model itself on two streams' inputs; the results, one per stream it takes."""
+        errors = []
+        for batch in (x, x[:1]):
+            try:
+                with torch.no_grad():
+                    out = self._model(batch)
+            except Exception as error:
+                errors.append(f"{list(batch.shape)}: {type(error).__name__}: {error}")
+                continue
+            return [
+                pytree.tree_map(lambda leaf, n=n: _row(leaf, n), out) for n in range(len(batch))
+            ]
+        raise CaptureError(
+            "the model itself fails on frames of this size:\n  - "
+            + "\n  - ".join(errors)
+            + "\nChoose a size that the model can run (often a multiple of 32)."
+        )
+
+    def _verify(
+        self, plan: Plan, captured: Captured, rows: Tensor, x: Tensor, reference: list[Any]
+    ) -> None:
+        """Compare the plan with the model, stream by stream, in float32."""
+        engine = TorchEngine(plan, self.device, torch.float32)
+        session = Session(engine, 1, 0.0, Profile())
+        for row, expected in zip(rows, reference, strict=False):
+            session.refresh()
+            mine = session.step({"check": row})["check"].output
+            error = relative_error(mine, expected)
+            if not error <= MAX_CAPTURE_ERROR:
+                mixing = find_batch_mixing(captured, x)
+                if mixing:
+                    raise CaptureError(
+                        f"the model mixes the batch axis, first in {mixing}; the rows of a batch "
+                        "are different streams here and must not see each other"
+                    )
+                raise CaptureError(
+                    f"the plan differs from the model by {error:.2g} (relative L2, expected <= "
+                    f"{MAX_CAPTURE_ERROR}): the model does not give the same result twice, or "
+                    "this is a defect of torchdelta; please report it"
+                )
+
+    def _input(self, frame: Tensor, dtype: torch.dtype) -> Tensor:
+        """Bring one frame [H, W, C] to the model's [1, C, H, W]."""
+        x = self._preprocess.apply(frame.to(self.device), dtype).permute(2, 0, 1).unsqueeze(0)
+        return x.contiguous()
+
+    def __call__(self, frame: Tensor | np.ndarray, *, views: bool = False) -> Any:
+        """Run one frame of each of N cameras; returns the same structure as model(frame).
+
+        frame: [N, C, H, W] tensor (uint8, or float in the input range); row n is camera n, in
+               every call. A numpy array [H, W, C] stands for one camera.
+        views: True returns views of the state, valid until the next call, instead of copies
+        Raises: FrameError where any row does not fit; nothing has run then.
+        """
+        rows = self._rows(frame)
+        size = tuple(rows[0].shape[:2] if isinstance(rows[0], np.ndarray) else rows[0].shape[1:])
+        with self._lock:
+            sized = self._for_size((int(size[0]), int(size[1])))
+            for n, row in enumerate(rows):
+                try:
+                    check_frame(row, sized.plan, self.device)
+                except FrameError as error:
+                    raise FrameError(f"row {n}: {error}") from None
+            if sized.session is None or sized.session.slots != len(rows):
+                sized.session = self._open(sized, len(rows), views=True)
+            session = self._last = sized.session
+            results = session.step({str(n): row for n, row in enumerate(rows)})
+            outputs = [results[str(n)].output for n in range(len(rows))]
+            return _stack(outputs, views)
+
+    def _rows(self, frame: Any) -> list[Any]:
+        if isinstance(frame, np.ndarray):
+            if frame.ndim not in (2, 3):
+                raise FrameError(f"numpy frame has shape {frame.shape}, expected [H, W, C]")
+            return [frame]
+        if not isinstance(frame, Tensor) or frame.ndim != 4 or not len(frame):
+            got = list(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
+            raise FrameError(f"frame is {got}, expected a tensor [N, C, H, W]")
+        return list(frame)
+
+    def _open(self, sized: _Sized, slots: int, views: bool, timed: bool = False) -> Session:
+        return Session(sized.engine, slots, self.tolerance, self._profile, views=views, timed=timed)
+
+    def session(
+        self,
+        slots: int = 1,
+        *,
+        size: tuple[int, int] | None = None,
+        views: bool = False,
+        timed: bool = False,
+    ) -> Session:
+        """Open a session for several streams, with a state of its own.
+
+        slots: how many streams fit;  size: (h, w) of the frames, default the example's
+        views: outputs are views of the state, valid until the stream's next frame
+        timed: measure each step, for `stats().per_step()`
+        """
+        return self._open(self._for_size(size or self._size), slots, views, timed)
+
+    @property
+    def stats(self) -> StreamStats:
+        """Statistics of the frames this model was called with (the last size's)."""
+        return self._last.stats() if self._last else StreamStats(self.plan)
+
+    def explain(self) -> str:
+        """Return the plan as a table: step, shape, MACs, state, sparse or dense and why."""
+        return explain(self.plan, self.dtype, f"{self.engine} ({self.engine_reason})")
+
+    def preprocess(self, frame: Frame) -> Tensor:
+        """Give one frame as the model sees it: [1, C, H, W] in the compute dtype."""
+        plan = self._for_size(_frame_size(frame)).plan
+        return self._input(check_frame(frame, plan, self.device), self.dtype)
+
+    @torch.no_grad()
+    def dense(self, x: Tensor) -> Any:
+        """Run the original model, whole and eager, on an input as the model sees it."""
+        with self._lock:
+            if self._dense is None:
+                dense = copy.deepcopy(self._model)
+                self._dense = dense.to(dtype=self.dtype, memory_format=torch.channels_last)
+        return self._dense(x.contiguous(memory_format=torch.channels_last))
+
+
+def _frame_size(frame: Any) -> tuple[int, int]:
+    shape = tuple(frame.shape)
+    h, w = shape[:2] if isinstance(frame, np.ndarray) else shape[-2:]
+    return int(h), int(w)
+
+
+def _row(leaf: Any, n: int) -> Any:
+    return leaf[n : n + 1] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+
+def _stack(outputs: list[Any], views: bool) -> Any:
+    """Join the results of N streams along the batch axis; one stream's views stay views."""
+    trees = [pytree.tree_flatten(o) for o in outputs]
+    leaves = []
+    for parts in zip(*(t[0] for t in trees), strict=True):
+        if not isinstance(parts[0], Tensor):
+            leaves.append(parts[0])
+        elif len(parts) == 1:
+            first = parts[0]
+            leaves.append(first if views else first.clone(memory_format=torch.contiguous_format))
+        else:
+            leaves.append(torch.cat(parts))
+    return pytree.tree_unflatten(leaves, trees[0][1])
+
+
+def relative_error(a: Any, b: Any) -> float:
+    """Give the relative L2 error of a against b over all tensors of two results.
+
+    NaN in the same places counts as equal; b = 0 everywhere gives the absolute norm.
+    """
+    diff = norm = 0.0
+    for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):
+        if not isinstance(x, Tensor):
+            continue
+        x, y = x.detach().double().cpu(), y.detach().double().cpu()
+        both_nan = torch.isnan(x) & torch.isnan(y) | (x == y)
+        diff += float(torch.where(both_nan, 0.0, x - y).square().sum())
+        norm += float(torch.where(torch.isfinite(y), y, 0.0).square().sum())
+    return (diff**0.5) / (norm**0.5 or 1.0)
+
+
+def warn_range(frame: Tensor, preprocess: Preprocess) -> None:
+    """Warn where a float frame lies far outside the range it was said to have."""
+    low, high = float(frame.min()), float(frame.max())
+    slack = 0.5 * (preprocess.hi - preprocess.lo)
+    if low < preprocess.lo - slack or high > preprocess.hi + slack:
+        warnings.warn(
+            f"frame values run from {low:.3g} to {high:.3g}, the input range is "
+            f"{preprocess.lo:g}..{preprocess.hi:g}: pass input_range=(lo, hi) to compile",
+            stacklevel=3,
+        )

@@ -1,0 +1,144 @@
+"""Capture a model as an ATen graph with `torch.export`, on a copy, with a dynamic batch axis."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from torchdelta.errors import CaptureError
+
+
+@dataclass(frozen=True)
+class Captured:
+    """An exported graph and what was noticed on the way.
+
+    dynamic_batch: False where the model fixes the batch size, so that it was exported with 1
+    """
+
+    program: ExportedProgram
+    dynamic_batch: bool
+    notes: tuple[str, ...] = ()
+
+
+def prepare_copy(model: nn.Module) -> nn.Module:
+    """Copy a model in eval mode and float32; warns where the model was in train mode.
+
+    Raises: CaptureError where the model cannot be copied.
+    """
+    try:
+        twin = copy.deepcopy(model)
+    except Exception as error:
+        raise CaptureError(
+            f"the model cannot be copied ({type(error).__name__}: {error}); torchdelta works on a "
+            "copy and leaves yours untouched: make the model deep-copyable"
+        ) from error
+    modules = [m for m in twin.modules() if m.training]
+    if modules and not isinstance(twin, torch.fx.GraphModule):
+        if model.training:
+            warnings.warn(
+                "the model is in train mode; torchdelta captures it in eval mode "
+                "(call model.eval() to silence this)",
+                stacklevel=4,
+            )
+        twin.eval()
+    elif modules:
+        for module in modules:
+            module.training = False
+    return twin.float().requires_grad_(False)
+
+
+def export(model: nn.Module, example: Tensor) -> Captured:
+    """Export a model in eval mode for frames like `example` [2, C, H, W] float32.
+
+    Raises: CaptureError with all reasons, where neither a dynamic nor a fixed batch exports.
+    """
+    attempts: list[str] = []
+    for batch, dynamic in ((2, True), (1, False)):
+        shapes: Any = ({0: torch.export.Dim.AUTO},) if dynamic else None
+        try:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(
+                    model, (example[:batch],), dynamic_shapes=shapes, strict=False
+                )
+                if dynamic and not _has_dynamic_batch(program):
+                    attempts.append("with a dynamic batch: the model fixes its batch size")
+                    continue
+                program = program.run_decompositions({})
+        except Exception as error:
+            what = "with a dynamic batch" if dynamic else "with batch 1"
+            attempts.append(f"{what}: {_first_lines(error)}")
+            continue
+        notes = () if dynamic else ("captured with batch 1: " + attempts[0],)
+        return Captured(program, dynamic, notes)
+    raise CaptureError(
+        "the model cannot be captured by torch.export:\n  - "
+        + "\n  - ".join(attempts)
+        + "\nCapture needs a forward(frame) of one tensor [N, C, H, W], without control flow that "
+        "depends on values; move such code (NMS, decoding) out of the model."
+    )
+
+
+def _has_dynamic_batch(program: ExportedProgram) -> bool:
+    names = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            return isinstance(node.meta["val"].shape[0], torch.SymInt)
+    return False
+
+
+def _first_lines(error: Exception, lines: int = 4) -> str:
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + " / ".join(text[:lines])[:600]
+
+
+def find_batch_mixing(captured: Captured, example: Tensor) -> str | None:
+    """Name the first operation whose result for one stream depends on the other's frame.
+
+    example: [2, C, H, W] float32. Returns None where each row stands alone, or cannot be told.
+    """
+    if not captured.dynamic_batch:
+        return None
+    together = _run_nodes(captured.program, example)
+    alone = _run_nodes(captured.program, example[:1])
+    for node, whole in together.items():
+        part = alone.get(node)
+        if not isinstance(whole, Tensor) or not isinstance(part, Tensor):
+            continue
+        rows = whole[: len(part)] if whole.ndim and whole.ndim == part.ndim else whole
+        if rows.shape != part.shape or not torch.allclose(
+            rows.double(), part.double(), rtol=1e-3, atol=1e-4, equal_nan=True
+        ):
+            return f"{node} ({part.dtype}, {list(whole.shape)} for a batch of 2)"
+    return None
+
+
+def _run_nodes(program: ExportedProgram, x: Tensor) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            results[n.name] = out = super().run_node(n)
+            return out
+
+    signature = program.graph_signature
+    lifted = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    values = {**program.state_dict, **program.constants}
+    args = [
+        values[lifted[n.name]] if n.name in lifted else x
+        for n in program.graph.nodes
+        if n.op == "placeholder"
+    ]
+    with torch.no_grad():
+        Recorder(program.graph_module).run(*args)
+    return {n.name: results.get(n.name) for n in program.graph.nodes if n.op == "call_function"}

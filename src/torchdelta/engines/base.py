@@ -1,0 +1,68 @@
+"""What every engine offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchdelta.plan import Plan
+
+if TYPE_CHECKING:
+    from torchdelta.runtime.state import State
+
+
+@dataclass
+class SlotReport:
+    """What one frame of one slot did.
+
+    changed:   change masks by value index, bool [H, W]; a value that is missing did not change
+    active_px: active output pixels per step
+    work_px:   output pixels per step that the engine really computed
+    active:    active sets by step index, bool [Ho, Wo]; only where they were asked for
+    ms:        time that is this slot's alone, milliseconds
+    step_ms:   time per step; only where it was asked for
+    """
+
+    changed: dict[int, Tensor]
+    active_px: list[int]
+    work_px: list[int]
+    active: dict[int, Tensor] = field(default_factory=dict)
+    ms: float = 0.0
+    step_ms: list[float] | None = None
+
+
+class Engine(ABC):
+    """Executes one plan in one dtype on one device; immutable, shared by sessions and threads."""
+
+    name: ClassVar[str]
+
+    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+        self.plan, self.device, self.dtype = plan, device, dtype
+
+    @classmethod
+    @abstractmethod
+    def usable(cls) -> tuple[bool, str]:
+        """Say whether the engine can run here, and why (or why not)."""
+
+    @abstractmethod
+    def step(
+        self,
+        state: State,
+        frames: Mapping[int, Tensor],
+        whole: frozenset[int],
+        *,
+        record: bool = False,
+        timed: bool = False,
+    ) -> dict[int, SlotReport]:
+        """Run one frame for the slots that have one; slots without a frame stay as they are.
+
+        frames: slot -> [H, W, C] uint8 or float on the engine's device, already validated
+        whole:  slots whose every pixel is active and published without comparing
+        record: keep the active sets; timed: measure each step
+        state:  written in place
+        """

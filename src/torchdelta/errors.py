@@ -1,0 +1,32 @@
+"""Every error that torchdelta raises for its users, so that one `except` catches them all."""
+
+
+class TorchdeltaError(Exception):
+    """Base of all errors that a user of torchdelta can cause and mend."""
+
+
+class CaptureError(TorchdeltaError):
+    """A model cannot be turned into a plan; the message lists all reasons together."""
+
+
+class FrameError(TorchdeltaError, ValueError):
+    """A frame does not fit the session (size, dtype, channels, device, values)."""
+
+
+class StreamError(TorchdeltaError, KeyError):
+    """A stream is unknown to the session, or there is no free slot for it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ProfileError(TorchdeltaError, ValueError):
+    """A profile file is malformed or belongs to another plan."""
+
+
+class SourceError(TorchdeltaError):
+    """A video source cannot be opened or is damaged."""
+
+
+class ModelError(TorchdeltaError):
+    """A model spec cannot be resolved, or its weights cannot be read or do not fit."""

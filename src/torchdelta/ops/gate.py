@@ -1,0 +1,75 @@
+"""The publish rule (design: gates).
+
+A pixel's channel group is published unless norm(new - stored) <= threshold: written this way
+round, a NaN publishes and heals later. Threshold 0 compares values instead of norms. The rule is
+DeltaCNN's truncation (CVPR 2022, section 3.2) on values instead of accumulated deltas.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from torchdelta.ops.base import Axis
+
+# a change below this many 8-bit steps is noise at the default tolerance (design, section 5)
+INPUT_STEPS, DEFAULT_TOLERANCE = 8.0, 0.04
+
+
+def input_threshold(tolerance: float, multiplier: float = 1.0) -> float:
+    """Give the input gate's threshold as a share of full scale."""
+    return INPUT_STEPS / 255 * tolerance / DEFAULT_TOLERANCE * multiplier
+
+
+def input_gate(new: Tensor, stored: Tensor, threshold: float, to_full_scale: Tensor) -> Tensor:
+    """Mark the input pixels to publish.
+
+    new, stored: [H, W, C], the network's input now and as last published
+    threshold:   share of full scale; the mean of |new - stored| over the 3x3 box (of pixels inside
+                 the frame) and the channels must exceed it; the result is dilated by 1.
+                 0: every pixel that differs at all, without box and dilation
+    to_full_scale: [C] float32, factor from input units to shares of full scale
+    returns:     bool [H, W]
+    """
+    if threshold == 0:
+        return (new != stored).any(-1)
+    diff = (new.float() - stored.float()).abs_() @ (to_full_scale / new.shape[-1])
+    box = F.avg_pool2d(diff[None, None], 3, 1, 1, count_include_pad=False)
+    hot = ~(box <= threshold)
+    h, w = new.shape[:2]
+    return Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot[0, 0], 0), 1)
+
+
+def group_count(channels: int, group: int) -> int:
+    """Count the channel groups of a value."""
+    return -(-channels // group)
+
+
+def value_gate(new: Tensor, stored: Tensor, threshold: float, norm: str, group: int) -> Tensor:
+    """Mark the channel groups to publish.
+
+    new, stored: [M, C], same dtype;  threshold: in the value's unit
+    norm:        "rms" or "max", over the channels of a group
+    group:       channels in a group, the last one may have fewer
+    returns:     bool [M, G]
+    """
+    m, channels = new.shape
+    groups = group_count(channels, group)
+    if threshold == 0:
+        return _grouped(new != stored, group, groups, False).any(-1)
+    diff = (new.float() - stored.float()).abs_()
+    if norm == "max":
+        size = _grouped(diff, group, groups, 0.0).amax(-1)
+    else:
+        counts = diff.new_full((groups,), float(group))
+        counts[-1] = channels - (groups - 1) * group
+        size = (_grouped(diff.square_(), group, groups, 0.0).sum(-1) / counts).sqrt_()
+    return ~(size <= threshold)
+
+
+def _grouped(x: Tensor, group: int, groups: int, fill: float | bool) -> Tensor:
+    """Cut [M, C] into [M, G, group], filling up the last group."""
+    if groups == 1:
+        return x.unsqueeze(1)
+    missing = groups * group - x.shape[1]
+    return (F.pad(x, (0, missing), value=fill) if missing else x).unflatten(1, (groups, group))

@@ -1,0 +1,74 @@
+"""Print a plan as a table: what runs where, sparse or dense, and why."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from torchdelta.plan.ir import Plan, Step, epilogue_name
+
+
+def human(n: float, unit: str = "") -> str:
+    """Write a count with a decimal prefix: 1234567 gives '1.23 M'."""
+    for prefix in ("", "k", "M", "G"):
+        if abs(n) < 1000:
+            return f"{n:.3g} {prefix}{unit}".rstrip()
+        n /= 1000
+    return f"{n:.3g} T{unit}"
+
+
+def explain(plan: Plan, dtype: torch.dtype = torch.float32, engine: str = "") -> str:
+    """Return the plan's table as text.
+
+    Columns: step, operation with what is fused into it, output shape [C, H, W], MACs, state bytes
+    per stream, and how it runs: sparse, or dense with the reason.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("step", "operation"):
+        table.add_column(title, overflow="fold")
+    for title in ("shape", "MACs", "state"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("runs", overflow="fold")
+    for step in plan.steps:
+        value = plan.values[step.output]
+        h, w = value.size
+        state = h * w * value.channels * (value.dtype or dtype).itemsize
+        table.add_row(
+            step.name,
+            f"{step.op.name} {step.op.describe()}".strip() + epilogue_name(step.epilogue),
+            "x".join(map(str, value.shape)),
+            human(step.macs) if step.macs else "",
+            human(state, "B"),
+            _how(step),
+        )
+    out = Console(file=io.StringIO(), width=118, color_system=None)
+    dense = sum(step.dense for step in plan.steps)
+    pre = plan.preprocess
+    out.print(
+        f"input {'x'.join(map(str, plan.shape))} {pre.color}, values {pre.lo:g}..{pre.hi:g}"
+        + (f", mean {_tuple(pre.mean)}, std {_tuple(pre.std)}" if pre.mean else "")
+    )
+    if engine:
+        out.print(f"engine {engine}, {str(dtype).removeprefix('torch.')}")
+    out.print(table)
+    out.print(
+        f"{len(plan.steps)} steps, {dense} of them dense; {human(plan.macs, 'MAC')} per dense "
+        f"frame; state {human(plan.state_bytes(dtype), 'B')} per stream"
+    )
+    for note in plan.notes:
+        out.print(f"note: {note}")
+    assert isinstance(out.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
+
+
+def _how(step: Step) -> str:
+    how = f"dense: {step.reason}" if step.dense else "sparse"
+    return how if step.op.shift_equivariant or step.dense else f"{how}, fixed to its place"
+
+
+def _tuple(numbers: tuple[float, ...] | None) -> str:
+    return "(" + ", ".join(f"{n:.4g}" for n in numbers or ()) + ")"

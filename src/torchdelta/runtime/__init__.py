@@ -1,0 +1,1 @@
+"""Sessions, streams, their state, thresholds and statistics."""

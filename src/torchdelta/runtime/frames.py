@@ -1,0 +1,86 @@
+"""Check frames at the public boundary and bring them to [H, W, C] on the session's device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchdelta.errors import FrameError
+from torchdelta.plan import Plan
+
+Frame = np.ndarray | Tensor
+DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_frame(frame: Any, plan: Plan, device: torch.device) -> Tensor:
+    """Check one stream's frame.
+
+    frame:   numpy [H, W, C] or [H, W] (as OpenCV and PyAV give them), or tensor [C, H, W] or
+             [1, C, H, W]; uint8, or float in the plan's input range
+    returns: [H, W, C] on `device`, same values
+    Raises:  FrameError for another type, size, dtype, channel count or device, and for NaN or
+             infinite values.
+    """
+    c, h, w = plan.shape
+    if isinstance(frame, np.ndarray):
+        x = _from_numpy(frame)
+    elif isinstance(frame, Tensor):
+        x = _from_tensor(frame, device)
+    else:
+        raise FrameError(
+            f"frame is a {type(frame).__name__}, expected a numpy array [H, W, C] or a tensor "
+            "[C, H, W]"
+        )
+    if x.dtype not in DTYPES:
+        raise FrameError(
+            f"frame has dtype {str(x.dtype).removeprefix('torch.')}, expected uint8, float32, "
+            "float16 or bfloat16; convert it first"
+        )
+    if x.shape[2] != c:
+        raise FrameError(
+            f"frame has {x.shape[2]} channels, the network takes {c}"
+            + ("; numpy frames are [H, W, C], tensors [C, H, W]" if x.shape[0] == c else "")
+        )
+    if x.shape[:2] != (h, w):
+        raise FrameError(
+            f"frame is {x.shape[0]}x{x.shape[1]}, this session runs {h}x{w} (height x width); "
+            "open another session for this size, or resize the source"
+        )
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        bad = int((~torch.isfinite(x)).any(-1).sum())
+        raise FrameError(f"frame has NaN or infinite values at {bad} of {h * w} pixels")
+    return x.to(device)
+
+
+def _from_numpy(frame: np.ndarray) -> Tensor:
+    if frame.ndim == 2:
+        frame = frame[:, :, None]
+    if frame.ndim != 3:
+        raise FrameError(f"numpy frame has shape {frame.shape}, expected [H, W, C] or [H, W]")
+    if frame.dtype not in (np.uint8, np.float32, np.float16):
+        raise FrameError(
+            f"frame has dtype {frame.dtype}, expected uint8, float32 or float16; convert it first"
+        )
+    return torch.from_numpy(np.ascontiguousarray(frame))
+
+
+def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:
+    if frame.ndim == 4 and frame.shape[0] == 1:
+        frame = frame[0]
+    if frame.ndim != 3:
+        raise FrameError(
+            f"frame has shape {list(frame.shape)}, expected one stream's [C, H, W] or [1, C, H, W]"
+        )
+    if frame.device.type not in ("cpu", device.type) or (
+        frame.device.type == device.type
+        and None not in (frame.device.index, device.index)
+        and frame.device.index != device.index
+    ):
+        raise FrameError(
+            f"frame is on {frame.device}, this session runs on {device}; move it with "
+            f'.to("{device}") or hand it over on the CPU'
+        )
+    return frame.detach().permute(1, 2, 0)

@@ -1,0 +1,156 @@
+"""Thresholds of a session's slots, and the profile that users export and load.
+
+threshold of value v = tolerance x multiplier_v x rms_v (design: gates)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from torchdelta.errors import ProfileError
+from torchdelta.ops.gate import input_threshold
+from torchdelta.plan import Plan
+from torchdelta.runtime.state import State
+
+FORMAT = "torchdelta-profile/1"
+NORMS = ("rms", "max")
+# a frame flatter than this (standard deviation, share of full scale) tells nothing about scales
+MIN_FRAME_STD = 4 / 255
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a network's gates should be, apart from the tolerance.
+
+    multipliers: factor on the threshold by value name; "input" is the input gate's, "*" the
+                 default of all other values; 0 switches a gate to comparing values
+    rms:         scale by value name; values without one are measured on each stream's first frame
+    norm:        "rms" (default) or "max", over a channel group
+    """
+
+    multipliers: Mapping[str, float] = field(default_factory=dict)
+    rms: Mapping[str, float] = field(default_factory=dict)
+    norm: str = "rms"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise ProfileError(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
+        for kind, numbers in (("multiplier", self.multipliers), ("rms", self.rms)):
+            for name, number in numbers.items():
+                if isinstance(number, bool) or not isinstance(number, (int, float)):
+                    raise ProfileError(f"{kind} of {name!r} is {number!r}, expected a number")
+                if not (math.isfinite(number) and number >= 0):
+                    raise ProfileError(f"{kind} of {name!r} is {number}, expected a number >= 0")
+
+    def check(self, plan: Plan) -> None:
+        """Refuse names that are not values of the plan.
+
+        Raises: ProfileError naming them.
+        """
+        known = {v.name for v in plan.owners} | {"input", "*"}
+        unknown = sorted((set(self.multipliers) | set(self.rms)) - known)
+        if unknown:
+            raise ProfileError(
+                f"the profile names {len(unknown)} values that this plan does not have: "
+                f"{', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}; it was made for "
+                "another network"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON."""
+        data = {
+            "format": FORMAT,
+            "norm": self.norm,
+            "multipliers": dict(self.multipliers),
+            "rms": dict(self.rms),
+        }
+        Path(path).write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a profile from JSON.
+
+        Raises: ProfileError where the file is missing, no JSON or no profile.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ProfileError(f"cannot read the profile {path}: {error}") from error
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            got = data.get("format") if isinstance(data, dict) else type(data).__name__
+            raise ProfileError(f"{path} is no profile: format is {got!r}, expected {FORMAT!r}")
+        unknown = sorted(set(data) - {"format", "norm", "multipliers", "rms"})
+        if unknown:
+            raise ProfileError(f"{path} has unknown entries: {', '.join(unknown)}")
+        tables: dict[str, Any] = {}
+        for key in ("multipliers", "rms"):
+            tables[key] = data.get(key, {})
+            if not isinstance(tables[key], dict):
+                raise ProfileError(f"{path}: {key} is no object of numbers by value name")
+        return cls(norm=data.get("norm", "rms"), **tables)
+
+
+class Thresholds:
+    """Keeps the thresholds of a state's slots in line with tolerance, profile and first frames."""
+
+    def __init__(self, plan: Plan, tolerance: float, profile: Profile) -> None:
+        self.plan, self.tolerance, self.profile = plan, tolerance, profile
+        default = profile.multipliers.get("*", 1.0)
+        self._gated = [v for v in plan.owners if v.gated]
+        self._multiplier = {v.index: profile.multipliers.get(v.name, default) for v in self._gated}
+        self._input = input_threshold(tolerance, profile.multipliers.get("input", 1.0))
+
+    def start(self, state: State, slot: int) -> None:
+        """Set a fresh slot's thresholds: the profile's where it has a scale, else 0."""
+        state.rms[slot] = np.nan
+        state.thresholds[slot] = 0.0
+        state.input_threshold[slot] = self._input
+        for v in self._gated:
+            if v.name in self.profile.rms:
+                state.rms[slot, v.index] = self.profile.rms[v.name]
+        self._apply(state, slot)
+
+    def wanted(self, state: State, slot: int) -> bool:
+        """Whether some gated value of the slot has no scale yet."""
+        return bool(self._gated) and any(math.isnan(state.rms[slot, v.index]) for v in self._gated)
+
+    def informative(self, state: State, slot: int, to_full_scale: torch.Tensor) -> bool:
+        """Whether the slot's published frame varies enough to take scales from."""
+        x = (state.view(self.plan.input, slot).float() * to_full_scale).flatten(0, 1)
+        # per channel: a black frame has another normalised value in each
+        variance = (x - x.mean(0)).square().mean()
+        return float(variance.sqrt()) >= MIN_FRAME_STD
+
+    def measure(self, state: State, slot: int) -> None:
+        """Take the scale of every gated value that the profile does not give."""
+        for v in self._gated:
+            if v.name in self.profile.rms:
+                continue
+            x = state.view(v.index, slot).float()
+            rms = float(x.square().mean().sqrt())
+            # values beyond the dtype's range: compare values instead of trusting the scale
+            state.rms[slot, v.index] = rms if math.isfinite(rms) else 0.0
+        self._apply(state, slot)
+
+    def _apply(self, state: State, slot: int) -> None:
+        for v in self._gated:
+            rms = state.rms[slot, v.index]
+            known = 0.0 if math.isnan(rms) else rms
+            state.thresholds[slot, v.index] = self.tolerance * self._multiplier[v.index] * known
+
+    def export(self, state: State, slot: int) -> Profile:
+        """Give the profile with the slot's measured scales filled in."""
+        rms = {
+            v.name: float(state.rms[slot, v.index])
+            for v in self._gated
+            if not math.isnan(state.rms[slot, v.index])
+        }
+        return Profile(dict(self.profile.multipliers), rms, self.profile.norm)

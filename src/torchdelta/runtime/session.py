@@ -1,0 +1,343 @@
+"""Sessions: a plan, an engine, and the state of N streams."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from torchdelta.engines import Engine, SlotReport
+from torchdelta.errors import FrameError, StreamError
+from torchdelta.ops.move import to_model_layout
+from torchdelta.plan import Plan
+from torchdelta.runtime.frames import Frame, check_frame
+from torchdelta.runtime.gate import Profile, Thresholds
+from torchdelta.runtime.state import State
+from torchdelta.runtime.stats import FrameStats, StreamStats, frame_stats
+
+
+class Result:
+    """What one stream's frame gave.
+
+    stream:         its name
+    error:          why the frame was refused, else None; the stream's state is then as it was
+    changed:        bool [H, W], the input pixels that were published
+    output_changed: like `output`, a bool [Ho, Wo] mask per tensor ([1, 1] for what is no map)
+    active:         bool [Ho, Wo] per step name, where `record=True` asked for it, else None
+    stats:          changed input, MAC share and time of this frame
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        output: Any = None,
+        *,
+        error: FrameError | None = None,
+        changed: Tensor | None = None,
+        output_changed: Any = None,
+        active: dict[str, Tensor] | None = None,
+        stats: FrameStats | None = None,
+    ) -> None:
+        self.stream, self.error = stream, error
+        self._output, self._changed, self._output_changed = output, changed, output_changed
+        self.active, self._stats = active, stats
+
+    def _or_raise(self, what: Any) -> Any:
+        if self.error is not None:
+            raise self.error
+        return what
+
+    @property
+    def output(self) -> Any:
+        """The network's result, same structure as model(frame) with a batch of 1.
+
+        Raises: FrameError where the frame was refused.
+        """
+        return self._or_raise(self._output)
+
+    @property
+    def changed(self) -> Tensor:
+        """Published input pixels, bool [H, W]; raises FrameError for a refused frame."""
+        return self._or_raise(self._changed)
+
+    @property
+    def output_changed(self) -> Any:
+        """Published output pixels, like `output`; raises FrameError for a refused frame."""
+        return self._or_raise(self._output_changed)
+
+    @property
+    def stats(self) -> FrameStats:
+        """Counts of this frame; raises FrameError for a refused frame."""
+        return self._or_raise(self._stats)
+
+    def __repr__(self) -> str:
+        return f"Result({self.stream!r}, {self.error or self._stats})"
+
+
+class Session:
+    """N slots for streams of one plan. All methods may be called from any thread, one at a time.
+
+    views: True hands out outputs as views of the state, valid until the stream's next frame
+    timed: measure each step (slower on a GPU: it synchronises)
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        slots: int,
+        tolerance: float,
+        profile: Profile,
+        *,
+        views: bool = False,
+        timed: bool = False,
+    ) -> None:
+        if slots < 1:
+            raise StreamError(f"a session needs at least 1 slot, got {slots}")
+        self.engine, self.views, self._timed = engine, views, timed
+        self._state = State(engine.plan, slots, engine.dtype, engine.device, profile.norm)
+        self._thresholds = Thresholds(engine.plan, tolerance, profile)
+        self._to_full_scale = torch.tensor(
+            engine.plan.preprocess.per_full_scale(engine.plan.shape[0]), device=engine.device
+        )
+        self._slots: dict[str, int] = {}
+        self._stats: dict[str, StreamStats] = {}
+        self._frames: dict[str, int] = {}
+        self._whole: set[str] = set()
+        self._remeasure: set[str] = set()
+        self._all = StreamStats(engine.plan)
+        self._lock = threading.Lock()
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that all streams run."""
+        return self.engine.plan
+
+    @property
+    def slots(self) -> int:
+        """How many streams fit."""
+        return len(self._state.input_threshold)
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the streams that are in."""
+        return list(self._slots)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all slots' state."""
+        return self._state.bytes
+
+    def join(self, stream: str) -> int:
+        """Take a free slot for a stream; its first frame is computed whole. Returns the slot.
+
+        Raises: StreamError where the stream is in already or no slot is free.
+        """
+        with self._lock:
+            if stream in self._slots:
+                raise StreamError(f"stream {stream!r} has joined already")
+            self._check_room([stream])
+            return self._join(stream)
+
+    def _check_room(self, newcomers: list[str]) -> None:
+        free = self.slots - len(self._slots)
+        if len(newcomers) > free:
+            raise StreamError(
+                f"no free slot for {', '.join(map(repr, newcomers))}: {len(self._slots)} of "
+                f"{self.slots} are taken; let a stream leave, or open a session with more slots"
+            )
+
+    def _join(self, stream: str) -> int:
+        slot = min(set(range(self.slots)) - set(self._slots.values()))
+        self._slots[stream] = slot
+        self._start(stream)
+        return slot
+
+    def _start(self, stream: str) -> None:
+        self._thresholds.start(self._state, self._slots[stream])
+        self._whole.add(stream)
+        self._remeasure.discard(stream)
+        self._stats[stream] = StreamStats(self.plan)
+        self._frames[stream] = 0
+
+    def _known(self, stream: str) -> int:
+        if stream not in self._slots:
+            names = ", ".join(map(repr, self._slots)) or "none"
+            raise StreamError(f"stream {stream!r} is unknown; streams in this session: {names}")
+        return self._slots[stream]
+
+    def leave(self, stream: str) -> None:
+        """Free a stream's slot. Raises: StreamError for an unknown stream."""
+        with self._lock:
+            self._known(stream)
+            del self._slots[stream], self._stats[stream], self._frames[stream]
+            self._whole.discard(stream)
+            self._remeasure.discard(stream)
+
+    def reset(self, stream: str) -> None:
+        """Forget everything about a stream; its next frame is a first frame.
+
+        Raises: StreamError for an unknown stream.
+        """
+        with self._lock:
+            self._known(stream)
+            self._start(stream)
+
+    def refresh(self, stream: str | None = None) -> None:
+        """Recompute everything at the next frame of a stream (or of all), and its scales.
+
+        Raises: StreamError for an unknown stream.
+        """
+        with self._lock:
+            names = list(self._slots) if stream is None else [stream]
+            for name in names:
+                self._known(name)
+                self._whole.add(name)
+                self._remeasure.add(name)
+
+    def step(self, frames: Mapping[str, Frame], *, record: bool = False) -> dict[str, Result]:
+        """Run one frame for each stream that has one; unknown streams join.
+
+        frames:  stream -> numpy [H, W, C] or tensor [C, H, W]; uint8, or float in the input range
+        record:  keep the active sets of all steps in the results
+        returns: stream -> Result, for the streams given
+        A frame that does not fit is refused (`Result.error`, raised when its output is read), its
+        stream stays as it was, and the others run. All frames are checked before any is run.
+        Raises: StreamError where a new stream finds no free slot; nothing has run then.
+        """
+        with self._lock:
+            ready: dict[str, Tensor] = {}
+            refused: dict[str, FrameError] = {}
+            for stream, frame in frames.items():
+                try:
+                    ready[stream] = check_frame(frame, self.plan, self.engine.device)
+                except FrameError as error:
+                    refused[stream] = FrameError(f"stream {stream!r}: {error}")
+            newcomers = [s for s in ready if s not in self._slots]
+            self._check_room(newcomers)
+            for stream in newcomers:
+                self._join(stream)
+            results = self._run(ready, record)
+            return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
+
+    def _run(self, frames: dict[str, Tensor], record: bool) -> dict[str, Result]:
+        begin = time.perf_counter()
+        whole = self._whole & set(frames)
+        # should the engine fail half-way, these streams start from scratch
+        self._whole |= set(frames)
+        reports = self.engine.step(
+            self._state,
+            {self._slots[s]: frame for s, frame in frames.items()},
+            frozenset(self._slots[s] for s in whole),
+            record=record,
+            timed=self._timed,
+        )
+        self._whole -= set(frames)
+        outputs = {}
+        for stream in frames:
+            self._update_scales(stream, self._slots[stream])
+            outputs[stream] = self._output(self._slots[stream])
+        self._synchronize()
+        # what the engine does not attribute to a slot is shared equally
+        shared_ms = (time.perf_counter() - begin) * 1e3 - sum(r.ms for r in reports.values())
+        results = {}
+        for stream in frames:
+            report = reports[self._slots[stream]]
+            ms = report.ms + shared_ms / len(frames)
+            results[stream] = self._result(
+                stream, report, outputs[stream], stream in whole, record, ms
+            )
+        return results
+
+    def _update_scales(self, stream: str, slot: int) -> None:
+        due = stream in self._remeasure or self._thresholds.wanted(self._state, slot)
+        if due and self._thresholds.informative(self._state, slot, self._to_full_scale):
+            self._thresholds.measure(self._state, slot)
+        self._remeasure.discard(stream)
+
+    def _synchronize(self) -> None:
+        if self.engine.device.type == "cuda":
+            torch.cuda.synchronize(self.engine.device)
+
+    def _output(self, slot: int) -> Any:
+        """Put together the model's result for one slot, as copies unless views are wanted."""
+        leaves = []
+        for out, is_value in zip(self.plan.outputs, self.plan.output_is_value, strict=True):
+            if is_value:
+                y = self._state.view(out, slot)
+                y = to_model_layout(y, self.plan.values[out].shape).unsqueeze(0)
+                out = y if self.views else y.clone(memory_format=torch.contiguous_format)
+            leaves.append(out)
+        return pytree.tree_unflatten(leaves, self.plan.out_spec)
+
+    def _output_changed(self, report: SlotReport) -> Any:
+        leaves: list[Any] = []
+        for out, is_value in zip(self.plan.outputs, self.plan.output_is_value, strict=True):
+            leaves.append(self._mask(report, out) if is_value else out)
+        return pytree.tree_unflatten(leaves, self.plan.out_spec)
+
+    def _mask(self, report: SlotReport, value: int) -> Tensor:
+        """Unite the change masks of a value's owners: bool [H, W]."""
+        v = self.plan.values[value]
+        mask = torch.zeros(v.size, dtype=torch.bool, device=self.engine.device)
+        for owner in v.owners:
+            if owner in report.changed:
+                mask |= report.changed[owner]
+        return mask
+
+    def _result(
+        self, stream: str, report: SlotReport, output: Any, whole: bool, record: bool, ms: float
+    ) -> Result:
+        changed = self._mask(report, self.plan.input)
+        frame = self._frames[stream]
+        self._frames[stream] += 1
+        stats = frame_stats(self.plan, report, frame, whole, int(changed.sum()), ms)
+        self._stats[stream].add(stats, report)
+        self._all.add(stats, report)
+        active = None
+        if record:
+            active = {}
+            for i, step in enumerate(self.plan.steps):
+                size = self.plan.values[step.output].size
+                empty = torch.zeros(size, dtype=torch.bool, device=self.engine.device)
+                active[step.name] = report.active.get(i, empty)
+        return Result(
+            stream,
+            output,
+            changed=changed,
+            output_changed=self._output_changed(report),
+            active=active,
+            stats=stats,
+        )
+
+    def stats(self, stream: str | None = None) -> StreamStats:
+        """Give a stream's statistics, or those of all streams together.
+
+        Raises: StreamError for an unknown stream.
+        """
+        if stream is None:
+            return self._all
+        self._known(stream)
+        return self._stats[stream]
+
+    def published(self, stream: str) -> Tensor:
+        """Copy what the network has been shown of a stream: [1, C, H, W], as the model sees it.
+
+        Raises: StreamError for an unknown stream, or one that had no frame yet.
+        """
+        slot = self._known(stream)
+        if self._frames[stream] == 0:
+            raise StreamError(f"stream {stream!r} has had no frame yet")
+        x = self._state.view(self.plan.input, slot)
+        return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+
+    def profile(self, stream: str) -> Profile:
+        """Give the profile in force, with the scales measured on this stream.
+
+        Raises: StreamError for an unknown stream.
+        """
+        return self._thresholds.export(self._state, self._known(stream))

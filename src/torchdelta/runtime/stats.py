@@ -1,0 +1,149 @@
+"""What a stream cost: changed input, MAC share and time, per frame and per step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+from torchdelta.engines import SlotReport
+from torchdelta.plan import Plan
+
+
+@dataclass(frozen=True)
+class FrameStats:
+    """One frame of one stream.
+
+    frame:         its number in the stream, from 0
+    first:         whether everything was recomputed (first frame, reset, refresh)
+    changed_input: share of the input's pixels that were published
+    mac_share:     MACs on the active sets over the dense network's; 1.0 on a first frame
+    work_share:    the same for the pixels that the engine really computed
+    ms:            time of the step's share of this stream, milliseconds
+    """
+
+    frame: int
+    first: bool
+    changed_input: float
+    mac_share: float
+    work_share: float
+    ms: float
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One step of the plan, over a stream's frames after the first.
+
+    active_share: mean share of its pixels that were active; mac_share: its MACs spent over the
+    network's dense MACs; ms: mean time, None unless the session was opened with timed=True
+    """
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    macs: int
+    active_share: float
+    mac_share: float
+    ms: float | None = None
+
+
+@dataclass
+class StreamStats:
+    """Running statistics of one stream (or of all streams of a session together)."""
+
+    plan: Plan = field(repr=False)
+    frames: int = 0
+    last: FrameStats | None = None
+    first_ms: float | None = None
+    later: int = 0
+    sums: dict[str, float] = field(default_factory=dict, repr=False)
+    active_px: list[int] = field(default_factory=list, repr=False)
+    step_ms: list[float] = field(default_factory=list, repr=False)
+
+    def add(self, stats: FrameStats, report: SlotReport) -> None:
+        """Count one frame; frames that recompute everything stay out of the means."""
+        self.frames += 1
+        self.last = stats
+        if stats.first:
+            if self.first_ms is None:
+                self.first_ms = stats.ms
+            return
+        self.later += 1
+        for key in ("changed_input", "mac_share", "work_share", "ms"):
+            self.sums[key] = self.sums.get(key, 0.0) + getattr(stats, key)
+        self.active_px = _plus(self.active_px, report.active_px)
+        if report.step_ms is not None:
+            self.step_ms = _plus(self.step_ms, report.step_ms)
+
+    def _mean(self, key: str) -> float | None:
+        return self.sums[key] / self.later if self.later else None
+
+    @property
+    def changed_input(self) -> float | None:
+        """Mean share of changed input pixels, frames after the first; None before them."""
+        return self._mean("changed_input")
+
+    @property
+    def mac_share(self) -> float | None:
+        """Mean MAC share, frames after the first."""
+        return self._mean("mac_share")
+
+    @property
+    def work_share(self) -> float | None:
+        """Mean share of MACs that the engine really spent, frames after the first."""
+        return self._mean("work_share")
+
+    @property
+    def ms(self) -> float | None:
+        """Mean milliseconds per frame, frames after the first."""
+        return self._mean("ms")
+
+    def per_step(self) -> list[StepStats]:
+        """List the means per step of the plan."""
+        out = []
+        for i, step in enumerate(self.plan.steps):
+            value = self.plan.values[step.output]
+            area = prod(value.size) * max(1, self.later)
+            share = self.active_px[i] / area if self.active_px else 0.0
+            whole = self.plan.macs or 1
+            ms = self.step_ms[i] / max(1, self.later) if self.step_ms else None
+            out.append(
+                StepStats(
+                    step.name, step.op.name, value.shape, step.macs, share,
+                    share * step.macs / whole, ms,
+                )
+            )  # fmt: skip
+        return out
+
+    def __str__(self) -> str:
+        if self.last is None:
+            return "no frame yet"
+        text = f"{self.frames} frames, first {self.first_ms:.1f} ms"
+        if self.later:
+            text += (
+                f", then {self.ms:.1f} ms: changed input {self.changed_input:.1%}, "
+                f"MAC share {self.mac_share:.1%}"
+            )
+        return text
+
+
+def _plus(a: list, b: list) -> list:
+    return [x + y for x, y in zip(a, b, strict=True)] if a else list(b)
+
+
+def frame_stats(
+    plan: Plan, report: SlotReport, frame: int, first: bool, changed_px: int, ms: float
+) -> FrameStats:
+    """Turn an engine's counts into shares."""
+    whole = plan.macs
+    spent = worked = 0.0
+    for step, active, work in zip(plan.steps, report.active_px, report.work_px, strict=True):
+        if step.macs and work:
+            area = prod(plan.values[step.output].size)
+            spent += step.macs * active / area
+            worked += step.macs * work / area
+    if first:
+        return FrameStats(frame, True, 1.0, 1.0, 1.0, ms)
+    changed = changed_px / prod(plan.size)
+    return FrameStats(
+        frame, False, changed, spent / whole if whole else 0.0, worked / whole if whole else 0.0, ms
+    )
