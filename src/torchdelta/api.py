@@ -146,14 +146,11 @@ def _guess_range(example: Tensor, normalised: bool) -> tuple[float, float, str]:
             return lo, hi, f"input_range not given: the example looks like {lo:g}..{hi:g}"
     if not high > low:
         low, high = low - 0.5, low + 0.5
-    return (
-        low,
-        high,
-        (
-            f"input_range not given: taken from the example, {low:.3g}..{high:.3g}; the input gate's "
-            "threshold is a share of it, so say it where you know it"
-        ),
+    note = (
+        f"input_range not given: taken from the example, {low:.3g}..{high:.3g}; the input gate's "
+        "threshold is a share of it, so say it where you know it"
     )
+    return low, high, note
 
 
 class _Sized:
@@ -351,7 +348,7 @@ class CompiledModel:
         with self._lock:
             if self._dense is None:
                 dense = copy.deepcopy(self._model)
-                self._dense = dense.to(dtype=self.dtype, memory_format=torch.channels_last)
+                self._dense = dense.to(self.dtype).to(memory_format=torch.channels_last)
         return self._dense(x.contiguous(memory_format=torch.channels_last))
 
 

@@ -107,7 +107,7 @@ class TorchEngine(Engine):
             inputs = [state.view(v, slot) for v in ready.step.inputs]
             stored = state.view(output, slot)
             if whole:
-                self._recompute_whole(ready, inputs, stored)
+                stored.copy_(self._evaluate(ready, inputs))
                 area = ready.out_size[0] * ready.out_size[1]
                 report.active_px[i] = report.work_px[i] = area
                 changed[output] = mask = self._ones(ready.out_size)
@@ -166,7 +166,16 @@ class TorchEngine(Engine):
                 active = part if active is None else active | part
         return active
 
-    def _recompute_whole(self, ready: _Ready, inputs: Sequence[Tensor], stored: Tensor) -> None:
+    @torch.no_grad()
+    def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
+        """Compute one step whole from its inputs' states [H, W, C]; gates nothing.
+
+        Returns [Ho, Wo, Co] in the output's dtype: what an exact engine would publish.
+        """
+        ready = self._steps[step]
+        return self._evaluate(ready, inputs).to(ready.out_dtype)
+
+    def _evaluate(self, ready: _Ready, inputs: Sequence[Tensor]) -> Tensor:
         step = ready.step
         out = step.op.full(inputs[: step.arity], ready.weights)
         for part, weights in ready.epilogue:
@@ -175,7 +184,7 @@ class TorchEngine(Engine):
             else:
                 other = inputs[part.index]
                 out = part.op.apply(*((other, out) if part.first else (out, other)))
-        stored.copy_(out)
+        return out
 
     def _recompute(
         self,
@@ -250,11 +259,11 @@ class TorchEngine(Engine):
             _tile_inputs(op, axis, side[axis], tiles[:, axis], n) for axis, n in enumerate((h, w))
         )
         at = rows_in[:, :, None] * w + cols_in[:, None, :]
-        gathered = take_rows(x, at.flatten()).view(*at.shape, -1)
-        inside = row_ok[:, :, None] & col_ok[:, None, :]
-        if not bool(inside.all()):
-            gathered.masked_fill_(~inside.unsqueeze(-1), op.fill)
-        out = op.tile(gathered.permute(0, 3, 1, 2), weights, side).permute(0, 2, 3, 1)
+        gathered = take_rows(x, at.flatten())
+        outside = ~(row_ok[:, :, None] & col_ok[:, None, :]).flatten()
+        gathered.index_fill_(0, outside.nonzero().squeeze(1), op.fill)
+        gathered = gathered.view(*at.shape, -1).permute(0, 3, 1, 2)
+        out = op.tile(gathered, weights, side).permute(0, 2, 3, 1)
         # outputs of the tiles, flat; those beyond the map's edge are dropped
         row = tiles[:, :1] * side[0] + torch.arange(side[0], device=x.device)
         col = tiles[:, 1:] * side[1] + torch.arange(side[1], device=x.device)

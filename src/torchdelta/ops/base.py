@@ -6,7 +6,7 @@ An *active* list holds flat indices into [Ho, Wo], int64, ascending.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -111,6 +111,12 @@ class Footprint:
     rows: Axis | None = None
     cols: Axis | None = None
     everything: bool = False
+
+    @classmethod
+    def separable(cls, axes: Iterable[Axis]) -> Footprint:
+        """Make a footprint of one axis for rows and one for columns."""
+        rows, cols = axes
+        return cls(rows, cols)
 
     @property
     def identity(self) -> bool:

@@ -66,7 +66,7 @@ class Conv2d(WindowOp):
                  self.pad[2 * a])
             for a in (0, 1)
         ]  # fmt: skip
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Run the stock convolution on the whole map."""
@@ -139,7 +139,7 @@ class ConvTranspose2d(WindowOp):
 
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Mark the outputs that a changed input is scattered to."""
-        return (Footprint(*(self._axis(a, in_sizes[0][a], out_size[a]) for a in (0, 1))),)
+        return (Footprint.separable(self._axis(a, in_sizes[0][a], out_size[a]) for a in (0, 1)),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Run the stock transposed convolution on the whole map."""

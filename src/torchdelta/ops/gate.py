@@ -53,23 +53,25 @@ def value_gate(new: Tensor, stored: Tensor, threshold: float, norm: str, group: 
     group:       channels in a group, the last one may have fewer
     returns:     bool [M, G]
     """
-    m, channels = new.shape
-    groups = group_count(channels, group)
     if threshold == 0:
-        return _grouped(new != stored, group, groups, False).any(-1)
-    diff = (new.float() - stored.float()).abs_()
+        return _grouped(new != stored, group).any(-1)
+    return ~(group_norm(new.float() - stored.float(), norm, group) <= threshold)
+
+
+def group_norm(diff: Tensor, norm: str, group: int) -> Tensor:
+    """Take the norm ("rms" or "max") over each channel group: [M, C] float32 gives [M, G]."""
     if norm == "max":
-        size = _grouped(diff, group, groups, 0.0).amax(-1)
-    else:
-        counts = diff.new_full((groups,), float(group))
-        counts[-1] = channels - (groups - 1) * group
-        size = (_grouped(diff.square_(), group, groups, 0.0).sum(-1) / counts).sqrt_()
-    return ~(size <= threshold)
+        return _grouped(diff.abs(), group).amax(-1)
+    channels, groups = diff.shape[1], group_count(diff.shape[1], group)
+    counts = diff.new_full((groups,), float(group))
+    counts[-1] = channels - (groups - 1) * group
+    return (_grouped(diff.square(), group).sum(-1) / counts).sqrt_()
 
 
-def _grouped(x: Tensor, group: int, groups: int, fill: float | bool) -> Tensor:
-    """Cut [M, C] into [M, G, group], filling up the last group."""
+def _grouped(x: Tensor, group: int) -> Tensor:
+    """Cut [M, C] into [M, G, group], filling up the last group with 0."""
+    groups = group_count(x.shape[1], group)
     if groups == 1:
         return x.unsqueeze(1)
     missing = groups * group - x.shape[1]
-    return (F.pad(x, (0, missing), value=fill) if missing else x).unflatten(1, (groups, group))
+    return (F.pad(x, (0, missing)) if missing else x).unflatten(1, (groups, group))

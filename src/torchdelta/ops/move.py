@@ -58,7 +58,7 @@ class Remap(Op):
         for a in (0, 1):
             index = self._index(a, in_sizes[0][a])
             axes.append(Axis(in_sizes[0][a], out_size[a], table=tuple((int(i),) for i in index)))
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     @cached_property
     def _channels(self) -> Tensor | None:
@@ -110,7 +110,7 @@ class PixelShuffle(Op):
             Axis(n, m, table=tuple((o // self.factor,) for o in range(m)))
             for n, m in zip(in_sizes[0], out_size, strict=True)
         ]
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Move all pixels."""
@@ -144,7 +144,7 @@ class PixelUnshuffle(Op):
         axes = [
             Axis(n, m, self.factor, self.factor) for n, m in zip(in_sizes[0], out_size, strict=True)
         ]
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Move all pixels."""

@@ -24,7 +24,7 @@ aten = torch.ops.aten
 # ATen's elementwise functions of one tensor that a `Pointwise` step may run, by their ATen name
 POINTWISE: dict[str, Callable[..., Tensor]] = {
     name: getattr(aten, name)
-    for name in (
+    for name in (  # noqa: SIM905 (a table of 45 one-word lines would hide the code)
         "abs acos acosh asin asinh atan atanh ceil celu clamp clamp_max clamp_min cos cosh elu "
         "erf exp expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log "
         "log10 log1p log2 log_sigmoid mish neg reciprocal relu relu6 round rsqrt selu sigmoid "
@@ -111,7 +111,7 @@ def _operand(x: Tensor, active: Tensor, out_size: Size) -> Tensor:
     if (h, w) == (1, 1):
         return x[0]
     oy, ox = active // out_size[1], active % out_size[1]
-    return take_rows(x, (oy * w if h > 1 else 0) + (ox if w > 1 else 0))
+    return take_rows(x, oy * w if w == 1 else ox + (oy * w if h > 1 else 0))
 
 
 def _line(n_in: int, n_out: int) -> tuple[list[int], list[int]]:

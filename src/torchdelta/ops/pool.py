@@ -51,7 +51,7 @@ class _Pool(WindowOp):
                  self.pad[a])
             for a in (0, 1)
         ]  # fmt: skip
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     def reach(self, axis: int, length: int) -> tuple[int, int, int]:
         """Span the windows of `length` neighbouring outputs."""
@@ -146,7 +146,7 @@ class AdaptivePool2d(Op):
             lo = [o * n // m for o in range(m)]
             hi = [-(-(o + 1) * n // m) - 1 for o in range(m)]
             axes.append(Axis.from_ranges(n, lo, hi))
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Run the stock pool on the whole map."""
@@ -174,7 +174,7 @@ class TileReduce(WindowOp):
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Every pixel belongs to one tile."""
         axes = [Axis(in_sizes[0][a], out_size[a], TILE_PX, TILE_PX) for a in (0, 1)]
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     def reach(self, axis: int, length: int) -> tuple[int, int, int]:
         """Span `length` neighbouring tiles."""

@@ -56,7 +56,7 @@ class Bilinear(Op):
             lo, hi, part = self._source(a, in_sizes[0][a])
             upper = [h if p > 0 else low for low, h, p in zip(lo, hi, part, strict=True)]
             axes.append(Axis.from_ranges(in_sizes[0][a], lo, upper))
-        return (Footprint(*axes),)
+        return (Footprint.separable(axes),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Run the stock resize on the whole map."""

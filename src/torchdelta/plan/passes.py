@@ -83,8 +83,8 @@ def merge_padding(graph: DraftGraph) -> None:
         if pad.pads is None or graph.uses(pad) != 1:
             continue
         assert isinstance(conv.op, Conv2d)
-        both = tuple(a + b for a, b in zip(pad.pads, conv.op.pad, strict=True))
-        conv.op = replace(conv.op, pad=both)
+        (a, b, c, d), (e, f, g, h) = pad.pads, conv.op.pad
+        conv.op = replace(conv.op, pad=(a + e, b + f, c + g, d + h))
         conv.inputs[0] = pad.inputs[0]
         graph.drafts.remove(pad)
 

@@ -15,6 +15,7 @@ from torchdelta.engines import Engine, SlotReport
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.ops.move import to_model_layout
 from torchdelta.plan import Plan
+from torchdelta.runtime.audit import Audit, audit_slot
 from torchdelta.runtime.frames import Frame, check_frame
 from torchdelta.runtime.gate import Profile, Thresholds
 from torchdelta.runtime.state import State
@@ -329,11 +330,23 @@ class Session:
 
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
+        slot = self._with_frames(stream)
+        x = self._state.view(self.plan.input, slot)
+        return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+
+    def audit(self, stream: str) -> Audit:
+        """Check that every value of a stream is within its threshold of a fresh recompute.
+
+        Raises: StreamError for an unknown stream, or one that had no frame yet.
+        """
+        with self._lock:
+            return audit_slot(self.engine, self._state, self._with_frames(stream))
+
+    def _with_frames(self, stream: str) -> int:
         slot = self._known(stream)
         if self._frames[stream] == 0:
             raise StreamError(f"stream {stream!r} has had no frame yet")
-        x = self._state.view(self.plan.input, slot)
-        return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+        return slot
 
     def profile(self, stream: str) -> Profile:
         """Give the profile in force, with the scales measured on this stream.

@@ -1,0 +1,8 @@
+"""The command `torchdelta`."""
+
+
+def main() -> None:
+    """Run the command line; exits with 0, 1 (an error), 2 (usage) or 130 (interrupted)."""
+    from torchdelta.cli.app import app
+
+    app()

@@ -1,0 +1,315 @@
+"""The commands and their options; what they do is imported when they are called."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+from rich.console import Console
+
+from torchdelta.cli.options import Dtype, Engine, FrameSize, Task, check_finite, parse_size
+from torchdelta.errors import TorchdeltaError
+
+app = typer.Typer(
+    name="torchdelta",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+INTERRUPTED = 130
+# a table needs more than the 80 columns that rich assumes where there is no terminal
+PLAIN_WIDTH = 120
+
+P = ParamSpec("P")
+
+
+def console(stderr: bool = False) -> Console:
+    """A console that gives tables room where the output is not a terminal."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=PLAIN_WIDTH)
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Print errors that the user can mend without a traceback; leave others to Python."""
+
+    @functools.wraps(command)
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except TorchdeltaError as error:
+            console(stderr=True).print(
+                f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True
+            )
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as error:
+            raise typer.Exit(INTERRUPTED) from error
+
+    return call
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"torchdelta {importlib.metadata.version('torchdelta')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+        ),
+    ] = False,
+) -> None:
+    """Run a CNN on video and compute only what changed from frame to frame.
+
+    The first frame is computed whole. After it, only what has changed is computed again.
+
+    Begin with [bold]torchdelta demo[/bold], then [bold]torchdelta run --help[/bold].
+    """
+
+
+SizeOption = Annotated[
+    FrameSize | None,
+    typer.Option(
+        "--size",
+        parser=parse_size,
+        metavar="HxW",
+        help="Resize frames to HEIGHTxWIDTH first; default: as the source has them.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="State dict (.pth, .pt, .bin, .safetensors). Without it: random weights, drawn with "
+        "seed 0; nothing is ever downloaded.",
+    ),
+]
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="What the network computes in.", case_sensitive=False)
+]
+
+SourcesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE",
+        help="Video file, folder of images, or camera index. Several run as streams of one "
+        "session and must have one size (or give --size).",
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="timm:NAME, torchvision:NAME, FILE.pt2 (a torch.export archive), or "
+        "package.module:callable, which returns an nn.Module.",
+    ),
+]
+TaskOption = Annotated[
+    Task,
+    typer.Option(
+        "--task",
+        case_sensitive=False,
+        help="How to read the output: the best class, a class per pixel, an image.",
+    ),
+]
+EngineOption = Annotated[
+    Engine,
+    typer.Option("--engine", case_sensitive=False, help="What executes the network."),
+]
+ToleranceOption = Annotated[
+    float,
+    typer.Option(
+        "--tolerance",
+        min=0.0,
+        callback=check_finite,
+        metavar="T",
+        help="How small a change is passed over, relative to each layer's usual values. "
+        "0 is exact; more is faster.",
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="Stop after N frames of each source."),
+]
+CompareOption = Annotated[
+    bool,
+    typer.Option(
+        "--compare",
+        help="Also run the dense network on every frame: its time, the error against it on "
+        "the same frame, and the layer error, against it on what the input gate let through.",
+    ),
+]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--save",
+        metavar="OUT.mp4",
+        help="Video: left the picture with the result, right what was recomputed. Several "
+        "sources make OUT-SOURCE.mp4 each.",
+    ),
+]
+JsonOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="OUT.jsonl",
+        help="One JSON object per frame: stream, frame, ms, dense_ms, changed_input, "
+        "mac_share, error, layer_error, result; null where not measured.",
+    ),
+]
+ProfileOption = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="Thresholds from a profile (JSON)."),
+]
+
+RUN_EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "[dim]Classify a clip, and compare time and output with the dense network:[/dim]",
+        "torchdelta run clip.mp4 --model timm:tf_efficientnet_lite0 --weights lite0.pth "
+        "--task classify --compare",
+        "[dim]Two cameras in one session, 100 frames of each, with videos:[/dim]",
+        "torchdelta run 0 1 --model torchvision:lraspp_mobilenet_v3_large --task segment "
+        "--size 480x640 --limit 100 --save out/cameras.mp4",
+        "[dim]A network of your own on a folder of images, one JSON object per frame:[/dim]",
+        "torchdelta run frames/ --model mynets.denoise:build --weights w.pth --task image "
+        "--json out.jsonl",
+        "[bold]Exit code[/bold]",
+        "0: done. 1: an error, a damaged source (after the frames before the damage), or a refused "
+        "frame. 2: wrong usage. 130: interrupted; all files are whole.",
+    )
+)
+
+
+@app.command(epilog=RUN_EPILOG)
+@guarded
+def run(
+    sources: SourcesArgument,
+    model: ModelOption,
+    weights: WeightsOption = None,
+    task: TaskOption = Task.none,
+    size: SizeOption = None,
+    engine: EngineOption = Engine.auto,
+    dtype: DtypeOption = Dtype.fp32,
+    tolerance: ToleranceOption = 0.04,
+    limit: LimitOption = None,
+    compare: CompareOption = False,
+    save: SaveOption = None,
+    json: JsonOption = None,
+    profile: ProfileOption = None,
+) -> None:
+    """Run a network on video; print time, changed input and share of the work done."""
+    from torchdelta.cli.run import RunOptions
+    from torchdelta.cli.run import run as run_all
+
+    options = RunOptions(
+        sources=sources,
+        model=model,
+        weights=weights,
+        task=task,
+        size=size,
+        engine=engine,
+        dtype=dtype,
+        tolerance=tolerance,
+        limit=limit,
+        compare=compare,
+        save=save,
+        json=json,
+        profile=profile,
+    )
+    raise typer.Exit(run_all(options, console(), console(stderr=True)))
+
+
+EXPLAIN_EPILOG = """[bold]Examples[/bold]
+
+torchdelta explain torchvision:resnet18 --size 480x640
+
+torchdelta explain examples.denoise:DnCNN --weights dncnn.pth --dtype fp16"""
+
+
+@app.command(epilog=EXPLAIN_EPILOG)
+@guarded
+def explain(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for [bold]run --model[/bold].")],
+    weights: WeightsOption = None,
+    size: Annotated[
+        FrameSize | None,
+        typer.Option(
+            "--size",
+            parser=parse_size,
+            metavar="HxW",
+            help="HEIGHTxWIDTH of the frames; default: what the model was made for, else 224x224.",
+        ),
+    ] = None,
+    dtype: DtypeOption = Dtype.fp32,
+) -> None:
+    """Print a network's plan: every step, its shape and MACs, sparse or dense, and why."""
+    from torchdelta.cli.info import explain as print_plan
+
+    print_plan(model, weights, size, dtype, console())
+
+
+DEMO_EPILOG = """[bold]Examples[/bold]
+
+torchdelta demo
+
+torchdelta demo --frames 300 --size 480x640 --pan"""
+
+
+@app.command(epilog=DEMO_EPILOG)
+@guarded
+def demo(
+    frames: Annotated[int, typer.Option("--frames", min=2, help="Length of the video.")] = 120,
+    size: Annotated[
+        FrameSize | None,
+        typer.Option(
+            "--size", parser=parse_size, metavar="HxW", help="Default: 320x480, height x width."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed", min=0, help="Another seed, another scene; training saw none below 10000."
+        ),
+    ] = None,
+    tolerance: ToleranceOption = 0.04,
+    pan: Annotated[bool, typer.Option("--pan", help="Let the camera pan.")] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder of demo.mp4.")] = Path("out"),
+) -> None:
+    """Render a scene, segment it dense and by what changed, and compare both with the truth.
+
+    Needs no arguments, no files and no network. Writes out/demo.mp4.
+    """
+    from torchdelta.demo import DEMO_SEED
+    from torchdelta.demo.run import run_demo
+
+    run_demo(
+        out,
+        frames=frames,
+        size=size or (320, 480),
+        seed=DEMO_SEED if seed is None else seed,
+        tolerance=tolerance,
+        pan=pan,
+        console=console(),
+    )
+
+
+@app.command()
+@guarded
+def env() -> None:
+    """Print versions, devices, and which engines work here; for the others, why not."""
+    from torchdelta.cli.info import environment
+
+    environment(console())

@@ -1,0 +1,56 @@
+"""What options of the command line may be; light, since every start imports it."""
+
+from __future__ import annotations
+
+import math
+import re
+from enum import StrEnum
+from typing import NamedTuple
+
+import typer
+
+
+class Task(StrEnum):
+    """What is done with the network's output."""
+
+    none = "none"
+    classify = "classify"
+    segment = "segment"
+    image = "image"
+
+
+class Engine(StrEnum):
+    """What executes the plan."""
+
+    auto = "auto"
+    torch = "torch"
+
+
+class Dtype(StrEnum):
+    """What the network computes in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+class FrameSize(NamedTuple):
+    """Height and width of frames; a plain tuple would be an option of two arguments."""
+
+    h: int
+    w: int
+
+
+def parse_size(text: str) -> FrameSize:
+    """'480x640' as (480, 640): height, then width."""
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
+    if match is None or 0 in (int(match[1]), int(match[2])):
+        raise typer.BadParameter(f"{text!r} is no size; expected HEIGHTxWIDTH, such as 480x640")
+    return FrameSize(int(match[1]), int(match[2]))
+
+
+def check_finite(value: float) -> float:
+    """Refuse NaN and infinity, which pass every range."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value

@@ -1,0 +1,233 @@
+"""`torchdelta run`: sources through a session, with results, figures and pictures on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+import torchdelta
+from torchdelta.api import CompiledModel
+from torchdelta.capture.load import LoadedModel, load_model
+from torchdelta.capture.prepare import prepare_untrained
+from torchdelta.cli.compare import Comparison, compare
+from torchdelta.cli.feed import Feed, feeds_of
+from torchdelta.cli.options import Dtype, Engine, Task
+from torchdelta.cli.progress import Meter
+from torchdelta.cli.stop import Stop, stoppable
+from torchdelta.cli.tasks import Reading, read
+from torchdelta.cli.track import Track, summary
+from torchdelta.errors import SourceError
+from torchdelta.report import heat_map
+from torchdelta.runtime.session import Result, Session
+from torchdelta.runtime.stats import FrameStats
+from torchdelta.video import overlay
+from torchdelta.video.sink import JsonLines, VideoWriter
+from torchdelta.video.source import open_source
+
+Picture = NDArray[np.uint8]
+
+# frames on which an untrained network's batch norms are measured
+CALIBRATION_FRAMES = 6
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `torchdelta run`; size is (h, w)."""
+
+    sources: Sequence[str]
+    model: str
+    weights: Path | None = None
+    task: Task = Task.none
+    size: tuple[int, int] | None = None
+    engine: Engine = Engine.auto
+    dtype: Dtype = Dtype.fp32
+    tolerance: float = 0.04
+    limit: int | None = None
+    compare: bool = False
+    save: Path | None = None
+    json: Path | None = None
+    profile: Path | None = None
+
+
+def run(options: RunOptions, out: Console, log: Console) -> int:
+    """Run to the end of all sources; the summary goes to `out`, everything else to `log`.
+
+    returns the exit code: 0, 1 where a source was damaged or a frame refused, 130 after Ctrl-C
+    """
+    loaded = load_model(options.model, options.weights, size=options.size)
+    for note in loaded.notes:
+        log.print(note, highlight=False, markup=False, soft_wrap=True)
+    with ExitStack() as stack:
+        sources = [
+            stack.enter_context(open_source(spec, gray=loaded.channels == 1))
+            for spec in options.sources
+        ]
+        size = options.size or (loaded.size if loaded.fixed_size else None)
+        feeds = feeds_of(sources, size, options.limit)
+        compiled = _compiled(options, loaded, feeds)
+        h, w = feeds[0].size
+        log.print(
+            f"{loaded.name} at {h}x{w}, {len(feeds)} stream{'s' if len(feeds) > 1 else ''}, "
+            f"{options.dtype.value}, tolerance {options.tolerance:g}, engine {compiled.engine} "
+            f"on {compiled.device} ({compiled.engine_reason})",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
+        session = compiled.session(slots=len(feeds), size=(h, w))
+        lines = stack.enter_context(JsonLines(options.json)) if options.json else None
+        tracks = {feed.name: Track(feed.name) for feed in feeds}
+        if options.save is not None:
+            paths = video_paths(options.save, list(tracks))
+            for feed in feeds:
+                writer = VideoWriter(paths[feed.name], feed.fps, size=(h, 2 * w))
+                tracks[feed.name].writer = stack.enter_context(writer)
+        totals = [feed.total for feed in feeds]
+        known = sum(n for n in totals if n is not None) if None not in totals else None
+        stop = stack.enter_context(stoppable())
+        with Meter(log, known) as meter:
+            _Loop(options, loaded, compiled, session, tracks, lines, meter, log).run(feeds, stop)
+    _print_results(options, list(tracks.values()), out, stop)
+    if stop.exit_code:
+        return stop.exit_code
+    return int(any(track.damage or track.refused for track in tracks.values()))
+
+
+def _compiled(options: RunOptions, loaded: LoadedModel, feeds: Sequence[Feed]) -> CompiledModel:
+    """Compile for the first frame; a network without weights is prepared on the first frames."""
+    count = -(-CALIBRATION_FRAMES // len(feeds))
+    frames = np.stack([frame for feed in feeds for frame in feed.peek(count)])
+    if not loaded.has_weights:
+        prepare_untrained(loaded.model, loaded.model_input(frames))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    example = torch.from_numpy(frames[:1]).permute(0, 3, 1, 2).contiguous()
+    return torchdelta.compile(
+        loaded.model.to(device),
+        example.to(device),
+        tolerance=options.tolerance,
+        engine=options.engine.value,
+        dtype=options.dtype.value,
+        profile=options.profile,
+        input_range=loaded.input_range,
+        mean=loaded.mean,
+        std=loaded.std,
+        color=loaded.color,
+    )
+
+
+def video_paths(path: Path, streams: Sequence[str]) -> dict[str, Path]:
+    """Where each stream's video goes: the path itself, or OUT-STREAM.mp4 where there are several.
+
+    Signs that a file name should not have become "_"; a number keeps such names apart.
+    """
+    if len(streams) == 1:
+        return {streams[0]: path}
+    paths: dict[str, Path] = {}
+    for stream in streams:
+        plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in stream)
+        stem, number = f"{path.stem}-{plain}", 2
+        while (target := path.with_name(stem + path.suffix)) in paths.values():
+            stem, number = f"{path.stem}-{plain}-{number}", number + 1
+        paths[stream] = target
+    return paths
+
+
+def _print_results(options: RunOptions, tracks: Sequence[Track], out: Console, stop: Stop) -> None:
+    if stop.signal is not None:
+        out.print("interrupted; so far:")
+    out.print(summary(tracks, options.compare))
+    out.print("medians, means and speed-up (of totals) are over the frames after the first")
+    written = [track.writer.path for track in tracks if track.writer and track.writer.frames]
+    if options.json:
+        written.append(options.json)
+    for path in written:
+        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _Loop:
+    """The frames of all feeds, step by step."""
+
+    options: RunOptions
+    loaded: LoadedModel
+    compiled: CompiledModel
+    session: Session
+    tracks: dict[str, Track]
+    lines: JsonLines | None
+    meter: Meter
+    log: Console
+
+    def run(self, feeds: Sequence[Feed], stop: Stop) -> None:
+        """Until every feed has ended or the run is asked to stop."""
+        live = list(feeds)
+        while live and stop.signal is None:
+            frames: dict[str, Picture] = {}
+            for feed in list(live):
+                frame = self._next(feed)
+                if frame is not None:
+                    frames[feed.name] = frame
+                    continue
+                live.remove(feed)
+                if feed.name in self.session.streams:
+                    self.session.leave(feed.name)
+            if frames:
+                results = self.session.step(frames, record=self.options.save is not None)
+                for name, frame in frames.items():
+                    self._take(self.tracks[name], frame, results[name])
+
+    def _next(self, feed: Feed) -> Picture | None:
+        try:
+            return feed.next()
+        except SourceError as damage:
+            self.tracks[feed.name].damage = str(damage)
+            self._complain(str(damage))
+            return None
+
+    def _complain(self, message: str) -> None:
+        self.log.print(
+            f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
+
+    def _take(self, track: Track, frame: Picture, result: Result) -> None:
+        """Measure, write and count one frame."""
+        stats: FrameStats | None = None
+        comparison: Comparison | None = None
+        reading = Reading(None, lambda picture: picture)
+        if result.error is not None:
+            track.refused += 1
+            self._complain(f"frame {track.frames}: {result.error}")
+        else:
+            stats = result.stats
+            reading = read(self.options.task, result.output, self.loaded)
+            if self.options.compare:
+                published = self.session.published(track.name)
+                comparison = compare(self.compiled, frame, result.output, published)
+            track.add(stats, comparison)
+        if self.lines is not None:
+            self.lines.write(track.record(stats, comparison, reading.result))
+        if track.writer is not None:
+            track.writer.write(self._picture(frame, result, reading, stats))
+        track.frames += 1
+        self.meter.add(stats)
+
+    def _picture(
+        self, frame: Picture, result: Result, reading: Reading, stats: FrameStats | None
+    ) -> Picture:
+        """Left the picture with the result, right what was recomputed."""
+        rgb = frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2)
+        if stats is None:
+            refused = overlay.caption(rgb, "refused")
+            return overlay.side_by_side(refused, refused)
+        size: tuple[int, int] = (rgb.shape[0], rgb.shape[1])
+        active: dict[str, Any] = result.active or {}
+        heat = overlay.heat(rgb, heat_map(self.session.plan, active, size))
+        note = f"{stats.ms:.1f} ms  changed {stats.changed_input:.1%}  MACs {stats.mac_share:.1%}"
+        return overlay.side_by_side(reading.draw(rgb), overlay.caption(heat, note))

@@ -1,0 +1,129 @@
+"""What a run keeps of one stream: figures, JSON lines, the video."""
+
+from __future__ import annotations
+
+import statistics
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.table import Table
+
+from torchdelta.cli.compare import Comparison
+from torchdelta.runtime.stats import FrameStats
+from torchdelta.video.sink import VideoWriter
+
+Picture = NDArray[np.uint8]
+
+
+def _floats() -> array[float]:
+    return array("d")
+
+
+@dataclass
+class Track:
+    """Figures of one stream; a camera may run for days, so a frame costs a few doubles.
+
+    frames:  frames taken from the source, the refused ones included
+    refused: frames that the session did not take
+    damage:  why the source broke off
+    """
+
+    name: str
+    writer: VideoWriter | None = None
+    frames: int = 0
+    refused: int = 0
+    damage: str | None = None
+    first_ms: float | None = None
+    first_dense_ms: float | None = None
+    ms: array[float] = field(default_factory=_floats)
+    dense_ms: array[float] = field(default_factory=_floats)
+    changed_input: array[float] = field(default_factory=_floats)
+    mac_share: array[float] = field(default_factory=_floats)
+    error: array[float] = field(default_factory=_floats)
+    layer_error: array[float] = field(default_factory=_floats)
+
+    def add(self, stats: FrameStats, comparison: Comparison | None) -> None:
+        """Count one frame; the first one, which is dense, is kept apart."""
+        if stats.first:
+            self.first_ms = stats.ms if self.first_ms is None else self.first_ms
+            if comparison is not None and self.first_dense_ms is None:
+                self.first_dense_ms = comparison.dense_ms
+            return
+        self.ms.append(stats.ms)
+        self.changed_input.append(stats.changed_input)
+        self.mac_share.append(stats.mac_share)
+        if comparison is not None:
+            self.dense_ms.append(comparison.dense_ms)
+            self.error.append(comparison.error)
+            self.layer_error.append(comparison.layer_error)
+
+    def record(
+        self, stats: FrameStats | None, comparison: Comparison | None, result: Any
+    ) -> dict[str, Any]:
+        """The frame's JSON object; what was not measured is None."""
+        return {
+            "stream": self.name,
+            "frame": self.frames,
+            "ms": stats.ms if stats else None,
+            "dense_ms": comparison.dense_ms if comparison else None,
+            "changed_input": stats.changed_input if stats else None,
+            "mac_share": stats.mac_share if stats else None,
+            "error": comparison.error if comparison else None,
+            "layer_error": comparison.layer_error if comparison else None,
+            "result": result,
+        }
+
+
+def summary(tracks: Sequence[Track], compared: bool) -> Table:
+    """The closing table, one row per stream: medians and means over the frames after the first.
+
+    The speed-up is the dense network's total time over ours.
+    """
+    # ten columns of figures must fit into 80 characters uncut; only names may wrap
+    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    columns = ["frames", "first\nms", "median\nms", "changed\ninput", "MAC\nshare"]
+    if compared:
+        columns += ["dense\nms", "speed-\nup", "error", "layer\nerror"]
+    table.add_column("stream", overflow="fold", min_width=8)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for track in tracks:
+        cells = [
+            _count(track),
+            _number(track.first_ms, ".1f"),
+            _number(_median(track.ms), ".1f"),
+            _number(_mean(track.changed_input), ".1%"),
+            _number(_mean(track.mac_share), ".1%"),
+        ]
+        if compared:
+            total_ms = sum(track.ms)
+            speedup = sum(track.dense_ms) / total_ms if total_ms else None
+            cells += [
+                _number(_median(track.dense_ms), ".1f"),
+                _number(speedup, ".2f", "x"),
+                _number(_mean(track.error), ".4f"),
+                _number(_mean(track.layer_error), ".4f"),
+            ]
+        table.add_row(track.name, *cells)
+    return table
+
+
+def _count(track: Track) -> str:
+    return f"{track.frames}\n({track.refused} refused)" if track.refused else str(track.frames)
+
+
+def _median(values: array[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _mean(values: array[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _number(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else f"{value:{form}}{unit}"

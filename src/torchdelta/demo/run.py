@@ -1,0 +1,207 @@
+"""The demo's run: every frame dense and through a session, compared with the truth."""
+
+import math
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+import torchdelta
+from torchdelta.demo import DEMO_SEED
+from torchdelta.demo.net import DEMO_PREPROCESS, load_demo_net
+from torchdelta.demo.scene import CLASSES, Scene
+from torchdelta.demo.score import Agreement
+from torchdelta.errors import FrameError
+from torchdelta.report import heat_map
+from torchdelta.video import overlay
+from torchdelta.video.sink import VideoWriter
+
+_FPS = 25
+_STREAM = "demo"
+
+
+def _pct(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Figures of one way to run the network: times in ms, the first frame apart."""
+
+    first_ms: float
+    median_ms: float
+    iou: tuple[float, ...]  # by class, background first; NaN where a class never occurs
+    mean_iou: float  # over the classes of things
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What a demo measured; shares are means over the frames after the first, 0 to 1."""
+
+    video: Path
+    frames: int
+    size: tuple[int, int]
+    seed: int
+    tolerance: float
+    engine: str
+    device: str
+    dense: Side
+    delta: Side
+    mac_share: float
+    changed_input: float
+
+    def conditions(self) -> str:
+        """Return in one line what was run."""
+        h, w = self.size
+        return (
+            f"{self.frames} frames of {w}x{h}, seed {self.seed}, tolerance {self.tolerance:g}, "
+            f"engine {self.engine} on {self.device}"
+        )
+
+    def table(self) -> Table:
+        """Return the figures as a table for the terminal."""
+        table = Table()
+        table.add_column("")
+        for name in ("dense", "delta"):
+            table.add_column(name, justify="right")
+        dense, delta = self.dense, self.delta
+        rows = [
+            ("ms per frame (median)", f"{dense.median_ms:.1f}", f"{delta.median_ms:.1f}"),
+            ("ms of the first frame", f"{dense.first_ms:.1f}", f"{delta.first_ms:.1f}"),
+            ("MAC share", _pct(1), _pct(self.mac_share)),
+            ("changed input", "", _pct(self.changed_input)),
+            ("IoU, mean over things", f"{dense.mean_iou:.3f}", f"{delta.mean_iou:.3f}"),
+        ]
+        for name, of_dense, of_delta in zip(CLASSES, dense.iou, delta.iou, strict=True):
+            if name != CLASSES[0]:
+                rows.append((f"IoU, {name}", f"{of_dense:.3f}", f"{of_delta:.3f}"))
+        for row in rows:
+            table.add_row(*row)
+        return table
+
+
+class _Track:
+    """Collects times and agreement with the truth of one way to run the network."""
+
+    def __init__(self) -> None:
+        self.times_ms: list[float] = []
+        self.agreement = Agreement(len(CLASSES))
+
+    def add(self, ms: float, truth: NDArray[np.uint8], found: NDArray[np.uint8]) -> None:
+        self.times_ms.append(ms)
+        self.agreement.add(truth, found)
+
+    def side(self) -> Side:
+        iou = tuple(self.agreement.iou())
+        median = statistics.median(self.times_ms[1:])
+        return Side(self.times_ms[0], median, iou, self.agreement.mean_iou())
+
+
+def _labels(logits: torch.Tensor) -> NDArray[np.uint8]:
+    """Class of each pixel: [1, K, H, W] to [H, W]."""
+    return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
+
+
+def _timed_dense(
+    fast: torchdelta.CompiledModel, picture: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint8], float]:
+    """Run the original network on one picture; returns the labels, and its time in ms."""
+    start = time.perf_counter()
+    logits = fast.dense(fast.preprocess(picture))
+    if fast.device.type == "cuda":
+        torch.cuda.synchronize(fast.device)
+    ms = (time.perf_counter() - start) * 1000
+    return _labels(logits), ms
+
+
+@contextmanager
+def _progress(console: Console, frames: int) -> Iterator[tuple[Progress, TaskID]]:
+    columns = (
+        TextColumn("demo"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress, progress.add_task("demo", total=frames, note="")
+
+
+def run_demo(
+    out_dir: str | Path,
+    frames: int = 120,
+    size: tuple[int, int] = (320, 480),
+    seed: int = DEMO_SEED,
+    tolerance: float = 0.04,
+    engine: str = "auto",
+    pan: bool = False,
+    console: Console | None = None,
+) -> DemoReport:
+    """Run the demo's network on the demo's scene, write a video, print and return the figures.
+
+    out_dir: folder of demo.mp4, made where missing. Left half: the picture with what the session
+             found; right half: where the network's work was done again
+    frames:  length in frames, at least 2, since the first one is dense
+    size:    (h, w) in pixels
+    Raises FrameError for a size or length that cannot be.
+    """
+    if frames < 2:
+        raise FrameError(f"a demo of {frames} frames has nothing to compare; ask for 2 or more")
+    console = console or Console()
+    scene = Scene(size, seed, pan=pan)
+    example = torch.from_numpy(scene.frame(0)).permute(2, 0, 1)[None]
+    fast = torchdelta.compile(
+        load_demo_net(), example, tolerance=tolerance, engine=engine, **DEMO_PREPROCESS
+    )
+    session = fast.session(size=size)
+    path = Path(out_dir) / "demo.mp4"
+
+    dense, delta = _Track(), _Track()
+    with (
+        _progress(console, frames) as (progress, task),
+        VideoWriter(path, _FPS, size=(size[0], 2 * size[1])) as writer,
+    ):
+        for index in range(frames):
+            picture, truth = scene.frame(index), scene.mask(index)
+            found, dense_ms = _timed_dense(fast, picture)
+            dense.add(dense_ms, truth, found)
+            result = session.step({_STREAM: picture}, record=True)[_STREAM]
+            found = _labels(result.output)
+            stats = result.stats
+            delta.add(stats.ms, truth, found)
+
+            note = f"changed {_pct(stats.changed_input)}  MACs {_pct(stats.mac_share)}"
+            heat = heat_map(fast.plan, result.active or {}, size)
+            times = f"{stats.ms:.1f} ms, dense {dense_ms:.1f} ms"
+            left = overlay.caption(overlay.segmentation(picture, found), times)
+            right = overlay.caption(overlay.heat(picture, heat), note)
+            writer.write(overlay.side_by_side(left, right))
+            fps = 1000 / stats.ms if stats.ms else math.inf
+            progress.update(task, advance=1, note=f"{fps:.0f} FPS  {note}")
+
+    overall = session.stats(_STREAM)
+    assert overall.mac_share is not None
+    assert overall.changed_input is not None
+    report = DemoReport(
+        video=path,
+        frames=frames,
+        size=size,
+        seed=seed,
+        tolerance=tolerance,
+        engine=fast.engine,
+        device=str(fast.device),
+        dense=dense.side(),
+        delta=delta.side(),
+        mac_share=overall.mac_share,
+        changed_input=overall.changed_input,
+    )
+    console.print(report.conditions(), report.table(), f"wrote {path}", sep="\n")
+    return report

@@ -1,0 +1,85 @@
+"""Check a stream's state against its definition (design: invariant P3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from torchdelta.engines.torch_engine import TorchEngine
+from torchdelta.ops.gate import group_norm
+from torchdelta.plan.ir import GROUP_CHANNELS, Value
+from torchdelta.runtime.state import State
+
+if TYPE_CHECKING:
+    from torchdelta.engines import Engine
+
+# rounding of a stored value against a recomputed one, relative to the value's largest magnitude
+ROUNDING = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class ValueAudit:
+    """One gated value: is every pixel's channel group within its threshold?
+
+    worst:     largest norm(stored - recomputed) over pixels and groups, in the value's unit
+    threshold: in force now; allowance: what rounding may add
+    """
+
+    name: str
+    worst: float
+    threshold: float
+    allowance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bound holds; NaN never does."""
+        return self.worst <= self.threshold + self.allowance
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `Session.audit` found: one entry per step's value, in order."""
+
+    values: tuple[ValueAudit, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every value is within its bound."""
+        return all(v.ok for v in self.values)
+
+    def __str__(self) -> str:
+        bad = [v for v in self.values if not v.ok]
+        if not bad:
+            return f"{len(self.values)} values within their thresholds"
+        return "; ".join(
+            f"{v.name}: off by {v.worst:.3g}, threshold {v.threshold:.3g}" for v in bad[:5]
+        )
+
+
+def audit_slot(engine: Engine, state: State, slot: int) -> Audit:
+    """Recompute every value from the published values of its inputs, and compare."""
+    oracle = TorchEngine(engine.plan, engine.device, engine.dtype)
+    found = []
+    for i, step in enumerate(engine.plan.steps):
+        value = engine.plan.values[step.output]
+        fresh = oracle.evaluate(i, [state.view(v, slot) for v in step.inputs])
+        stored = state.view(step.output, slot)
+        found.append(
+            _compare(value, stored, fresh, float(state.thresholds[slot, value.index]), state.norm)
+        )
+    return Audit(tuple(found))
+
+
+def _compare(value: Value, stored: Tensor, fresh: Tensor, threshold: float, norm: str) -> ValueAudit:
+    if not stored.is_floating_point():
+        worst = float((stored != fresh).any())
+        return ValueAudit(value.name, worst, 0.0, 0.0)
+    a, b = stored.float().flatten(0, 1), fresh.float().flatten(0, 1)
+    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    diff = torch.where(same, 0.0, a - b)
+    worst = float(group_norm(diff, norm, GROUP_CHANNELS).max())
+    largest = float(torch.nan_to_num(b, 0.0, 0.0, 0.0).abs().max())
+    return ValueAudit(value.name, worst, threshold, ROUNDING.get(stored.dtype, 0.0) * largest)

@@ -1,0 +1,271 @@
+"""Results on disk: an H.264 video and JSON lines that survive an interrupted or killed run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from numpy.typing import NDArray
+
+from torchdelta.errors import FrameError, TorchdeltaError
+
+
+class SinkError(TorchdeltaError):
+    """A result file cannot be created or written."""
+
+
+# Suffix -> FFmpeg's name of the container, and its options while the run goes on: every frame is a
+# fragment (or cluster) of its own and goes to the file at once.
+_LIVE_MP4 = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
+_LIVE_MKV = {"cluster_time_limit": "1", "flush_packets": "1"}
+CONTAINERS: dict[str, tuple[str, dict[str, str]]] = {
+    ".mp4": ("mp4", _LIVE_MP4),
+    ".mov": ("mov", _LIVE_MP4),
+    ".mkv": ("matroska", _LIVE_MKV),
+}
+# Matroska is an ordinary file as soon as it is closed; these are rewritten.
+INDEX_IN_FRONT = frozenset({"mp4", "mov"})
+BT709 = 1  # ITU-T H.273: matrix, primaries and transfer of HD video
+
+
+class VideoWriter:
+    """Writes H.264 (yuv420p) so that whatever ends the run leaves a playable file.
+
+    path: ends in .mp4, .mov or .mkv; missing parent folders are created, a file is replaced
+    fps:  frames per second
+    size: (h, w) of the pictures; an odd side is made even by repeating the last row or column
+
+    A context manager: frames reach the file as they are written, two at most wait in memory. A
+    clean end, an exception included, makes it an ordinary file (MP4: with the index in front).
+    A file without any frame is removed. Raises SinkError where the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
+        self.path = Path(path)
+        self.size = size
+        self.frames = 0
+        if self.path.suffix.lower() not in CONTAINERS:
+            raise SinkError(
+                f"{self.path}: cannot write {self.path.suffix or 'a file without suffix'}; "
+                f"a video's name ends in {', '.join(CONTAINERS)}"
+            )
+        # 1001: the denominator of NTSC's rates, such as 30000/1001
+        self._rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
+        if self._rate <= 0:
+            raise SinkError(f"{self.path}: fps is {fps}, expected a number from 0.001 up")
+        if min(size) < 1:
+            raise SinkError(f"{self.path}: size is {size[0]}x{size[1]}, expected at least 1x1")
+        self._format, options = CONTAINERS[self.path.suffix.lower()]
+        _make_parent(self.path)
+        try:
+            # FFmpeg would open the file only with the first frame
+            self.path.open("wb").close()
+            self._container: Any = av.open(
+                str(self.path), "w", format=self._format, options=options
+            )
+        except (av.FFmpegError, OSError) as error:
+            raise _sink_error(self.path, error) from error
+        try:
+            self._stream = self._add_stream()
+            self._container.start_encoding()
+        except (av.FFmpegError, OSError, ValueError) as error:
+            _close(self._container)
+            self.path.unlink(missing_ok=True)
+            raise _sink_error(self.path, error) from error
+        self._to_yuv = VideoReformatter()
+
+    def _add_stream(self) -> Any:
+        stream: Any = self._container.add_stream("libx264", rate=self._rate)
+        stream.height, stream.width = (side + side % 2 for side in self.size)
+        stream.pix_fmt = "yuv420p"
+        stream.options = {
+            "preset": "veryfast",
+            "crf": "20",
+            # no picture waits in the encoder
+            "tune": "zerolatency",
+            # a player finds a picture to start from in every second
+            "g": str(max(1, round(self._rate))),
+        }
+        codec = stream.codec_context
+        codec.color_range = ColorRange.MPEG
+        codec.colorspace = codec.color_primaries = codec.color_trc = BT709
+        return stream
+
+    def write(self, rgb: NDArray[np.uint8]) -> None:
+        """Append one picture, uint8 [H, W, 3] in RGB order."""
+        h, w = self.size
+        if rgb.dtype != np.uint8 or rgb.shape != (h, w, 3):
+            raise FrameError(
+                f"picture is {rgb.dtype} {list(rgb.shape)}, {self.path.name} takes "
+                f"uint8 [{h}, {w}, 3]"
+            )
+        if self._container is None:
+            raise SinkError(f"{self.path}: already closed")
+        even = np.pad(rgb, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge") if h % 2 or w % 2 else rgb
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(even), format="rgb24")
+        frame = self._to_yuv.reformat(
+            frame,
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+        )
+        frame.pts = self.frames
+        frame.time_base = 1 / self._rate
+        self._mux(self._container, frame)
+        self.frames += 1
+
+    def _mux(self, container: Any, frame: av.VideoFrame | None) -> None:
+        try:
+            for packet in self._stream.encode(frame):
+                container.mux(packet)
+        except (av.FFmpegError, OSError) as error:
+            raise _sink_error(self.path, error) from error
+
+    def close(self) -> None:
+        """End the video and rewrite it as an ordinary file; does nothing the second time."""
+        container, self._container = self._container, None
+        if container is None:
+            return
+        try:
+            if self.frames:
+                self._mux(container, None)
+        finally:
+            _close(container)
+        if not self.frames:
+            self.path.unlink(missing_ok=True)
+        elif self._format in INDEX_IN_FRONT:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        whole = self.path.with_name(f".{self.path.name}.part")
+        try:
+            _copy_packets(self.path, whole, self._format)
+            os.replace(whole, self.path)
+        except (av.FFmpegError, OSError) as error:
+            warnings.warn(
+                f"{self.path}: stays a fragmented video, rewriting it failed: {error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        finally:
+            whole.unlink(missing_ok=True)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self.close()
+            return
+        # the error that is under way says more than one that follows from it
+        with contextlib.suppress(SinkError):
+            self.close()
+
+
+def _close(container: Any) -> None:
+    with contextlib.suppress(av.FFmpegError, OSError):
+        container.close()
+
+
+def _copy_packets(source: Path, target: Path, container_format: str) -> None:
+    """Copy the video stream of one file into an ordinary file with its index in front."""
+    options = {"movflags": "faststart"}
+    with (
+        av.open(str(source)) as given,
+        av.open(str(target), "w", format=container_format, options=options) as made,
+    ):
+        stream_in = given.streams.video[0]
+        stream_out = made.add_stream_from_template(stream_in)
+        for packet in given.demux(stream_in):
+            if packet.dts is not None:
+                packet.stream = stream_out
+                made.mux(packet)
+
+
+class JsonLines:
+    """Writes one JSON object per line; a killed run leaves only whole lines.
+
+    path: the file, replaced where it exists; missing parent folders are created
+
+    NaN and infinity become null, tensors and arrays become numbers and lists. Raises SinkError
+    where the file cannot be written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.lines = 0
+        _make_parent(self.path)
+        try:
+            self._fd = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666
+            )
+        except OSError as error:
+            raise _sink_error(self.path, error) from error
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append the record as one line, in one system call."""
+        if self._fd < 0:
+            raise SinkError(f"{self.path}: already closed")
+        text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
+        line = (text + "\n").encode("utf-8", "replace")
+        try:
+            written = os.write(self._fd, line)
+            if written < len(line):
+                # the disk is full: take the broken line back
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+                raise SinkError(f"{self.path}: no room for line {self.lines + 1}")
+        except OSError as error:
+            raise _sink_error(self.path, error) from error
+        self.lines += 1
+
+    def close(self) -> None:
+        """Close the file; does nothing the second time."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON can hold it: NaN and infinity as None, arrays as lists."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().tolist()
+    elif isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _make_parent(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SinkError(
+            f"{path}: its folder cannot be created: {error.strerror or error}"
+        ) from error
+
+
+def _sink_error(path: Path, error: Exception) -> SinkError:
+    return SinkError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")

@@ -1,0 +1,222 @@
+"""The op cases: one row per (operation, parameters), run on every engine.
+
+Sizes are odd on purpose (1, 7, 63, 130); `OP_CASES` maps an id to (registered op, module, input
+shape [C, H, W]). A new operation needs rows here: a test checks that every registered op has some.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Shape = tuple[int, int, int]
+
+
+class Fn(nn.Module):
+    """Wrap a function as a module, with learnable tensors it may use."""
+
+    def __init__(self, fn: Callable[..., Tensor], **tensors: Tensor) -> None:
+        super().__init__()
+        self.fn = fn
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+        self.names = tuple(tensors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x, *(getattr(self, name) for name in self.names))
+
+
+class Squeeze(nn.Module):
+    """A squeeze-and-excitation gate."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+def _bn(channels: int) -> nn.BatchNorm2d:
+    bn = nn.BatchNorm2d(channels)
+    bn.running_mean.uniform_(-1, 1)
+    bn.running_var.uniform_(0.5, 2)
+    nn.init.uniform_(bn.weight, 0.5, 1.5)
+    nn.init.uniform_(bn.bias, -1, 1)
+    return bn.eval()
+
+
+def _linear(c: int, h: int, w: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(c * h * w, 70))
+
+
+def _twice(x: Tensor) -> Tensor:
+    y = x.tanh()
+    return torch.cat([y, x, y], 1)
+
+
+def _split(x: Tensor) -> Tensor:
+    a, b, c = x.split([2, 3, 3], 1)
+    d, e = a.chunk(2, 1)
+    return torch.cat([c.relu(), d.sigmoid(), b[:, 1:].tanh(), e], 1)
+
+
+def _shuffle(x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
+
+
+def conv(*args: int, **kw: object) -> nn.Module:
+    return nn.Conv2d(*args, **kw)  # type: ignore[arg-type]
+
+
+def deconv(*args: int, **kw: object) -> nn.Module:
+    return nn.ConvTranspose2d(*args, **kw)  # type: ignore[arg-type]
+
+
+OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
+    "conv-1x1": ("conv2d", lambda: conv(7, 5, 1), (7, 7, 63)),
+    "conv-1x1-s2": ("conv2d", lambda: conv(7, 70, 1, stride=2), (7, 13, 9)),
+    "conv-1x1-pad": ("conv2d", lambda: conv(3, 4, 1, padding=1), (3, 7, 9)),
+    "conv-3x3": ("conv2d", lambda: conv(3, 9, 3, padding=1), (3, 63, 130)),
+    "conv-3x3-nobias": ("conv2d", lambda: conv(3, 9, 3, bias=False), (3, 17, 19)),
+    "conv-3x3-s2": ("conv2d", lambda: conv(3, 9, 3, stride=2, padding=1), (3, 33, 40)),
+    "conv-3x3-s2-even": ("conv2d", lambda: conv(3, 9, 3, stride=2, padding=1), (3, 32, 64)),
+    "conv-3x3-d2": ("conv2d", lambda: conv(4, 5, 3, padding=2, dilation=2), (4, 21, 23)),
+    "conv-3x3-s3-d2": ("conv2d", lambda: conv(4, 5, 3, stride=3, padding=1, dilation=2),
+                       (4, 21, 23)),
+    "conv-1x3": ("conv2d", lambda: conv(4, 5, (1, 3), padding=(0, 1)), (4, 11, 13)),
+    "conv-7x7-s2": ("conv2d", lambda: conv(3, 8, 7, stride=2, padding=3), (3, 29, 31)),
+    "conv-5x2-s2x1": ("conv2d", lambda: conv(3, 8, (5, 2), stride=(2, 1), padding=(2, 1)),
+                      (3, 19, 17)),
+    "conv-4x4-s4": ("conv2d", lambda: conv(3, 8, 4, stride=4), (3, 19, 17)),
+    "conv-groups": ("conv2d", lambda: conv(8, 12, 3, padding=1, groups=4), (8, 17, 15)),
+    "conv-depthwise": ("conv2d", lambda: conv(9, 9, 3, padding=1, groups=9), (9, 17, 15)),
+    "conv-depthwise-5-s2": ("conv2d", lambda: conv(9, 18, 5, stride=2, padding=2, groups=9),
+                            (9, 17, 15)),
+    "conv-same": ("conv2d", lambda: conv(3, 4, (4, 3), padding="same"), (3, 11, 12)),
+    "conv-valid": ("conv2d", lambda: conv(3, 4, 3, padding="valid"), (3, 11, 12)),
+    "conv-asymmetric": ("conv2d", lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 2, 1)),
+                                                        conv(3, 4, 3, stride=2)), (3, 12, 13)),
+    "conv-1px": ("conv2d", lambda: conv(3, 4, 3, padding=1), (3, 1, 1)),
+    "conv-tall": ("conv2d", lambda: conv(3, 4, 3, padding=1), (3, 130, 1)),
+    "conv-many-groups": ("conv2d", lambda: conv(5, 150, 3, padding=1), (5, 9, 9)),
+    "conv-bn-relu": ("conv2d", lambda: nn.Sequential(conv(3, 6, 3, padding=1), _bn(6), nn.ReLU6()),
+                     (3, 15, 9)),
+    "linear": ("conv2d", lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                               nn.Linear(6, 70)), (6, 9, 7)),
+    "deconv-2x2-s2": ("conv_transpose2d", lambda: deconv(5, 4, 2, stride=2), (5, 9, 7)),
+    "deconv-4x4-s2": ("conv_transpose2d", lambda: deconv(5, 4, 4, stride=2, padding=1),
+                      (5, 19, 17)),
+    "deconv-3x3-s2-out1": ("conv_transpose2d",
+                           lambda: deconv(5, 4, 3, stride=2, padding=1, output_padding=1),
+                           (5, 9, 33)),
+    "deconv-2x2-s3": ("conv_transpose2d", lambda: deconv(5, 4, 2, stride=3, output_padding=2),
+                      (5, 7, 9)),
+    "deconv-3x3-d2": ("conv_transpose2d",
+                      lambda: deconv(6, 4, 3, stride=2, dilation=2, padding=2, groups=2),
+                      (6, 11, 9)),
+    "deconv-3x3-s1": ("conv_transpose2d", lambda: deconv(6, 4, 3, padding=1, bias=False),
+                      (6, 11, 9)),
+    "deconv-bn": ("conv_transpose2d",
+                  lambda: nn.Sequential(deconv(6, 4, 2, stride=2, groups=2), _bn(4)), (6, 11, 9)),
+    "maxpool-2": ("max_pool2d", lambda: nn.MaxPool2d(2), (5, 17, 19)),
+    "maxpool-3-s2-p1": ("max_pool2d", lambda: nn.MaxPool2d(3, 2, 1), (5, 33, 19)),
+    "maxpool-ceil": ("max_pool2d", lambda: nn.MaxPool2d(3, 2, ceil_mode=True), (5, 18, 20)),
+    "maxpool-d2": ("max_pool2d", lambda: nn.MaxPool2d(3, 1, 1, dilation=2), (5, 18, 20)),
+    "maxpool-13-s1": ("max_pool2d", lambda: nn.MaxPool2d(13, 1, 6), (3, 20, 21)),
+    "avgpool-2": ("avg_pool2d", lambda: nn.AvgPool2d(2), (5, 17, 19)),
+    "avgpool-3-s2-p1": ("avg_pool2d", lambda: nn.AvgPool2d(3, 2, 1), (5, 17, 19)),
+    "avgpool-nopad": ("avg_pool2d", lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+                      (5, 18, 19)),
+    "avgpool-ceil": ("avg_pool2d", lambda: nn.AvgPool2d(3, 2, 1, ceil_mode=True), (5, 18, 20)),
+    "avgpool-ceil-nopad": ("avg_pool2d",
+                           lambda: nn.AvgPool2d((2, 3), 2, ceil_mode=True,
+                                                count_include_pad=False), (5, 17, 20)),
+    "avgpool-divisor": ("avg_pool2d", lambda: nn.AvgPool2d(3, 2, 1, divisor_override=5),
+                        (5, 17, 19)),
+    "adaptive-avg": ("adaptive_pool2d", lambda: nn.AdaptiveAvgPool2d((3, 4)), (5, 17, 18)),
+    "adaptive-max": ("adaptive_pool2d", lambda: nn.AdaptiveMaxPool2d((7, 2)), (5, 17, 18)),
+    "global-avg": ("tile_reduce", lambda: nn.AdaptiveAvgPool2d(1), (70, 35, 50)),
+    "global-max": ("global_reduce", lambda: nn.AdaptiveMaxPool2d(1), (5, 17, 35)),
+    "global-mean": ("global_reduce", lambda: Fn(lambda x: x.mean((2, 3))), (5, 17, 35)),
+    "global-amax": ("global_reduce", lambda: Fn(lambda x: x.amax((-1, -2), True)), (5, 16, 7)),
+    "squeeze-excite": ("binary", lambda: Squeeze(6), (6, 19, 17)),
+    "bn": ("affine", lambda: _bn(5), (5, 9, 7)),
+    "prelu": ("pointwise", lambda: nn.PReLU(5, 0.2), (5, 9, 7)),
+    "gelu-tanh": ("pointwise", lambda: nn.GELU(approximate="tanh"), (5, 9, 7)),
+    "leaky": ("pointwise", lambda: nn.LeakyReLU(0.2), (5, 9, 7)),
+    **{
+        f"act-{name}": ("pointwise", lambda f=f: Fn(f), (5, 9, 7))
+        for name, f in {
+            "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
+            "hardsigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+            "gelu": F.gelu, "elu": F.elu, "selu": F.selu, "celu": F.celu, "mish": F.mish,
+            "softplus": F.softplus, "abs": torch.abs, "exp": torch.exp, "neg": torch.neg,
+            "clamp": lambda x: x.clamp(-0.5, 0.5), "square": torch.square,
+            "hardtanh": F.hardtanh, "logsigmoid": F.logsigmoid, "softsign": F.softsign,
+        }.items()
+    },
+    "add": ("binary", lambda: Fn(lambda x: x.tanh() + x), (5, 9, 7)),
+    "add-alpha": ("binary", lambda: Fn(lambda x: torch.add(x.tanh(), x, alpha=0.3)), (5, 9, 7)),
+    "sub": ("binary", lambda: Fn(lambda x: x.tanh() - x), (5, 9, 7)),
+    "mul": ("binary", lambda: Fn(lambda x: x.tanh() * x), (5, 9, 7)),
+    "div": ("binary", lambda: Fn(lambda x: x / (x.abs() + 1)), (5, 9, 7)),
+    "maximum": ("binary", lambda: Fn(lambda x: torch.maximum(x.tanh(), x * 0.5)), (5, 9, 7)),
+    "mul-channel": ("binary", lambda: Fn(lambda x: x * x[:, 1:2]), (5, 9, 7)),
+    "residual": ("conv2d", lambda: nn.Sequential(Residual(5), nn.ReLU()), (5, 9, 17)),
+    "sub-from-value": ("conv2d", lambda: Residual(5, lambda x, y: x - y), (5, 9, 17)),
+    "add-const": ("const", lambda: Fn(lambda x: x + 0.7), (5, 9, 7)),
+    "rsub-const": ("const", lambda: Fn(lambda x: 1 - x), (5, 9, 7)),
+    "div-const": ("const", lambda: Fn(lambda x: 1 / (2 + x.abs())), (5, 9, 7)),
+    "pow-const": ("const", lambda: Fn(lambda x: x.abs() ** 1.5), (5, 9, 7)),
+    "mul-per-channel": ("const", lambda: Fn(lambda x, t: x.relu() * t, t=torch.rand(1, 5, 1, 1)),
+                        (5, 9, 7)),
+    "add-per-position": ("const", lambda: Fn(lambda x, t: x + t, t=torch.rand(5, 9, 7)),
+                         (5, 9, 7)),
+    "softmax": ("softmax", lambda: nn.Softmax(1), (5, 9, 7)),
+    "log-softmax": ("softmax", lambda: nn.LogSoftmax(1), (5, 9, 7)),
+    "bilinear-x2": ("bilinear", lambda: nn.UpsamplingBilinear2d(scale_factor=2), (5, 9, 7)),
+    "bilinear-x2-noalign": ("bilinear",
+                            lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (5, 9, 7)),
+    "bilinear-size": ("bilinear", lambda: nn.Upsample((13, 30), mode="bilinear"), (5, 9, 7)),
+    "bilinear-down": ("bilinear", lambda: nn.Upsample((4, 5), mode="bilinear"), (5, 9, 17)),
+    "bilinear-from-1px": ("bilinear", lambda: nn.Upsample((6, 5), mode="bilinear"), (5, 1, 1)),
+    "nearest-x2": ("remap", lambda: nn.Upsample(scale_factor=2), (5, 9, 7)),
+    "nearest-size": ("remap", lambda: nn.Upsample((13, 5)), (5, 9, 7)),
+    "pad-zero": ("remap", lambda: nn.ZeroPad2d((1, 2, 3, 0)), (5, 9, 7)),
+    "pad-value": ("remap", lambda: nn.ConstantPad2d(2, -3.5), (5, 9, 7)),
+    "pad-reflect": ("remap", lambda: nn.ReflectionPad2d((2, 1, 3, 2)), (5, 9, 7)),
+    "pad-replicate": ("remap", lambda: nn.ReplicationPad2d((2, 1, 3, 2)), (5, 9, 7)),
+    "pad-circular": ("remap", lambda: nn.CircularPad2d((2, 1, 3, 2)), (5, 9, 7)),
+    "pad-crop": ("remap", lambda: Fn(lambda x: F.pad(x, (-1, 2, 1, -2))), (5, 9, 7)),
+    "slice-space": ("remap", lambda: Fn(lambda x: x[:, :, 1::2, ::3]), (5, 9, 7)),
+    "slice-channels-step": ("remap", lambda: Fn(lambda x: x[:, ::2]), (5, 9, 7)),
+    "flip": ("remap", lambda: Fn(lambda x: x.flip(2, 3)), (5, 9, 7)),
+    "channel-shuffle": ("remap", lambda: Fn(_shuffle), (6, 9, 7)),
+    "channel-shuffle-module": ("remap", lambda: nn.ChannelShuffle(3), (6, 9, 7)),
+    "pixel-shuffle": ("pixel_shuffle", lambda: nn.PixelShuffle(2), (8, 9, 7)),
+    "pixel-unshuffle": ("pixel_unshuffle", lambda: nn.PixelUnshuffle(3), (2, 9, 12)),
+    "flatten": ("reshape", lambda: _linear(3, 5, 4), (3, 5, 4)),
+    "cat-twice": ("copy", lambda: Fn(_twice), (5, 9, 7)),
+    "split-chunk-slice-cat": ("copy", lambda: Fn(_split), (8, 9, 7)),
+    "transpose": ("dense", lambda: Fn(lambda x: x.transpose(2, 3).cumsum(2)), (5, 9, 7)),
+    "group-norm": ("dense", lambda: nn.GroupNorm(2, 6), (6, 9, 7)),
+    "argmax": ("dense", lambda: Fn(lambda x: x.argmax(1)), (6, 9, 7)),
+    "topk": ("dense", lambda: Fn(lambda x: x.topk(2, 1)[0]), (6, 9, 7)),
+    "avgpool1d": ("dense", lambda: Fn(lambda x: F.avg_pool1d(x.flatten(2), 3)), (6, 9, 7)),
+}  # fmt: skip
+
+
+class Residual(nn.Module):
+    """A convolution joined with its input."""
+
+    def __init__(self, channels: int, join: Callable[[Tensor, Tensor], Tensor] = torch.add) -> None:
+        super().__init__()
+        self.conv, self.join = nn.Conv2d(channels, channels, 3, padding=1), join
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.join(x, self.conv(x))

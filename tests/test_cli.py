@@ -1,0 +1,448 @@
+"""The command line on real files: results, figures, damage, interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from torchdelta.cli.app import app
+from torchdelta.video.sink import VideoWriter
+
+KEYS = [
+    "stream",
+    "frame",
+    "ms",
+    "dense_ms",
+    "changed_input",
+    "mac_share",
+    "error",
+    "layer_error",
+    "result",
+]
+H, W = 48, 64
+
+NETS = """
+import torch
+from torch import nn
+
+
+def net(c_in, c_out, stride=1):
+    return nn.Sequential(
+        nn.Conv2d(c_in, 8, 3, stride, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, c_out, 3, 1, 1)
+    )
+
+
+def segment():
+    return net(3, 3)
+
+
+def segment_small():
+    return net(3, 3, stride=2)
+
+
+def one_class():
+    return net(3, 1)
+
+
+def denoise():
+    return net(1, 1)
+denoise.preprocess = dict(channels=1, input_range=(0, 1))
+
+
+def picture():
+    return net(3, 3)
+picture.preprocess = dict(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), color="bgr")
+
+
+def classify():
+    return nn.Sequential(net(3, 5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+classify.preprocess = dict(labels=["ant", "bee", "cat", "dog", "elk"])
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = net(3, 4)
+
+    def forward(self, x):
+        x = self.body(x)
+        return {"aux": x[:, :1], "out": x, "pair": (x.mean((2, 3)), x * 2)}
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a module of small networks in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets.py").write_text(textwrap.dedent(NETS))
+    yield tmp_path
+    sys.modules.pop("nets", None)
+
+
+def frame(index: int, h: int = H, w: int = W) -> np.ndarray:
+    """A still texture with a bright square that moves two pixels a frame: [h, w, 3] uint8."""
+    rng = np.random.default_rng(3)
+    coarse = rng.integers(40, 200, (h // 8 + 1, w // 8 + 1, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_LINEAR)
+    left = (2 * index) % (w - 16)
+    picture[h // 3 : h // 3 + 12, left : left + 12] = (250, 240, 20)
+    return picture
+
+
+def images(path: Path, count: int, h: int = H, w: int = W) -> str:
+    path.mkdir()
+    for i in range(count):
+        cv2.imwrite(str(path / f"{i:03}.png"), frame(i, h, w)[..., ::-1])
+    return str(path)
+
+
+def clip(path: Path, count: int, h: int = H, w: int = W) -> str:
+    with VideoWriter(path, 10, (h, w)) as writer:
+        for i in range(count):
+            writer.write(frame(i, h, w))
+    return str(path)
+
+
+def call(*args: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, list(args))
+    assert result.exit_code == code, f"{result.output}\n{result.exception!r}"
+    if code:
+        assert "Traceback" not in result.output
+    return result
+
+
+def records(path: str = "out.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def pictures(path: str | Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.codec_context.name == "h264"
+        assert stream.codec_context.pix_fmt == "yuv420p"
+        return [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
+
+
+def test_run_writes_one_line_and_one_picture_per_frame(folder: Path) -> None:
+    source = clip(folder / "a.mp4", 12)
+    result = call(
+        "run", source, "--model", "nets:segment", "--json", "out.jsonl", "--save", "out.mp4",
+        "--limit", "7",
+    )  # fmt: skip
+    lines = records()
+    assert [list(line) for line in lines] == [KEYS] * 7
+    assert [line["frame"] for line in lines] == list(range(7))
+    assert {line["stream"] for line in lines} == {"a.mp4"}
+    assert lines[0]["mac_share"] == 1.0
+    assert all(0 < line["mac_share"] < 1 for line in lines[1:])
+    assert all(line["ms"] > 0 and 0 <= line["changed_input"] <= 1 for line in lines)
+    for key in ("dense_ms", "error", "layer_error", "result"):
+        assert all(line[key] is None for line in lines)
+    shown = pictures("out.mp4")
+    assert len(shown) == 7
+    assert shown[0].shape == (H, 2 * W, 3)
+    assert "weights: random (seed 0), batch norms set on frames of the source" in result.stderr
+    assert "a.mp4" in result.stdout
+    assert "wrote out.mp4" in result.stdout
+
+
+def test_compare_measures_both_errors(folder: Path) -> None:
+    source = images(folder / "a", 6)
+    model = ["--model", "nets:Parts", "--compare", "--json", "out.jsonl"]
+    result = call("run", source, *model, "--tolerance", "0")
+    for line in records():
+        assert line["dense_ms"] > 0
+        assert line["error"] < 1e-5
+        assert line["layer_error"] < 1e-5
+    assert "speed-up" in result.stdout
+    call("run", source, *model, "--tolerance", "0.2")
+    assert max(line["layer_error"] for line in records()) > 1e-5
+
+
+def test_no_layer_gate_error_without_layer_gates(folder: Path) -> None:
+    """One convolution that only the caller reads: nothing but the input gate can err."""
+    Path("single.py").write_text("from torch import nn\ndef build(): return nn.Conv2d(3, 2, 3)\n")
+    source = images(folder / "a", 6)
+    call(
+        "run", source, "--model", "single:build", "--compare", "--json", "out.jsonl",
+        "--tolerance", "0.3",
+    )  # fmt: skip
+    lines = records()
+    assert max(line["layer_error"] for line in lines) < 1e-5
+    assert all(line["error"] >= line["layer_error"] - 1e-6 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("classify", "nets:classify"),
+        ("segment", "nets:segment"),
+        ("segment", "nets:segment_small"),
+        ("segment", "nets:one_class"),
+        ("segment", "nets:Parts"),
+        ("image", "nets:denoise"),
+        ("image", "nets:picture"),
+        ("none", "nets:Parts"),
+    ],
+)
+def test_results_by_task(task: str, model: str, folder: Path) -> None:
+    source = images(folder / "a", 3, 33, 50)
+    call(
+        "run", source, "--model", model, "--task", task, "--json", "out.jsonl",
+        "--save", "out.mp4",
+    )  # fmt: skip
+    assert len(pictures("out.mp4")) == 3
+    for line in records():
+        result = line["result"]
+        match task:
+            case "classify":
+                assert result["label"] == ["ant", "bee", "cat", "dog", "elk"][result["top1"]]
+                assert 0.2 <= result["score"] <= 1
+            case "segment":
+                assert sum(result["pixel_shares"].values()) == pytest.approx(1)
+            case "image":
+                assert isinstance(result["mean"], float)
+            case _:
+                assert result is None
+
+
+def test_task_that_does_not_fit_the_output(folder: Path) -> None:
+    source = images(folder / "a", 2)
+    wrong = call("run", source, "--model", "nets:segment", "--task", "classify", code=1)
+    assert "--task classify needs an output of [1, classes], this model gives" in wrong.stderr
+    call("run", source, "--model", "nets:classify", "--task", "segment", code=1)
+    call("run", source, "--model", "nets:classify", "--task", "image", code=1)
+
+
+def test_several_sources_are_streams_that_end_on_their_own(folder: Path) -> None:
+    a, b = images(folder / "a", 6), clip(folder / "b.mp4", 3)
+    args = ["--model", "nets:segment", "--json", "out.jsonl", "--save", "out.mp4", "--compare"]
+    result = call("run", a, b, a, *args)
+    lines = records()
+    frames = {
+        name: [line["frame"] for line in lines if line["stream"] == name]
+        for name in ("a", "b.mp4", "a-2")
+    }
+    assert frames == {"a": list(range(6)), "b.mp4": list(range(3)), "a-2": list(range(6))}
+    twins = [[x["mac_share"] for x in lines if x["stream"] == name] for name in ("a", "a-2")]
+    assert twins[0] == twins[1]
+    assert twins[0][0] == 1.0
+    assert [len(pictures(f"out-{n}.mp4")) for n in ("a", "b_mp4", "a-2")] == [6, 3, 6]
+    assert not Path("out.mp4").exists()
+    assert "b.mp4" in result.stdout
+    call("run", a, b, *args, "--limit", "2")
+    assert len(records()) == 4
+
+
+def test_sources_of_different_size_need_a_size(folder: Path) -> None:
+    a, b = images(folder / "a", 2), images(folder / "b", 2, 30, 40)
+    result = call("run", a, b, "--model", "nets:segment", code=1)
+    assert "a is 48x64, b is 30x40" in result.stderr
+    assert "--size" in result.stderr
+    call("run", a, b, "--model", "nets:segment", "--size", "32x40", "--save", "out.mp4")
+    assert pictures("out-b.mp4")[0].shape == (32, 80, 3)
+
+
+def test_archive_takes_its_own_size(folder: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.ReLU()).eval()
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 3, 32, 40),)), folder / "net.pt2")
+    source = images(folder / "a", 3)
+    result = call("run", source, "--model", "net.pt2", "--json", "out.jsonl", "--compare")
+    assert "32x40" in result.stderr
+    assert len(records()) == 3
+    call("run", source, "--model", "net.pt2", "--size", "48x64", code=1)
+
+
+def test_other_dtype_and_profile_of_nothing(folder: Path) -> None:
+    source = images(folder / "a", 3)
+    args = ["run", source, "--model", "nets:segment"]
+    call(*args, "--dtype", "bf16", "--compare", "--json", "out.jsonl", "--tolerance", "0")
+    assert max(line["error"] for line in records()) < 2e-2
+    Path("bad.json").write_text("{")
+    assert "bad.json" in call(*args, "--profile", "bad.json", code=1).stderr
+    call(*args, "--profile", "none.json", code=1)
+
+
+def test_damaged_video_keeps_what_came_before(folder: Path) -> None:
+    path = folder / "a.mp4"
+    source = clip(path, 30)
+    whole = path.read_bytes()
+    # the index is in front, so what is lost is pictures
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    result = call(
+        "run", source, "--model", "nets:segment", "--json", "out.jsonl", "--save", "out.mp4", code=1
+    )
+    count = len(records())
+    assert 1 <= count < 30
+    assert len(pictures("out.mp4")) == count
+    assert re.search(rf"a\.mp4: damaged at frame {count} \(\d+\.\d+ s\)", result.stderr)
+    assert "a.mp4" in result.stdout
+
+
+def test_damaged_image_does_not_stop_the_other_stream(folder: Path) -> None:
+    a, b = images(folder / "a", 5), images(folder / "b", 5)
+    (folder / "b" / "002.png").write_bytes(b"not a picture")
+    result = call("run", a, b, "--model", "nets:segment", "--json", "out.jsonl", code=1)
+    streams = [line["stream"] for line in records()]
+    assert (streams.count("a"), streams.count("b")) == (5, 2)
+    assert "002.png: frame 2 is damaged" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["gone.mp4", "--model", "nets:segment"], "gone.mp4: no such file"),
+        (["nets.py", "--model", "nets:segment"], "nets.py"),
+        ([".", "--model", "nets:segment"], "holds no image"),
+        (["a", "--model", "nets:segmant"], "close to it: segment"),
+        (["a", "--model", "something"], "timm:NAME"),
+        (["a", "--model", "nets:segment", "--weights", "none.pth"], "no such file"),
+        (["a", "--model", "nets:segment", "--weights", "other.pth"], "4 keys unexpected"),
+        (["a", "--model", "nets:segment", "--save", "out.txt"], "out.txt"),
+    ],
+)
+def test_errors_are_one_message(args: list[str], said: str, folder: Path) -> None:
+    images(folder / "a", 2)
+    torch.save({f"x.{i}": torch.zeros(1) for i in range(4)}, "other.pth")
+    result = call("run", *args, code=1)
+    assert result.stderr.splitlines()[-1:] or result.stderr
+    assert "error: " in result.stderr
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["run", "a"],
+        ["run", "--model", "nets:segment"],
+        ["run", "a", "--model", "nets:segment", "--size", "480"],
+        ["run", "a", "--model", "nets:segment", "--size", "0x4"],
+        ["run", "a", "--model", "nets:segment", "--limit", "0"],
+        ["run", "a", "--model", "nets:segment", "--tolerance", "-1"],
+        ["run", "a", "--model", "nets:segment", "--tolerance", "nan"],
+        ["run", "a", "--model", "nets:segment", "--task", "cook"],
+        ["run", "a", "--model", "nets:segment", "--dtype", "int8"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_usage_exits_with_2(args: list[str]) -> None:
+    call(*args, code=2)
+
+
+def test_explain_names_every_step(folder: Path) -> None:
+    text = call("explain", "nets:segment", "--size", "33x47").stdout
+    assert "33x47" in text
+    assert text.count("conv") >= 2
+    assert "224x224" in call("explain", "nets:segment").stdout
+
+
+def test_env_names_versions_devices_and_engines() -> None:
+    text = call("env").stdout
+    for word in ("torchdelta", torch.__version__.split("+")[0], "cpu", "cuda", "engines", "torch"):
+        assert word in text
+
+
+def test_demo_runs(folder: Path) -> None:
+    text = call("demo", "--frames", "3", "--size", "64x96").stdout
+    assert "MAC" in text
+    assert len(pictures("out/demo.mp4")) == 3
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-c", "from torchdelta.cli import main; main()", *args]
+
+
+def test_help_imports_no_model_collection() -> None:
+    code = (
+        "import sys\nfrom torchdelta.cli.app import app\n"
+        "assert not {'timm', 'torchvision', 'av', 'cv2'} & set(sys.modules)\n"
+        "sys.argv = ['torchdelta', 'run', '--help']\napp()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for word in ("SOURCE", "--model", "--weights", "--task", "--compare", "Examples"):
+        assert word in done.stdout
+    version = subprocess.run(command("--version"), capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"torchdelta \d+\.\d+\.\d+\S*\n", version.stdout)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_interrupted_run_leaves_whole_files(number: int, code: int, folder: Path) -> None:
+    source = clip(folder / "a.mp4", 3000, 32, 48)
+    args = ["run", source, "--model", "nets:segment", "--json", "out.jsonl", "--save", "out.mp4"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        deadline_s = time.monotonic() + 60
+        while time.monotonic() < deadline_s and process.poll() is None:
+            with contextlib.suppress(FileNotFoundError):
+                if Path("out.jsonl").read_text().count("\n") >= 8:
+                    break
+            time.sleep(0.02)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    lines, shown = records(), pictures("out.mp4")
+    assert 8 <= len(lines) < 3000
+    assert "Traceback" not in err
+    if number == signal.SIGKILL:
+        # the frame under way may have its line and not yet its picture
+        assert len(lines) - 2 <= len(shown) <= len(lines)
+    else:
+        assert len(shown) == len(lines)
+        assert "interrupted; so far:" in out
+
+
+def data_folder() -> Path:
+    root = Path(__file__).resolve().parents[1]
+    path = Path(os.environ.get("TORCHDELTA_DATA", root.parent / "shared" / "data"))
+    if not path.is_dir():
+        reason = f"no data folder at {path}"
+        if "data" in os.environ.get("TORCHDELTA_REQUIRE", ""):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return path
+
+
+def test_classifies_the_room_with_real_weights() -> None:
+    pytest.importorskip("timm")
+    data = data_folder()
+    call(
+        "run", str(data / "clips/static/room_768x432.mp4"),
+        "--model", "timm:tf_efficientnet_lite0",
+        "--weights", str(data / "weights/tf_efficientnet_lite0_imagenet_fp16.pth"),
+        "--task", "classify", "--compare", "--limit", "4", "--json", "out.jsonl",
+    )  # fmt: skip
+    lines = records()
+    assert len(lines) == 4
+    assert lines[0]["mac_share"] == 1.0
+    assert max(line["mac_share"] for line in lines[1:]) < 0.5
+    assert max(line["layer_error"] for line in lines) < 0.1
+    assert all(isinstance(line["result"]["label"], str) for line in lines)

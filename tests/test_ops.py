@@ -1,0 +1,138 @@
+"""Each operation on each engine: footprint, recompute, publish, and nothing else written."""
+
+import pytest
+import torch
+from cases import OP_CASES
+from support import ENGINE_CASES, compiled, move, new_session, snapshot, untouched_outside
+from torch import Tensor
+
+import torchdelta
+from torchdelta.engines import ENGINES
+from torchdelta.ops import OPS, Bilinear, Dense
+
+# relative L2 against the stock operation in float32; other orders of summation, nothing else
+FP32 = 1e-5
+# half precision: one rounding of the result, and of each intermediate of a composed case
+HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.mark.parametrize("engine", ENGINE_CASES)
+@pytest.mark.parametrize("case", OP_CASES)
+def test_op(engine: str, case: str) -> None:
+    """Single pixels, patches, all and nothing change; each time the result is the dense one."""
+    op, _, shape = OP_CASES[case]
+    fast, model = compiled(case)
+    steps = {step.op.name for step in fast.plan.steps}
+    assert op in steps, f"{case} became {steps}"
+    assert any(s.dense for s in fast.plan.steps) == (op == "dense")
+    session = new_session(fast, engine, tolerance=0.0)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(1, *shape, generator=generator)
+    moved = 0.0
+    reference = None
+    for kind in ("first", "pixel", "patch", "same", "all", "pixel", "corner"):
+        x = move(x, kind, generator)
+        before = snapshot(session)
+        result = session.step({"s": x}, record=True)["s"]
+        with torch.no_grad():
+            expected = model(x)
+        assert torchdelta.relative_error(result.output, expected) <= FP32, kind
+        assert result.output.shape == expected.shape
+        if kind != "first":
+            assert untouched_outside(session, before, result), kind
+        assert session.audit("s").ok, kind
+        active = sum(int(m.sum()) for m in result.active.values())
+        if kind == "same":
+            assert active == 0
+        elif reference is not None and not torch.equal(reference, expected):
+            assert active > 0, kind
+        if reference is not None:
+            moved = max(moved, torchdelta.relative_error(reference, expected))
+        reference = expected
+    assert moved > 1e-2
+
+
+@pytest.mark.parametrize("engine", ENGINE_CASES)
+@pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
+@pytest.mark.parametrize("case", [c for c in OP_CASES if OP_CASES[c][0] != "dense"][::3])
+def test_op_half(engine: str, dtype: torch.dtype, case: str) -> None:
+    """The half dtypes stay within a rounding of the float32 result."""
+    shape = OP_CASES[case][2]
+    fast, model = compiled(case)
+    session = new_session(fast, engine, tolerance=0.0, dtype=dtype)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(1, *shape, generator=generator).to(dtype).float()
+    for kind in ("first", "patch", "pixel"):
+        x = move(x, kind, generator).to(dtype).float()
+        result = session.step({"s": x})["s"]
+        assert result.output.dtype == dtype
+        with torch.no_grad():
+            expected = model(x)
+        assert torchdelta.relative_error(result.output, expected) <= HALF[dtype], kind
+
+
+@pytest.mark.parametrize("case", [c for c in OP_CASES if OP_CASES[c][0] != "dense"])
+def test_footprint_is_what_the_stock_operation_reads(case: str) -> None:
+    """A NaN at one input pixel reaches exactly the footprint's outputs."""
+    fast, _ = compiled(case)
+    generator = torch.Generator().manual_seed(3)
+    for step in fast.plan.steps:
+        if isinstance(step.op, Dense):
+            continue
+        out = fast.plan.values[step.output]
+        sizes = [fast.plan.values[v] for v in step.inputs[: step.arity]]
+        clean = [torch.rand(*v.size, v.channels, generator=generator) for v in sizes]
+        for n, value in enumerate(sizes):
+            h, w = value.size
+            for y, x in {(0, 0), (h - 1, w - 1), (h // 2, w // 3), (h // 3, w - 1)}:
+                poisoned = [c.clone() for c in clean]
+                poisoned[n][y, x] = float("nan")
+                touched = torch.isnan(step.op.full(poisoned, step.weights)).any(-1)
+                changed = torch.zeros(h, w, dtype=torch.bool)
+                changed[y, x] = True
+                active = step.footprints[n].active(changed, out.size)
+                if isinstance(step.op, Bilinear):
+                    # a source pixel of weight 0 is read by the stock operation, and not needed
+                    assert not (active & ~touched).any()
+                else:
+                    assert torch.equal(active.expand(out.size), touched), (step.name, y, x)
+
+
+def test_every_registered_op_has_cases() -> None:
+    seen = {step.op.name for case in OP_CASES for step in compiled(case)[0].plan.steps}
+    assert seen == set(OPS)
+
+
+def test_every_engine_is_tested() -> None:
+    assert set(ENGINE_CASES) == {name for name in ENGINES if ENGINES[name].usable()[0]}
+
+
+def test_work_counts_what_the_stock_convolution_receives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`work_share` is measured by PyTorch's own counter of what conv2d was really given."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    fast, _ = compiled("conv-3x3")
+    session = new_session(fast, "torch", tolerance=0.0)
+    generator = torch.Generator().manual_seed(4)
+    x = torch.rand(1, *OP_CASES["conv-3x3"][2], generator=generator)
+    session.step({"s": x})
+    for kind in ("pixel", "patch", "all", "same"):
+        x = move(x, kind, generator)
+        with FlopCounterMode(display=False) as counter:
+            stats = session.step({"s": x})["s"].stats
+        macs = counter.get_total_flops() / 2
+        assert macs == pytest.approx(stats.work_share * fast.plan.macs), kind
+        assert stats.work_share >= stats.mac_share
+        if kind == "pixel":
+            assert 0 < stats.mac_share < stats.work_share < 0.05
+
+
+def test_gathered_tiles_do_not_read_padding_as_zero_in_max_pools() -> None:
+    fast, model = compiled("maxpool-3-s2-p1")
+    session = new_session(fast, "torch", tolerance=0.0)
+    x = -1 - torch.rand(1, *OP_CASES["maxpool-3-s2-p1"][2])
+    session.step({"s": x})
+    x = x.clone()
+    x[:, :, 0, 0] -= 1
+    out: Tensor = session.step({"s": x})["s"].output
+    assert torch.equal(out, model(x))
