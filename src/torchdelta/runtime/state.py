@@ -8,11 +8,15 @@ from torch import Tensor
 
 from torchdelta.plan import Plan
 
+# a cache line
+ALIGN_BYTES = 64
+
 
 class State:
     """Buffers and thresholds of N slots, owned by one session.
 
-    buffers:         one [N, H, W, C] tensor per `plan.buffers`, in the compute dtype or its own
+    buffers:         one [N, H, W, C] tensor per `plan.buffers`, in the compute dtype or its own;
+                     every slot begins on a cache line
     thresholds:      [N, values] float64, in the values' units; 0 compares values
     input_threshold: [N] float64, share of full scale
     rms:             [N, values] float64, NaN until it is known
@@ -24,8 +28,7 @@ class State:
     ) -> None:
         self.plan, self.norm = plan, norm
         self.buffers = [
-            torch.zeros((slots, b.h, b.w, b.c), dtype=b.dtype or dtype, device=device)
-            for b in plan.buffers
+            _aligned_zeros((slots, b.h, b.w, b.c), b.dtype or dtype, device) for b in plan.buffers
         ]
         self.thresholds = np.zeros((slots, len(plan.values)))
         self.input_threshold = np.zeros(slots)
@@ -48,3 +51,17 @@ class State:
     def bytes(self) -> int:
         """Bytes of all buffers."""
         return sum(b.numel() * b.element_size() for b in self.buffers)
+
+
+def _aligned_zeros(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Allocate [N, H, W, C] whose slots are aligned alike.
+
+    Stock kernels may sum in another order at another alignment; streams must not differ by slot.
+    """
+    per_slot = shape[1] * shape[2] * shape[3]
+    unit = ALIGN_BYTES // dtype.itemsize
+    padded = -(-per_slot // unit) * unit
+    flat = torch.zeros((shape[0], padded), dtype=dtype, device=device)
+    return flat[:, :per_slot].unflatten(1, shape[1:])
