@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import lru_cache
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -123,7 +123,11 @@ def make_layer(op: str, r: random.Random, c: int, h: int, w: int) -> Layer:
     if op == "remap":
         return Layer(
             r.choice(
-                [nn.Upsample(scale_factor=2), nn.ReflectionPad2d((1, 0, 1, 1)), nn.ConstantPad2d(1, 0.3)]
+                [
+                    nn.Upsample(scale_factor=2),
+                    nn.ReflectionPad2d((1, 0, 1, 1)),
+                    nn.ConstantPad2d(1, 0.3),
+                ]
             )
         )
     simple = {
@@ -173,7 +177,7 @@ class RandomNet(nn.Module):
         return {"out": self.head(x), "middle": middle}
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled_net(op: str, seed: int) -> tuple[torchdelta.CompiledModel, nn.Module]:
     """Compile a random network once per worker."""
     model = RandomNet(op, seed).eval()

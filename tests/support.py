@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import torch
-from cases import OP_CASES
 from torch import Tensor, nn
 
 import torchdelta
+from cases import OP_CASES
 from torchdelta.engines import ENGINES
 from torchdelta.runtime.session import Session
 
@@ -17,7 +17,7 @@ from torchdelta.runtime.session import Session
 ENGINE_CASES = [name for name, engine in ENGINES.items() if engine.usable()[0]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(case: str) -> tuple[torchdelta.CompiledModel, nn.Module]:
     """Compile an op case once per worker."""
     _, make, shape = OP_CASES[case]

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cases import OP_CASES
-from support import ENGINE_CASES, compiled, move, new_session, snapshot, untouched_outside
 from torch import Tensor
 
 import torchdelta
+from cases import OP_CASES
+from support import ENGINE_CASES, compiled, move, new_session, snapshot, untouched_outside
 from torchdelta.engines import ENGINES
 from torchdelta.ops import OPS, Bilinear, Dense
 

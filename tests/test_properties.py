@@ -1,20 +1,20 @@
 """Design invariants P1 to P5 over random networks and random histories, on every engine.
 
-Each registered op has four networks that contain it; each invariant draws histories for every one
-of them: partial changes, zero-sum stripes, single pixels, NaN frames, scene cuts, resets, refreshes,
+Each registered op has four networks that contain it; each invariant draws histories for all of
+them: partial changes, zero-sum stripes, single pixels, NaN frames, scene cuts, resets, refreshes,
 joins and leaves, a black first frame.
 """
 
 import pytest
 import torch
-import torchdelta
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import compiled_net
-from support import ENGINE_CASES, move, new_session, same_bits, snapshot, untouched_outside
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+import torchdelta
+from nets import compiled_net
+from support import ENGINE_CASES, move, new_session, same_bits, snapshot, untouched_outside
 from torchdelta.ops import OPS
 from torchdelta.runtime.session import Session
 
@@ -81,7 +81,7 @@ def dense(model: nn.Module, x: Tensor) -> object:
 
 
 def with_motion(history: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
-    """End with frames that move every network's output, so that nothing passes by standing still."""
+    """End with frames that move every network's output: standing still must not pass."""
     return [*history, ("all", "a", 1), ("patch", "a", 2), ("all", "a", 3)]
 
 

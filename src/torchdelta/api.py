@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -223,7 +222,7 @@ class CompiledModel:
         rows = example[:2] if len(example) > 1 else torch.cat([example, example.flip(2)])
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
         reference = self._reference(x)
-        captured = export(self._model, x)
+        captured = export(self._model, x[: len(reference)])
         plan = build(captured.program, self._preprocess, self._notes + captured.notes)
         self._verify(plan, captured, rows, x, reference)
         return plan
@@ -237,6 +236,10 @@ class CompiledModel:
                     out = self._model(batch)
             except Exception as error:
                 errors.append(f"{list(batch.shape)}: {type(error).__name__}: {error}")
+                continue
+            tensors = [t for t in pytree.tree_leaves(out) if isinstance(t, Tensor) and t.ndim]
+            if len(batch) > 1 and not any(len(t) == len(batch) for t in tensors):
+                # it has written down a batch of 1 somewhere
                 continue
             return [
                 pytree.tree_map(lambda leaf, n=n: _row(leaf, n), out) for n in range(len(batch))
@@ -391,15 +394,3 @@ def relative_error(a: Any, b: Any) -> float:
         diff += float(torch.where(both_nan, 0.0, x - y).square().sum())
         norm += float(torch.where(torch.isfinite(y), y, 0.0).square().sum())
     return (diff**0.5) / (norm**0.5 or 1.0)
-
-
-def warn_range(frame: Tensor, preprocess: Preprocess) -> None:
-    """Warn where a float frame lies far outside the range it was said to have."""
-    low, high = float(frame.min()), float(frame.max())
-    slack = 0.5 * (preprocess.hi - preprocess.lo)
-    if low < preprocess.lo - slack or high > preprocess.hi + slack:
-        warnings.warn(
-            f"frame values run from {low:.3g} to {high:.3g}, the input range is "
-            f"{preprocess.lo:g}..{preprocess.hi:g}: pass input_range=(lo, hi) to compile",
-            stacklevel=3,
-        )

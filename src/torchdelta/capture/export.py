@@ -54,12 +54,15 @@ def prepare_copy(model: nn.Module) -> nn.Module:
 
 
 def export(model: nn.Module, example: Tensor) -> Captured:
-    """Export a model in eval mode for frames like `example` [2, C, H, W] float32.
+    """Export a model in eval mode for frames like `example` [N, C, H, W] float32.
 
+    N is 2 to try a dynamic batch first, 1 where the model takes nothing else.
     Raises: CaptureError with all reasons, where neither a dynamic nor a fixed batch exports.
     """
     attempts: list[str] = []
-    for batch, dynamic in ((2, True), (1, False)):
+    if len(example) == 1:
+        attempts.append("with a dynamic batch: the model runs with a batch of 1 only")
+    for batch, dynamic in ((2, True), (1, False))[2 - len(example) :]:
         shapes: Any = ({0: torch.export.Dim.AUTO},) if dynamic else None
         try:
             with warnings.catch_warnings(), torch.no_grad():

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
 
 from torchdelta.errors import CaptureError
 from torchdelta.ops import Dense
@@ -28,6 +27,12 @@ HALVES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 Rule = Callable[["Lowering", Args], Any]
+
+
+# they reduce over every axis where none is named
+REDUCTIONS = (
+    "all amax amin any argmax argmin logsumexp max mean median min nanmean norm prod std sum var"
+).split()
 
 
 class NotSparse(Exception):
@@ -181,6 +186,7 @@ class Lowering:
             if not hasattr(target, "_schema"):
                 raise NotSparse("not an ATen operation")
             bound = bind(target, args, kwargs)
+            self._check_batch_axis(bound, name)
             rule = self.rules.get(name)
             if rule is None and name in POINTWISE:
                 rule = self.unary
@@ -189,6 +195,16 @@ class Lowering:
             return rule(self, bound)
         except NotSparse as why:
             return self._dense(node, args, kwargs, str(why))
+
+    def _check_batch_axis(self, bound: Args, name: str) -> None:
+        """Refuse what works along the batch axis, where that can be seen from the arguments."""
+        if source(bound).whole[:1] != (1,):
+            return
+        dims = bound.get("dim", bound.get("dims"))
+        given = [dims] if isinstance(dims, int) else list(dims or [])
+        rank = len(source(bound).whole)
+        if (name in REDUCTIONS and not given) or any(d % rank == 0 for d in given):
+            raise CaptureError("it mixes the batch axis, whose rows are different streams here")
 
     def _dense(self, node: fx.Node, args: list[Any], kwargs: Args, reason: str) -> Any:
         inputs: list[Draft] = []
@@ -320,6 +336,9 @@ def _count_macs(node: fx.Node) -> int:
         fake, (list(node.args), dict(node.kwargs)), is_leaf=lambda a: isinstance(a, fx.Node)
     )
     args, kwargs = pytree.tree_map(one_stream, (args, kwargs))
+    # not at the top: it imports Triton where that is installed
+    from torch.utils.flop_counter import FlopCounterMode
+
     try:
         with FlopCounterMode(display=False) as counter:
             node.target(*args, **kwargs)  # type: ignore[operator]
@@ -347,7 +366,7 @@ def is_vector(draft: Any) -> bool:
 
 def source(a: Args) -> Draft:
     """Give the value that a call works on: its first argument that is computed from the frame."""
-    return next(v for v in a.values() if isinstance(v, Draft))
+    return next(v for v in pytree.tree_leaves(a) if isinstance(v, Draft))
 
 
 def factors_of(a: Args) -> tuple[float | None, float | None]:

@@ -73,7 +73,9 @@ def audit_slot(engine: Engine, state: State, slot: int) -> Audit:
     return Audit(tuple(found))
 
 
-def _compare(value: Value, stored: Tensor, fresh: Tensor, threshold: float, norm: str) -> ValueAudit:
+def _compare(
+    value: Value, stored: Tensor, fresh: Tensor, threshold: float, norm: str
+) -> ValueAudit:
     if not stored.is_floating_point():
         worst = float((stored != fresh).any())
         return ValueAudit(value.name, worst, 0.0, 0.0)

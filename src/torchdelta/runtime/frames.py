@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchdelta.errors import FrameError
+from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan
 
 Frame = np.ndarray | Tensor
@@ -84,3 +86,15 @@ def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:
             f'.to("{device}") or hand it over on the CPU'
         )
     return frame.detach().permute(1, 2, 0)
+
+
+def warn_range(frame: Tensor, preprocess: Preprocess) -> None:
+    """Warn where a float frame lies far outside the range it was said to have."""
+    low, high = float(frame.min()), float(frame.max())
+    slack = 0.5 * (preprocess.hi - preprocess.lo)
+    if low < preprocess.lo - slack or high > preprocess.hi + slack:
+        warnings.warn(
+            f"frame values run from {low:.3g} to {high:.3g}, the input range is "
+            f"{preprocess.lo:g}..{preprocess.hi:g}: pass input_range=(lo, hi) to compile",
+            stacklevel=5,
+        )

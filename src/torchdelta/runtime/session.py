@@ -16,7 +16,7 @@ from torchdelta.errors import FrameError, StreamError
 from torchdelta.ops.move import to_model_layout
 from torchdelta.plan import Plan
 from torchdelta.runtime.audit import Audit, audit_slot
-from torchdelta.runtime.frames import Frame, check_frame
+from torchdelta.runtime.frames import Frame, check_frame, warn_range
 from torchdelta.runtime.gate import Profile, Thresholds
 from torchdelta.runtime.state import State
 from torchdelta.runtime.stats import FrameStats, StreamStats, frame_stats
@@ -222,6 +222,8 @@ class Session:
             self._check_room(newcomers)
             for stream in newcomers:
                 self._join(stream)
+                if ready[stream].is_floating_point():
+                    warn_range(ready[stream], self.plan.preprocess)
             results = self._run(ready, record)
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
 

@@ -1,0 +1,365 @@
+"""`torchdelta.compile` and what it returns."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import torchdelta
+from cases import Fn
+from torchdelta import CaptureError, FrameError
+from torchdelta.engines import EngineError, available, choose
+
+
+class TwoHeads(nn.Module):
+    """Returns a dict of a map, a tuple and a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.map = nn.Conv2d(8, 2, 1)
+        self.fc = nn.Linear(8, 5)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> dict:
+        y = self.stem(x)
+        pooled = self.dropout(F.adaptive_avg_pool2d(y, 1).flatten(1))
+        return {"map": self.map(y), "both": (self.fc(pooled), y), "stride": 2}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return TwoHeads().eval()
+
+
+def test_the_result_has_the_models_structure() -> None:
+    model = net()
+    x = torch.rand(2, 3, 20, 22)
+    fast = torchdelta.compile(model, x, tolerance=0)
+    out, expected = fast(x), model(x)
+    assert out["stride"] == 2
+    assert isinstance(out["both"], tuple)
+    assert torchdelta.relative_error(out, expected) < 1e-5
+    assert [t.shape for t in (out["map"], *out["both"])] == [
+        t.shape for t in (expected["map"], *expected["both"])
+    ]
+
+
+def test_the_model_is_left_untouched() -> None:
+    model = net().train()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.warns(UserWarning, match="train mode"):
+        fast = torchdelta.compile(model, torch.rand(1, 3, 20, 22))
+    fast(torch.rand(1, 3, 20, 22))
+    assert model.training
+    assert all(m.training for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torchdelta.compile(model.eval(), torch.rand(1, 3, 20, 22))
+
+
+def test_rows_are_cameras() -> None:
+    model = net()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 20, 22), tolerance=0)
+    x = torch.rand(3, 3, 20, 22)
+    fast(x)
+    y = x.clone()
+    y[1, :, 5:9, 5:9] = 0
+    assert torchdelta.relative_error(fast(y), model(y)) < 1e-5
+    assert fast.stats.last.changed_input == 0.0
+    assert fast.stats.frames == 6
+
+
+def test_outputs_are_copies_unless_views_are_asked_for() -> None:
+    fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22), tolerance=0)
+    a = fast(torch.zeros(1, 3, 20, 22))["map"]
+    kept = a.clone()
+    view = fast(torch.ones(1, 3, 20, 22), views=True)["map"]
+    assert torch.equal(a, kept)
+    assert torch.equal(view, fast(torch.ones(1, 3, 20, 22))["map"])
+    fast(torch.zeros(1, 3, 20, 22))
+    assert torchdelta.relative_error(view, kept) < 1e-5
+
+
+def test_other_sizes_get_a_plan_of_their_own() -> None:
+    model = net()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 20, 22), tolerance=0)
+    for size in ((20, 22), (31, 17), (20, 22), (31, 17)):
+        x = torch.rand(1, 3, *size)
+        assert torchdelta.relative_error(fast(x), model(x)) < 1e-5
+    assert len(fast._sized) == 2
+    session = fast.session(size=(9, 11))
+    assert session.plan.size == (9, 11)
+
+
+def test_fixed_size_refuses_others() -> None:
+    fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22), fixed_size=True)
+    with pytest.raises(FrameError, match=r"21x22.*fixed_size=True for 20x22"):
+        fast(torch.rand(1, 3, 21, 22))
+    fast(torch.rand(1, 3, 20, 22))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (torch.rand(3, 20, 22), "expected a tensor"),
+        (torch.rand(1, 4, 20, 22), "4 channels"),
+        (torch.full((1, 3, 20, 22), float("nan")), "row 0: .*NaN"),
+        (torch.zeros(1, 3, 20, 22, dtype=torch.int32), "int32"),
+        ("frame", "str"),
+    ],
+)
+def test_bad_frames_are_refused_whole(bad: object, message: str) -> None:
+    fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22))
+    with pytest.raises(FrameError, match=message):
+        fast(bad)  # type: ignore[arg-type]
+
+
+def test_uint8_and_normalisation() -> None:
+    model = net()
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    u = torch.randint(0, 256, (1, 3, 20, 22), dtype=torch.uint8)
+    fast = torchdelta.compile(model, u, tolerance=0, input_range=(0, 1), mean=mean, std=std)
+    x = (u / 255 - torch.tensor(mean).view(1, 3, 1, 1)) / torch.tensor(std).view(1, 3, 1, 1)
+    assert torchdelta.relative_error(fast(u), model(x)) < 1e-5
+    assert torchdelta.relative_error(fast(u / 255), model(x)) < 1e-5
+    assert torchdelta.relative_error(fast.preprocess(u[0]), x) < 1e-6
+    assert torchdelta.relative_error(fast.dense(x), model(x)) < 1e-5
+    array = u[0].permute(1, 2, 0).numpy()
+    assert torchdelta.relative_error(fast(array), model(x)) < 1e-5
+
+
+def test_bgr_and_0_255() -> None:
+    model = net()
+    u = torch.randint(0, 256, (1, 3, 20, 22), dtype=torch.uint8)
+    fast = torchdelta.compile(model, u, tolerance=0, input_range=(0, 255), color="bgr")
+    assert torchdelta.relative_error(fast(u), model(u.flip(1).float())) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("example", "lo", "hi"),
+    [
+        (torch.rand(1, 3, 20, 22), 0, 1),
+        (torch.rand(1, 3, 20, 22) * 255, 0, 255),
+        (torch.rand(1, 3, 20, 22) * 2 - 1, -1, 1),
+        (torch.linspace(-2.5, 3, 3 * 20 * 22).reshape(1, 3, 20, 22), -2.5, 3),
+        (torch.randint(0, 256, (1, 3, 20, 22), dtype=torch.uint8), 0, 1),
+    ],
+)
+def test_the_range_is_taken_from_the_example_with_a_note(
+    example: Tensor, lo: float, hi: float
+) -> None:
+    fast = torchdelta.compile(net(), example)
+    assert (fast.plan.preprocess.lo, fast.plan.preprocess.hi) == pytest.approx((lo, hi))
+    assert "input_range not given" in fast.plan.notes[0]
+    assert "input_range not given" in fast.explain()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"tolerance": -1}, "tolerance"),
+        ({"tolerance": float("nan")}, "tolerance"),
+        ({"dtype": "fp8"}, "fp32, fp16, bf16"),
+        ({"dtype": torch.int8}, "dtype"),
+        ({"mean": (0.5,)}, "mean has 1 numbers"),
+        ({"std": (0.1, 0.0, 0.1)}, "std"),
+        ({"input_range": (1, 0)}, "lo < hi"),
+        ({"color": "yuv"}, "color"),
+        ({"engine": "warp"}, "'warp' is unknown; choose auto or one of torch"),
+    ],
+)
+def test_bad_arguments(keywords: dict, message: str) -> None:
+    with pytest.raises((ValueError, EngineError), match=message):
+        torchdelta.compile(net(), torch.rand(1, 3, 20, 22), **keywords)
+
+
+@pytest.mark.parametrize(
+    "example", [torch.rand(3, 20, 22), torch.rand(0, 3, 20, 22), torch.zeros(1, 3, 4, 4).long(),
+                torch.full((1, 3, 20, 22), float("inf")), np.zeros((20, 22, 3))]
+)  # fmt: skip
+def test_bad_examples(example: object) -> None:
+    with pytest.raises(FrameError, match="example"):
+        torchdelta.compile(net(), example)  # type: ignore[arg-type]
+
+
+def test_dtypes() -> None:
+    model = net()
+    x = torch.rand(1, 3, 20, 22)
+    for name, dtype, limit in (("fp16", torch.float16, 5e-3), ("bf16", torch.bfloat16, 2e-2)):
+        fast = torchdelta.compile(model, x, tolerance=0, dtype=name)
+        fast(torch.rand(1, 3, 20, 22))
+        out = fast(x)
+        assert out["map"].dtype == fast.dtype == dtype
+        assert torchdelta.relative_error(out, model(x)) < limit
+        half = fast.session().plan.state_bytes(dtype)
+        assert half < 0.6 * fast.plan.state_bytes(torch.float32)
+
+
+def test_a_model_in_half_precision_is_captured() -> None:
+    model = net()
+    half = copy.deepcopy(model).half()
+    fast = torchdelta.compile(half, torch.rand(1, 3, 20, 22), tolerance=0)
+    x = torch.rand(1, 3, 20, 22)
+    assert torchdelta.relative_error(fast(x), model(x)) < 1e-2
+    assert next(half.parameters()).dtype == torch.float16
+
+
+def test_a_model_without_parameters() -> None:
+    fast = torchdelta.compile(nn.AvgPool2d(3, 1, 1).eval(), torch.rand(1, 3, 20, 22), tolerance=0)
+    x = torch.rand(1, 3, 20, 22)
+    assert torchdelta.relative_error(fast(x), F.avg_pool2d(x, 3, 1, 1)) < 1e-5
+    assert fast.stats.last.mac_share == 1.0
+
+
+def test_explain_is_a_table() -> None:
+    fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22))
+    text = fast.explain()
+    for part in ("step", "operation", "conv2d 3x3 s2+relu", "8x10x11", "sparse", "MAC per dense",
+                 "state", "engine torch"):  # fmt: skip
+        assert part in text
+
+
+class Branches(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+class Mixes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0, keepdim=True)
+
+
+class Softly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.softmax(0)
+
+
+class Random(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+class Counts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1)
+        return x + self.seen
+
+
+class Ignores(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones(3)
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Several(nn.Module):
+    """Two reasons at once: both must be named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.add_(1)
+        return x + torch.rand_like(x) + self.seen
+
+
+@pytest.mark.parametrize(
+    ("model", "messages"),
+    [
+        (Branches(), ["cannot be captured", "dynamic batch", "with batch 1"]),
+        (Mixes(), ["mixes the batch axis", "mean"]),
+        (Softly(), ["mixes the batch axis", "softmax"]),
+        (Fn(lambda x: x.mean(0, keepdim=True)), ["mixes the batch axis", "mean"]),
+        (Fn(lambda x: x * x.std()), ["mixes the batch axis", "std"]),
+        (Fn(lambda x: x.flip(0)), ["mixes the batch axis", "flip"]),
+        (Fn(lambda x: x[:1] + x), ["mixes the batch axis", "slice"]),
+        (Random(), ["random numbers"]),
+        (Counts(), ["writes to its buffers", "seen"]),
+        (Ignores(), ["no output of the model depends on the frame"]),
+        (Two(), ["fails on frames"]),
+        (Several(), ["writes to its buffers", "random numbers"]),
+        (lambda x: x, ["expected a torch.nn.Module"]),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_what_cannot_be_captured_says_why(model: object, messages: list[str]) -> None:
+    if isinstance(model, nn.Module):
+        model.eval()
+    with pytest.raises(CaptureError) as caught:
+        torchdelta.compile(model, torch.rand(1, 3, 8, 8), tolerance=0)  # type: ignore[arg-type]
+    for message in messages:
+        assert message in str(caught.value), str(caught.value)
+
+
+def test_a_model_that_fails_on_this_size_says_so() -> None:
+    class Strict(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + F.interpolate(F.max_pool2d(x, 2), scale_factor=2)
+
+    with pytest.raises(CaptureError, match="fails on frames of this size"):
+        torchdelta.compile(Strict().eval(), torch.rand(1, 3, 9, 9))
+
+
+def test_a_model_that_fixes_its_batch_runs_stream_by_stream() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).reshape(1, 4, -1).cumsum(2)
+
+    model = Fixed().eval()
+    x = torch.rand(1, 3, 8, 9)
+    fast = torchdelta.compile(model, x, tolerance=0, input_range=(0, 1))
+    y = torch.rand(2, 3, 8, 9)
+    out = fast(y)
+    assert torchdelta.relative_error(out[1:], model(y[1:])) < 1e-5
+    assert any("batch 1" in note for note in fast.plan.notes)
+
+
+def test_exported_archives_run(tmp_path) -> None:
+    model = net()
+    x = torch.rand(1, 3, 20, 22)
+    path = tmp_path / "net.pt2"
+    torch.export.save(torch.export.export(model, (x,), strict=False), path)
+    fast = torchdelta.compile(torch.export.load(path).module(), x, tolerance=0)
+    y = torch.rand(1, 3, 20, 22)
+    fast(x)
+    assert torchdelta.relative_error(fast(y), model(y)) < 1e-5
+
+
+def test_engines_say_what_they_are() -> None:
+    names = {name: (usable, why) for name, usable, why in available()}
+    assert names["torch"][0]
+    assert torch.__version__ in names["torch"][1]
+    engine, reason = choose("auto", torch.device("cpu"))
+    assert engine.name == "torch"
+    assert "cpu" in reason
+
+
+def test_import_pulls_in_no_model_collections() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, torchdelta, torchdelta.cli\n"
+        "print([m for m in ('timm', 'torchvision', 'triton') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,65 @@
+"""Whole networks: at tolerance 0 each frame's result is the dense network's."""
+
+import pytest
+import torch
+from torch import nn
+
+import torchdelta
+from support import ENGINE_CASES, move, new_session
+from torchdelta.capture.prepare import prepare_untrained
+
+# relative L2, float32: folded batch norms and other orders of summation through 100 layers
+FP32 = 1e-4
+
+NETWORKS = {
+    "torchvision:resnet18": (65, 97),
+    "torchvision:mobilenet_v2": (65, 97),
+    "torchvision:mobilenet_v3_small": (65, 97),
+    "torchvision:shufflenet_v2_x0_5": (65, 97),
+    "torchvision:efficientnet_b0": (65, 97),
+    "torchvision:lraspp_mobilenet_v3_large": (65, 97),
+    # HRNet adds maps of several scales: only multiples of 32 fit
+    "timm:hrnet_w18_small": (64, 96),
+}
+
+
+def build(spec: str, size: tuple[int, int]) -> nn.Module:
+    where, name = spec.split(":")
+    torch.manual_seed(0)
+    if where == "timm":
+        timm = pytest.importorskip("timm")
+        model = timm.create_model(name, pretrained=False)
+    else:
+        models = pytest.importorskip("torchvision.models")
+        more = {"weights_backbone": None} if "lraspp" in name else {}
+        model = models.get_model(name, weights=None, **more)
+    frames = torch.rand(6, 3, *size, generator=torch.Generator().manual_seed(1))
+    return prepare_untrained(model, frames)
+
+
+@pytest.mark.parametrize("engine", ENGINE_CASES)
+@pytest.mark.parametrize("spec", NETWORKS)
+def test_network_equals_dense(engine: str, spec: str) -> None:
+    size = NETWORKS[spec]
+    model = build(spec, size)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.rand(1, 3, *size, generator=generator)
+    fast = torchdelta.compile(model, x, input_range=(0, 1))
+    assert not any(step.dense for step in fast.plan.steps), fast.explain()
+    session = new_session(fast, engine, tolerance=0.0)
+    last = None
+    shares = []
+    for kind in ("first", "patch", "patch", "stripes", "patch"):
+        x = move(x, kind, generator)
+        result = session.step({"s": x})["s"]
+        with torch.no_grad():
+            expected = model(x)
+        error = torchdelta.relative_error(result.output, expected)
+        assert error <= FP32, (kind, error)
+        assert type(result.output) is type(expected)
+        if last is not None:
+            assert torchdelta.relative_error(last, expected) > 1e-2, "the dense output stands still"
+        last = expected
+        shares.append(result.stats.mac_share)
+    assert shares[0] == 1.0
+    assert shares[1] < 1.0
