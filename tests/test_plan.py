@@ -160,7 +160,7 @@ def test_what_hangs_on_the_place_in_the_frame_is_known() -> None:
         (Fn(lambda x: torch.cat([x, x], 2)), "cat", "another axis than the channels"),
         (Fn(lambda x: F.conv2d(x, x.mean((0, 2, 3)).expand(2, 3, 3, 3).contiguous()[:, :, :1, :1])),
          None, None),
-        (Fn(lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2)), "bmm", None),
+        (Fn(lambda x: x.flatten(2) @ x.flatten(2).transpose(1, 2)), "matmul", None),
         (Fn(lambda x: F.max_pool2d(x, 2, return_indices=True)[1]), "max_pool2d", "indices"),
         (Fn(lambda x: F.interpolate(x, scale_factor=2, mode="bicubic")), "bicubic", None),
     ],

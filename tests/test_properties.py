@@ -5,9 +5,11 @@ them: partial changes, zero-sum stripes, single pixels, NaN frames, scene cuts, 
 joins and leaves, a black first frame.
 """
 
+import os
+
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -20,7 +22,10 @@ from torchdelta.runtime.session import Session
 
 # relative L2 of a stream against the dense network, float32 (design: P1)
 P1_FP32 = 1e-5
-EXAMPLES_PER_OP = 4
+NETWORKS_PER_OP = 4
+# `make test-long` draws more histories, and lets a failure shrink
+LONG = bool(os.environ.get("TORCHDELTA_LONG"))
+EXAMPLES_PER_OP = 25 if LONG else 4
 
 FRAMES = ("pixel", "patch", "stripes", "all", "same", "noise", "black", "nan")
 events = st.lists(
@@ -32,7 +37,7 @@ events = st.lists(
     min_size=3,
     max_size=8,
 )
-networks = st.integers(0, EXAMPLES_PER_OP - 1)
+networks = st.integers(0, NETWORKS_PER_OP - 1)
 cases = pytest.mark.parametrize(
     ("engine", "op"),
     [
@@ -46,6 +51,7 @@ quick = settings(
     deadline=None,
     derandomize=True,
     database=None,
+    phases=tuple(Phase) if LONG else (Phase.generate,),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

@@ -295,3 +295,14 @@ def test_frames_far_outside_the_range_are_warned_about(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session.step({"b": frame(1)})
+
+
+def test_each_stream_has_its_own_first_frame_flag(fast: torchdelta.CompiledModel) -> None:
+    session = fast.session(slots=3)
+    for stream in "abc":
+        session.join(stream)
+    session.step({"a": frame(1)})
+    results = session.step({"a": frame(1), "b": frame(2)})
+    assert not results["a"].stats.first
+    assert results["b"].stats.first
+    assert session.step({"c": frame(3)})["c"].stats.first

@@ -59,7 +59,7 @@ class DemoNet(nn.Module):
     stride = 16
 
     def __init__(
-        self, classes: int = len(CLASSES), widths: Sequence[int] = (16, 32, 64, 80)
+        self, classes: int = len(CLASSES), widths: Sequence[int] = (24, 48, 64, 64)
     ) -> None:
         super().__init__()
         c2, c4, c8, c16 = widths

@@ -6,6 +6,7 @@ Everything is lowered for a batch of one: streams never meet inside a step.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -33,6 +34,14 @@ Rule = Callable[["Lowering", Args], Any]
 REDUCTIONS = (
     "all amax amin any argmax argmin logsumexp max mean median min nanmean norm prod std sum var"
 ).split()
+# they let the items along an axis see each other, or pick some
+ALONG_AXIS = frozenset(
+    REDUCTIONS
+    + (
+        "_log_softmax _softmax cat chunk cummax cumprod cumsum diff flip gather index_select "
+        "log_softmax logcumsumexp roll select slice softmax sort split split_with_sizes topk unbind"
+    ).split()
+)
 
 
 class NotSparse(Exception):
@@ -200,10 +209,13 @@ class Lowering:
         """Refuse what works along the batch axis, where that can be seen from the arguments."""
         if source(bound).whole[:1] != (1,):
             return
+        if name == "slice" and bound["start"] in (None, 0) and bound["end"] in (None, sys.maxsize):
+            return
         dims = bound.get("dim", bound.get("dims"))
         given = [dims] if isinstance(dims, int) else list(dims or [])
         rank = len(source(bound).whole)
-        if (name in REDUCTIONS and not given) or any(d % rank == 0 for d in given):
+        everywhere = name in REDUCTIONS and not given
+        if everywhere or (name in ALONG_AXIS and any(d % rank == 0 for d in given)):
             raise CaptureError("it mixes the batch axis, whose rows are different streams here")
 
     def _dense(self, node: fx.Node, args: list[Any], kwargs: Args, reason: str) -> Any:
