@@ -61,6 +61,8 @@ def move(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
         x[0, :, randint(h), randint(w)] = rand(c)
     elif kind == "corner":
         x[0, :, h - 1, w - 1] = rand(c)
+    elif kind == "origin":
+        x[0, :, 0, 0] = rand(c)
     elif kind == "patch":
         y0, x0 = randint(max(1, h // 2)), randint(max(1, w // 2))
         part = x[:, :, y0 : y0 + h // 3 + 1, x0 : x0 + w // 3 + 1]

@@ -30,7 +30,7 @@ def test_op(engine: str, case: str) -> None:
     x = torch.rand(1, *shape, generator=generator)
     moved = 0.0
     reference = None
-    for kind in ("first", "pixel", "patch", "same", "all", "pixel", "corner"):
+    for kind in ("first", "pixel", "patch", "same", "all", "pixel", "corner", "origin"):
         x = move(x, kind, generator)
         before = snapshot(session)
         result = session.step({"s": x}, record=True)["s"]

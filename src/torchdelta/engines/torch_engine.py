@@ -18,16 +18,18 @@ from torch import Tensor
 
 from torchdelta.engines.base import Engine, SlotReport
 from torchdelta.ops import Conv2d
-from torchdelta.ops.base import Op, Size, WindowOp, take_rows
+from torchdelta.ops.base import Size, WindowOp, take_rows
 from torchdelta.ops.gate import input_gate, value_gate
 from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
 
 if TYPE_CHECKING:
     from torchdelta.runtime.state import State
 
-# tile side in output px -> measured time per pixel of a 3x3 convolution over that of a whole map
+# side of the smallest tiles, output px; twice and four times that are tried too
+TILE_PX = 4
+# measured time per pixel of a 3x3 convolution over that of a whole map, for tiles of 4, 8 and 16 px
 # (64 channels, one core, 16 tiles): small tiles fit the active set, large ones the convolution
-TILE_COST = {16: 1.05, 8: 1.15, 4: 1.45}
+TILE_COST = (1.45, 1.15, 1.05)
 # share of the map that tiles may cover before the whole map is cheaper: it needs no gather
 WHOLE_SHARE = 0.75
 
@@ -41,6 +43,14 @@ class _Ready:
     epilogue: tuple[tuple[Residual | Activation, Mapping[str, Tensor]], ...]
     out_size: Size
     out_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Gate:
+    """What a slot's value is gated by."""
+
+    threshold: float
+    norm: str
 
 
 class TorchEngine(Engine):
@@ -106,23 +116,20 @@ class TorchEngine(Engine):
             output = ready.step.output
             inputs = [state.view(v, slot) for v in ready.step.inputs]
             stored = state.view(output, slot)
+            active: Tensor | None
             if whole:
                 stored.copy_(self._evaluate(ready, inputs))
                 area = ready.out_size[0] * ready.out_size[1]
                 report.active_px[i] = report.work_px[i] = area
-                changed[output] = mask = self._ones(ready.out_size)
-                active: Tensor | None = mask
+                changed[output] = active = self._ones(ready.out_size)
             else:
                 active = self._active(ready.step, changed, ready.out_size)
                 if active is not None:
-                    index = active.flatten().nonzero().squeeze(1)
-                    report.active_px[i] = len(index)
-                    if len(index):
-                        threshold = float(state.thresholds[slot, output])
-                        report.work_px[i] = self._recompute(
-                            ready, inputs, stored, active, index, threshold, state.norm,
-                            changed,
-                        )  # fmt: skip
+                    gate = _Gate(float(state.thresholds[slot, output]), state.norm)
+                    counts, mask = self._recompute(ready, inputs, stored, active, gate)
+                    report.active_px[i], report.work_px[i] = counts
+                    if mask is not None:
+                        changed[output] = mask
             if record and active is not None:
                 report.active[i] = active
             if report.step_ms is not None:
@@ -147,14 +154,14 @@ class TorchEngine(Engine):
             stored.copy_(new)
             return {self.plan.input: self._ones(self.plan.size)}
         mask = input_gate(new, stored, float(state.input_threshold[slot]), self._to_full_scale)
-        index = mask.flatten().nonzero().squeeze(1)
+        index = flat_index(mask)
         if not len(index):
             return {}
         stored.flatten(0, 1).index_copy_(0, index, take_rows(new, index))
         return {self.plan.input: mask}
 
     def _active(self, step: Step, changed: Mapping[int, Tensor], size: Size) -> Tensor | None:
-        """Unite the footprints of all changed inputs; None where none changed."""
+        """Unite the footprints of all changed inputs; None where nothing is active."""
         active: Tensor | None = None
         seen = set()
         for value, footprint in zip(step.inputs, step.footprints, strict=True):
@@ -164,7 +171,7 @@ class TorchEngine(Engine):
                 seen.add((owner, footprint))
                 part = footprint.active(changed[owner], size)
                 active = part if active is None else active | part
-        return active
+        return active if active is not None and bool(active.any()) else None
 
     @torch.no_grad()
     def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
@@ -192,14 +199,15 @@ class TorchEngine(Engine):
         inputs: Sequence[Tensor],
         stored: Tensor,
         active: Tensor,
-        index: Tensor,
-        threshold: float,
-        norm: str,
-        changed: dict[int, Tensor],
-    ) -> int:
-        """Recompute, gate and publish the active pixels; returns how many were computed."""
+        gate: _Gate,
+    ) -> tuple[tuple[int, int], Tensor | None]:
+        """Recompute, gate and publish the active pixels.
+
+        Returns how many were active and computed, and the change mask, None where none changed.
+        """
         step = ready.step
-        rows, index, work = self._rows(ready, inputs[: step.arity], active, index)
+        rows, index, work = self._rows(ready, inputs[: step.arity], active)
+        counts = (len(index), work)
         for part, weights in ready.epilogue:
             if isinstance(part, Activation):
                 rows = part.op.apply(rows, weights)
@@ -208,22 +216,22 @@ class TorchEngine(Engine):
                 rows = part.op.apply(*((other, rows) if part.first else (rows, other)))
         rows = rows.to(ready.out_dtype)
         old = take_rows(stored, index)
-        publish = value_gate(rows, old, threshold, norm, GROUP_CHANNELS)
+        publish = value_gate(rows, old, gate.threshold, gate.norm, GROUP_CHANNELS)
         hit = publish.any(1).nonzero().squeeze(1)
-        if len(hit):
-            rows, where = rows.index_select(0, hit), index.index_select(0, hit)
-            if publish.shape[1] > 1:
-                groups = publish.index_select(0, hit).repeat_interleave(GROUP_CHANNELS, 1)
-                keep = old.index_select(0, hit)
-                rows = torch.where(groups[:, : rows.shape[1]], rows, keep)
-            stored.flatten(0, 1).index_copy_(0, where, rows)
-            mask = torch.zeros(active.numel(), dtype=torch.bool, device=self.device)
-            mask[where] = True
-            changed[step.output] = mask.view(active.shape)
-        return work
+        if not len(hit):
+            return counts, None
+        rows, where = rows.index_select(0, hit), index.index_select(0, hit)
+        if publish.shape[1] > 1:
+            groups = publish.index_select(0, hit).repeat_interleave(GROUP_CHANNELS, 1)
+            keep = old.index_select(0, hit)
+            rows = torch.where(groups[:, : rows.shape[1]], rows, keep)
+        stored.flatten(0, 1).index_copy_(0, where, rows)
+        mask = torch.zeros(active.numel(), dtype=torch.bool, device=self.device)
+        mask.index_fill_(0, where, True)
+        return counts, mask.view(active.shape)
 
     def _rows(
-        self, ready: _Ready, inputs: Sequence[Tensor], active: Tensor, index: Tensor
+        self, ready: _Ready, inputs: Sequence[Tensor], active: Tensor
     ) -> tuple[Tensor, Tensor, int]:
         """Compute the operation at the active pixels.
 
@@ -233,11 +241,13 @@ class TorchEngine(Engine):
         op, size = ready.step.op, ready.out_size
         area = size[0] * size[1]
         if op.kind == "rows" or (isinstance(op, Conv2d) and op.pointwise):
+            index = flat_index(active)
             return op.rows(inputs, ready.weights, index, size), index, len(index)
         if isinstance(op, WindowOp):
-            side, tiles = choose_tiles(op, active, size)
+            side, tiles = choose_tiles(op, active)
             if len(tiles) * side[0] * side[1] < WHOLE_SHARE * area:
                 return self._tiled(op, inputs[0], ready.weights, active, side, tiles)
+        index = flat_index(active)
         out = op.full(inputs, ready.weights)
         if len(index) == area:
             return out.reshape(area, -1), index, area
@@ -269,7 +279,7 @@ class TorchEngine(Engine):
         col = tiles[:, 1:] * side[1] + torch.arange(side[1], device=x.device)
         wanted = (row < out_h)[:, :, None] & (col < out_w)[:, None, :]
         flat = row.clamp(max=out_h - 1)[:, :, None] * out_w + col.clamp(max=out_w - 1)[:, None, :]
-        pick = (active.flatten()[flat] & wanted).flatten().nonzero().squeeze(1)
+        pick = flat_index(active.flatten()[flat] & wanted)
         index = flat.flatten().index_select(0, pick)
         picked = out.reshape(-1, out.shape[-1]).index_select(0, pick)
         return op.finish(picked, index, (h, w), (out_h, out_w)), index, flat.numel()
@@ -283,29 +293,34 @@ def _tile_inputs(op: WindowOp, axis: int, side: int, tile: Tensor, n: int) -> tu
     return at.clamp(0, n - 1), (at >= 0) & (at < n)
 
 
-def choose_tiles(op: Op, active: Tensor, size: Size) -> tuple[Size, Tensor]:
+def flat_index(mask: Tensor) -> Tensor:
+    """List the flat indices [M] int64 of a mask's pixels, ascending."""
+    return mask.flatten().nonzero().squeeze(1)
+
+
+def choose_tiles(op: WindowOp, active: Tensor) -> tuple[Size, Tensor]:
     """Pick the tile size that covers the active set at the lowest cost.
 
     Returns the side (h, w) in output px and the tiles' grid coordinates [T, 2] int64.
     """
-    assert isinstance(op, WindowOp)
+    h, w = _tile_side(op, 0), _tile_side(op, 1)
+    grid = _any_in_tiles(active, (h, w))
     best: tuple[float, Size, Tensor] | None = None
-    for base, cost in TILE_COST.items():
-        if base > 4 and base >= 2 * max(size):
-            continue
-        side = tuple(_tile_side(op, axis, base) for axis in (0, 1))
-        grid = _any_in_tiles(active, (side[0], side[1]))
-        price = float(grid.sum()) * side[0] * side[1] * cost
+    for cost in TILE_COST:
+        price = int(grid.count_nonzero()) * h * w * cost
         if best is None or price < best[0]:
-            best = (price, (side[0], side[1]), grid)
+            best = (price, (h, w), grid)
+        if grid.numel() == 1:
+            break
+        h, w, grid = 2 * h, 2 * w, _any_in_tiles(grid, (2, 2))
     assert best is not None
     return best[1], best[2].nonzero()
 
 
-def _tile_side(op: WindowOp, axis: int, base: int) -> int:
-    """Round the side to the operation's pitch; windows far apart need fewer outputs."""
+def _tile_side(op: WindowOp, axis: int) -> int:
+    """Round the smallest side up to the operation's pitch; windows far apart need fewer outputs."""
     stride, pitch = op.reach(axis, 1)[0], op.pitch[axis]
-    side = max(1, base // stride) if stride > 2 else base
+    side = max(1, TILE_PX // stride) if stride > 2 else TILE_PX
     return -(-side // pitch) * pitch
 
 
@@ -317,4 +332,8 @@ def _any_in_tiles(active: Tensor, side: Size) -> Tensor:
         padded = active.new_zeros(down * side[0], across * side[1])
         padded[:h, :w] = active
         active = padded
-    return active.reshape(down, side[0], across, side[1]).any(3).any(1)
+    # whole rows first: they are contiguous, and a reduction over a few booleans is slow
+    rows = active[:: side[0]]
+    for t in range(1, side[0]):
+        rows = rows | active[t :: side[0]]
+    return rows.reshape(down, across, side[1]).any(2)
