@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import torchdelta
 from cases import Fn
-from torchdelta import CaptureError, FrameError
-from torchdelta.engines import EngineError, available, choose
+from torchdelta import CaptureError, EngineError, FrameError
+from torchdelta.engines import available, choose
 
 
 class TwoHeads(nn.Module):
@@ -171,6 +171,7 @@ def test_the_range_is_taken_from_the_example_with_a_note(
         ({"mean": (0.5,)}, "mean has 1 numbers"),
         ({"std": (0.1, 0.0, 0.1)}, "std"),
         ({"input_range": (1, 0)}, "lo < hi"),
+        ({"input_range": (0, float("inf"))}, "finite"),
         ({"color": "yuv"}, "color"),
         ({"engine": "warp"}, "'warp' is unknown; choose auto or one of torch"),
     ],
@@ -291,7 +292,7 @@ class Several(nn.Module):
         (Random(), ["random numbers"]),
         (Counts(), ["writes to its buffers", "seen"]),
         (Ignores(), ["no output of the model depends on the frame"]),
-        (Two(), ["fails on frames"]),
+        (Two(), ["fails on such frames", "forward takes one tensor"]),
         (Several(), ["writes to its buffers", "random numbers"]),
         (lambda x: x, ["expected a torch.nn.Module"]),
     ],
@@ -311,7 +312,7 @@ def test_a_model_that_fails_on_this_size_says_so() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + F.interpolate(F.max_pool2d(x, 2), scale_factor=2)
 
-    with pytest.raises(CaptureError, match="fails on frames of this size"):
+    with pytest.raises(CaptureError, match="fails on such frames"):
         torchdelta.compile(Strict().eval(), torch.rand(1, 3, 9, 9))
 
 

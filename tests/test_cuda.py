@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from support import move
-from test_networks import build
 
 import torchdelta
+from support import move
+from test_networks import build
 
 if not torch.cuda.is_available():
     if "cuda" in os.environ.get("TORCHDELTA_REQUIRE", "").split(","):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import torchdelta
-from nets import compiled_net
+from random_nets import compiled_net
 from support import ENGINE_CASES, move, new_session
 from torchdelta import Profile, ProfileError
 from torchdelta.ops.base import Axis

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import torchdelta
-from nets import compiled_net
+from random_nets import compiled_net
 from support import ENGINE_CASES, move, new_session, same_bits, snapshot, untouched_outside
 from torchdelta.ops import OPS
 from torchdelta.runtime.session import Session

@@ -3,6 +3,7 @@
 from torchdelta.api import CompiledModel, compile, relative_error
 from torchdelta.errors import (
     CaptureError,
+    EngineError,
     FrameError,
     ModelError,
     ProfileError,
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CaptureError",
     "CompiledModel",
+    "EngineError",
     "FrameError",
     "FrameStats",
     "ModelError",

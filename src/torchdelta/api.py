@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def _check_example(model: nn.Module, example: Any) -> tuple[Tensor, torch.device
         raise FrameError("example has NaN or infinite values")
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else example.device
-    return example.to(device), device
+    return example, device
 
 
 def make_preprocess(
@@ -120,8 +121,8 @@ def make_preprocess(
         raise ValueError(f"color is {color!r}, expected 'rgb' or 'bgr'")
     if input_range is not None:
         lo, hi = map(float, input_range)
-        if not lo < hi:
-            raise ValueError(f"input_range is ({lo}, {hi}), expected lo < hi")
+        if not -math.inf < lo < hi < math.inf:
+            raise ValueError(f"input_range is ({lo}, {hi}), expected finite numbers lo < hi")
     else:
         lo, hi, note = _guess_range(example, mean is not None or std is not None)
         notes = (note,)
@@ -219,14 +220,13 @@ class CompiledModel:
 
     def _make_plan(self, example: Tensor) -> Plan:
         """Capture, build and check a plan for frames like the example [N, C, H, W]."""
+        example = example.cpu()
         rows = example[:2] if len(example) > 1 else torch.cat([example, example.flip(2)])
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
-        # TF32 would hide what the comparison looks for
-        with torch.backends.cudnn.flags(allow_tf32=False):
-            reference = self._reference(x)
-            captured = export(self._model, x[: len(reference)])
-            plan = build(captured.program, self._preprocess, self._notes + captured.notes)
-            self._verify(plan, captured, rows, x, reference)
+        reference = self._reference(x)
+        captured = export(self._model, x[: len(reference)])
+        plan = build(captured.program, self._preprocess, self._notes + captured.notes)
+        self._verify(plan, captured, rows, x, reference)
         return plan
 
     def _reference(self, x: Tensor) -> list[Any]:
@@ -247,16 +247,17 @@ class CompiledModel:
                 pytree.tree_map(lambda leaf, n=n: _row(leaf, n), out) for n in range(len(batch))
             ]
         raise CaptureError(
-            "the model itself fails on frames of this size:\n  - "
+            "the model itself fails on such frames:\n  - "
             + "\n  - ".join(errors)
-            + "\nChoose a size that the model can run (often a multiple of 32)."
+            + "\nCheck the channels, that forward takes one tensor [N, C, H, W], and the size "
+            "(some models need multiples of 32)."
         )
 
     def _verify(
         self, plan: Plan, captured: Captured, rows: Tensor, x: Tensor, reference: list[Any]
     ) -> None:
         """Compare the plan with the model, stream by stream, in float32."""
-        engine = TorchEngine(plan, self.device, torch.float32)
+        engine = TorchEngine(plan, x.device, torch.float32)
         session = Session(engine, 1, 0.0, Profile())
         for row, expected in zip(rows, reference, strict=False):
             session.refresh()
@@ -277,8 +278,7 @@ class CompiledModel:
 
     def _input(self, frame: Tensor, dtype: torch.dtype) -> Tensor:
         """Bring one frame [H, W, C] to the model's [1, C, H, W]."""
-        x = self._preprocess.apply(frame.to(self.device), dtype).permute(2, 0, 1).unsqueeze(0)
-        return x.contiguous()
+        return self._preprocess.apply(frame, dtype).permute(2, 0, 1).unsqueeze(0).contiguous()
 
     def __call__(self, frame: Tensor | np.ndarray, *, views: bool = False) -> Any:
         """Run one frame of each of N cameras; returns the same structure as model(frame).
@@ -353,7 +353,9 @@ class CompiledModel:
         with self._lock:
             if self._dense is None:
                 dense = copy.deepcopy(self._model)
-                self._dense = dense.to(self.dtype).to(memory_format=torch.channels_last)
+                self._dense = dense.to(self.device, self.dtype).to(
+                    memory_format=torch.channels_last
+                )
         return self._dense(x.contiguous(memory_format=torch.channels_last))
 
 

@@ -20,6 +20,10 @@ class StreamError(TorchdeltaError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class EngineError(TorchdeltaError, ValueError):
+    """An engine is unknown or cannot run here."""
+
+
 class ProfileError(TorchdeltaError, ValueError):
     """A profile file is malformed or belongs to another plan."""
 

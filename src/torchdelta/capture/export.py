@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -27,7 +31,9 @@ class Captured:
 
 
 def prepare_copy(model: nn.Module) -> nn.Module:
-    """Copy a model in eval mode and float32; warns where the model was in train mode.
+    """Copy a model to the CPU, in eval mode and float32; warns where it was in train mode.
+
+    A plan belongs to no device, and PyTorch's CPU results have no TF32 in them.
 
     Raises: CaptureError where the model cannot be copied.
     """
@@ -50,7 +56,7 @@ def prepare_copy(model: nn.Module) -> nn.Module:
     elif modules:
         for module in modules:
             module.training = False
-    return twin.float().requires_grad_(False)
+    return twin.cpu().float().requires_grad_(False)
 
 
 def export(model: nn.Module, example: Tensor) -> Captured:
@@ -65,8 +71,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
     for batch, dynamic in ((2, True), (1, False))[2 - len(example) :]:
         shapes: Any = ({0: torch.export.Dim.AUTO},) if dynamic else None
         try:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")
+            with _quiet(), torch.no_grad():
                 program = torch.export.export(
                     model, (example[:batch],), dynamic_shapes=shapes, strict=False
                 )
@@ -86,6 +91,19 @@ def export(model: nn.Module, example: Tensor) -> Captured:
         + "\nCapture needs a forward(frame) of one tensor [N, C, H, W], without control flow that "
         "depends on values; move such code (NMS, decoding) out of the model."
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter logs and prints on a failed attempt: whole graphs."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _has_dynamic_batch(program: ExportedProgram) -> bool:

@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """Run the command line; exits with 0, 1 (an error), 2 (usage) or 130 (interrupted)."""
+    """Run the command line; exits with 0, 1 (an error), 2 (usage), 130 or 143 (interrupted)."""
     from torchdelta.cli.app import app
 
     app()

@@ -188,7 +188,7 @@ RUN_EPILOG = "\n\n".join(
         "--json out.jsonl",
         "[bold]Exit code[/bold]",
         "0: done. 1: an error, a damaged source (after the frames before the damage), or a refused "
-        "frame. 2: wrong usage. 130: interrupted; all files are whole.",
+        "frame. 2: wrong usage. 130 (Ctrl-C) or 143 (SIGTERM): interrupted; all files are whole.",
     )
 )
 

@@ -60,7 +60,7 @@ class RunOptions:
 def run(options: RunOptions, out: Console, log: Console) -> int:
     """Run to the end of all sources; the summary goes to `out`, everything else to `log`.
 
-    returns the exit code: 0, 1 where a source was damaged or a frame refused, 130 after Ctrl-C
+    returns the exit code: 0, 1 where a source was damaged or a frame refused, 130 after Ctrl-C, 143 after SIGTERM
     """
     loaded = load_model(options.model, options.weights, size=options.size)
     for note in loaded.notes:

@@ -6,13 +6,9 @@ import torch
 
 from torchdelta.engines.base import Engine, SlotReport
 from torchdelta.engines.torch_engine import TorchEngine
-from torchdelta.errors import TorchdeltaError
+from torchdelta.errors import EngineError
 
 ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine}
-
-
-class EngineError(TorchdeltaError, ValueError):
-    """An engine is unknown or cannot run here."""
 
 
 def available() -> list[tuple[str, bool, str]]:
@@ -35,4 +31,4 @@ def choose(name: str, device: torch.device) -> tuple[type[Engine], str]:
     return ENGINES[name], "as asked"
 
 
-__all__ = ["ENGINES", "Engine", "EngineError", "SlotReport", "available", "choose"]
+__all__ = ["ENGINES", "Engine", "SlotReport", "available", "choose"]

@@ -166,9 +166,10 @@ class TorchEngine(Engine):
         seen = set()
         for value, footprint in zip(step.inputs, step.footprints, strict=True):
             for owner in self.plan.values[value].owners:
-                if owner not in changed or (owner, footprint) in seen:
+                key = (owner, id(footprint))
+                if owner not in changed or key in seen:
                     continue
-                seen.add((owner, footprint))
+                seen.add(key)
                 part = footprint.active(changed[owner], size)
                 active = part if active is None else active | part
         return active if active is not None and bool(active.any()) else None

@@ -46,9 +46,17 @@ class Remap(Op):
         """Crops, padding and whole-number resizes follow a shift; flips and others do not."""
         return self.follows_shift
 
+    @cached_property
+    def _given(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        rows, cols = (
+            None if index is None else np.asarray(index, dtype=np.int64)
+            for index in (self.rows_from, self.cols_from)
+        )
+        return rows, cols
+
     def _index(self, axis: int, n: int) -> np.ndarray:
-        index = (self.rows_from, self.cols_from)[axis]
-        return np.arange(n) if index is None else np.asarray(index, dtype=np.int64)
+        index = self._given[axis]
+        return np.arange(n) if index is None else index
 
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Mark the outputs that read a changed pixel."""
@@ -67,9 +75,9 @@ class Remap(Op):
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Move all pixels."""
         x = inputs[0]
-        for dim, index in enumerate((self.rows_from, self.cols_from)):
+        for dim, index in enumerate(self._given):
             if index is not None:
-                at = torch.tensor(index, device=x.device)
+                at = torch.from_numpy(index).to(x.device)
                 x = x.index_select(dim, at.clamp(min=0))
                 x.index_fill_(dim, (at < 0).nonzero()[:, 0], self.fill)
         if self._channels is not None:

@@ -9,13 +9,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import floor
+from functools import lru_cache
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torchdelta.ops.base import Axis, Footprint, Op, Size, Weights, hwc, nchw, take_rows
+
+
+@lru_cache(maxsize=1024)
+def source_places(
+    n: int, m: int, align_corners: bool, factor: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the inputs that m outputs blend, of n along an axis.
+
+    Returns the lower and the upper index [m] int64 and the upper one's weight [m] float32.
+    """
+    if align_corners:
+        at = np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0.0)
+    else:
+        at = np.maximum(0.0, (np.arange(m) + 0.5) * (1 / factor if factor else n / m) - 0.5)
+    lo = np.minimum(np.floor(at), n - 1)
+    hi = np.minimum(lo + 1, n - 1)
+    part = np.where(lo + 1 < n, at - lo, 0.0)
+    return (
+        torch.from_numpy(lo.astype(np.int64)),
+        torch.from_numpy(hi.astype(np.int64)),
+        torch.from_numpy(part.astype(np.float32)),
+    )
 
 
 @dataclass(frozen=True)
@@ -33,29 +56,17 @@ class Bilinear(Op):
         whole = self.factors is not None and all(f == int(f) for f in self.factors)
         return whole and not self.align_corners
 
-    def _source(self, axis: int, n: int) -> tuple[list[int], list[int], list[float]]:
-        """Give the lower and upper input index and the upper one's weight, per output."""
-        m = self.size[axis]
-        lo, hi, part = [], [], []
-        for o in range(m):
-            if self.align_corners:
-                at = o * (n - 1) / (m - 1) if m > 1 else 0.0
-            else:
-                scale = 1 / self.factors[axis] if self.factors else n / m
-                at = max(0.0, (o + 0.5) * scale - 0.5)
-            first = min(floor(at), n - 1)
-            lo.append(first)
-            hi.append(min(first + 1, n - 1))
-            part.append(at - first if first + 1 < n else 0.0)
-        return lo, hi, part
+    def _source(self, axis: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        factor = self.factors[axis] if self.factors else None
+        return source_places(n, self.size[axis], self.align_corners, factor)
 
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Mark the outputs that blend a changed pixel."""
         axes = []
         for a in (0, 1):
             lo, hi, part = self._source(a, in_sizes[0][a])
-            upper = [h if p > 0 else low for low, h, p in zip(lo, hi, part, strict=True)]
-            axes.append(Axis.from_ranges(in_sizes[0][a], lo, upper))
+            upper = torch.where(part > 0, hi, lo)
+            axes.append(Axis.from_ranges(in_sizes[0][a], lo.tolist(), upper.tolist()))
         return (Footprint.separable(axes),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
@@ -73,9 +84,9 @@ class Bilinear(Op):
         x = inputs[0]
         h, w = x.shape[:2]
         at = (active // out_size[1], active % out_size[1])
-        y0, y1, wy = (torch.tensor(v, device=x.device)[at[0]] for v in self._source(0, h))
-        x0, x1, wx = (torch.tensor(v, device=x.device)[at[1]] for v in self._source(1, w))
-        wx, wy = wx.float().unsqueeze(1), wy.float().unsqueeze(1)
+        y0, y1, wy = (v.to(x.device)[at[0]] for v in self._source(0, h))
+        x0, x1, wx = (v.to(x.device)[at[1]] for v in self._source(1, w))
+        wx, wy = wx.unsqueeze(1), wy.unsqueeze(1)
         top = torch.lerp(take_rows(x, y0 * w + x0).float(), take_rows(x, y0 * w + x1).float(), wx)
         low = torch.lerp(take_rows(x, y1 * w + x0).float(), take_rows(x, y1 * w + x1).float(), wx)
         return torch.lerp(top, low, wy).to(x.dtype)

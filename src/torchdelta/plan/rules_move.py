@@ -32,7 +32,7 @@ def _nearest(low: Lowering, a: Args) -> Any:
         _nearest_index(low.node.target, x.shape[1 + i], low.whole[2 + i], factors[i])
         for i in (0, 1)
     )
-    whole = all(f is not None and f == int(f) for f in factors)
+    whole = all(m % n == 0 for n, m in zip(x.shape[1:], low.whole[2:], strict=True))
     op = Remap(rows, cols, what=f"nearest to {low.whole[2]}x{low.whole[3]}", follows_shift=whole)
     return low.add(op, [x])
 
@@ -59,7 +59,9 @@ def _pad(low: Lowering, a: Args) -> Any:
         out = F.pad(line, (lo, hi), mode, -1) if mode == "constant" else F.pad(line, (lo, hi), mode)
         index.append(tuple(int(v) for v in out.flatten()))
     fill = float(a.get("value") or 0.0) if mode == "constant" else 0.0
-    op = Remap(index[0], index[1], fill=fill, what=f"pad {mode}")
+    # the other modes read across the map's edge
+    follows = mode == "constant"
+    op = Remap(index[0], index[1], fill=fill, what=f"pad {mode}", follows_shift=follows)
     draft = low.add(op, [x])
     if mode == "constant" and fill == 0.0 and min(pads) >= 0:
         draft.pads = (pads[2], pads[3], pads[0], pads[1])

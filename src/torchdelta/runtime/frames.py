@@ -66,7 +66,8 @@ def _from_numpy(frame: np.ndarray) -> Tensor:
         raise FrameError(
             f"frame has dtype {frame.dtype}, expected uint8, float32 or float16; convert it first"
         )
-    return torch.from_numpy(np.ascontiguousarray(frame))
+    # PyTorch warns about arrays that are read-only, although frames are only read
+    return torch.from_numpy(np.require(frame, requirements="CW"))
 
 
 def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:

@@ -134,8 +134,9 @@ class Thresholds:
         for v in self._gated:
             if v.name in self.profile.rms:
                 continue
-            x = state.view(v.index, slot).float()
-            rms = float(x.square().mean().sqrt())
+            x = state.view(v.index, slot)
+            norm = torch.linalg.vector_norm(x, dtype=torch.float32)
+            rms = float(norm) / math.sqrt(x.numel())
             # values beyond the dtype's range: compare values instead of trusting the scale
             state.rms[slot, v.index] = rms if math.isfinite(rms) else 0.0
         self._apply(state, slot)

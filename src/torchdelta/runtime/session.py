@@ -97,8 +97,8 @@ class Session:
         views: bool = False,
         timed: bool = False,
     ) -> None:
-        if slots < 1:
-            raise StreamError(f"a session needs at least 1 slot, got {slots}")
+        if not isinstance(slots, int) or slots < 1:
+            raise StreamError(f"a session needs a whole number of slots, at least 1; got {slots}")
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(engine.plan, slots, engine.dtype, engine.device, profile.norm)
         self._thresholds = Thresholds(engine.plan, tolerance, profile)
