@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from torchdelta.api import CompiledModel, relative_error
+from torchdelta.runtime.session import Result, Session
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,26 @@ class Comparison:
     layer_error: float
 
 
-def compare(compiled: CompiledModel, frame: Any, output: Any, published: Tensor) -> Comparison:
-    """Run the dense network on the frame and on the published input [1, C, H, W]."""
-    frame_in = compiled.preprocess(frame)
-    dense, dense_ms = timed(lambda: compiled.dense(frame_in), compiled.device)
-    on_published = compiled.dense(published)
-    return Comparison(
-        dense_ms=dense_ms,
-        error=relative_error(output, dense),
-        layer_error=relative_error(output, on_published),
-    )
+class Comparer:
+    """Runs the dense network beside a session, on each frame and on what was published of it."""
+
+    def __init__(self, compiled: CompiledModel, session: Session) -> None:
+        self._compiled, self._session = compiled, session
+        self._on_published: dict[str, Any] = {}
+
+    def __call__(self, frame: Any, result: Result) -> Comparison:
+        """Compare one frame [H, W, C] and its result."""
+        frame_in = self._compiled.preprocess(frame)
+        dense, dense_ms = timed(lambda: self._compiled.dense(frame_in), self._compiled.device)
+        stream = result.stream
+        if result.stats.changed_input > 0 or stream not in self._on_published:
+            published = self._session.published(stream)
+            self._on_published[stream] = self._compiled.dense(published)
+        return Comparison(
+            dense_ms=dense_ms,
+            error=relative_error(result.output, dense),
+            layer_error=relative_error(result.output, self._on_published[stream]),
+        )
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torchdelta
 from torchdelta.api import CompiledModel
 from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.capture.prepare import prepare_untrained
-from torchdelta.cli.compare import Comparison, compare
+from torchdelta.cli.compare import Comparer, Comparison
 from torchdelta.cli.feed import Feed, feeds_of
 from torchdelta.cli.options import Dtype, Engine, Task
 from torchdelta.cli.progress import Meter
@@ -60,7 +60,8 @@ class RunOptions:
 def run(options: RunOptions, out: Console, log: Console) -> int:
     """Run to the end of all sources; the summary goes to `out`, everything else to `log`.
 
-    returns the exit code: 0, 1 where a source was damaged or a frame refused, 130 after Ctrl-C, 143 after SIGTERM
+    returns the exit code: 0, 1 where a source was damaged or a frame refused, 130 after Ctrl-C,
+    143 after SIGTERM
     """
     loaded = load_model(options.model, options.weights, size=options.size)
     for note in loaded.notes:
@@ -164,6 +165,10 @@ class _Loop:
     lines: JsonLines | None
     meter: Meter
     log: Console
+    compare: Comparer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.compare = Comparer(self.compiled, self.session)
 
     def run(self, feeds: Sequence[Feed], stop: Stop) -> None:
         """Until every feed has ended or the run is asked to stop."""
@@ -208,8 +213,7 @@ class _Loop:
             stats = result.stats
             reading = read(self.options.task, result.output, self.loaded)
             if self.options.compare:
-                published = self.session.published(track.name)
-                comparison = compare(self.compiled, frame, result.output, published)
+                comparison = self.compare(frame, result)
             track.add(stats, comparison)
         if self.lines is not None:
             self.lines.write(track.record(stats, comparison, reading.result))

@@ -67,7 +67,7 @@ def _from_numpy(frame: np.ndarray) -> Tensor:
             f"frame has dtype {frame.dtype}, expected uint8, float32 or float16; convert it first"
         )
     # PyTorch warns about arrays that are read-only, although frames are only read
-    return torch.from_numpy(np.require(frame, requirements="CW"))
+    return torch.from_numpy(np.require(frame, requirements=["C", "W"]))
 
 
 def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:
