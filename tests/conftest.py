@@ -1,19 +1,33 @@
 """Fixtures that all tests share."""
 
+import importlib
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+
+def require(module: str) -> ModuleType:
+    """Import a module of the extra "models"; without it the caller is skipped, or fails."""
+    if _is_required("data"):
+        return importlib.import_module(module)
+    found: ModuleType = pytest.importorskip(module)
+    return found
+
+
+def _is_required(what: str) -> bool:
+    return what in os.environ.get("TORCHDELTA_REQUIRE", "").split(",")
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Return the folder of real clips and weights; without it the test is skipped, or fails."""
     root = Path(__file__).resolve().parents[1]
-    folder = Path(os.environ.get("TORCHDELTA_DATA") or root.parent / "shared" / "data")
+    folder = Path(os.environ.get("TORCHDELTA_DATA") or root.parent / "shared" / "data").resolve()
     if not (folder / "clips").is_dir():
         reason = f"no clips in {folder}; set TORCHDELTA_DATA to the data folder"
-        if "data" in os.environ.get("TORCHDELTA_REQUIRE", "").split(","):
+        if _is_required("data"):
             pytest.fail(reason)
         pytest.skip(reason)
     return folder

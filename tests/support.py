@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,8 @@ from cases import OP_CASES
 from torchdelta.engines import ENGINES
 from torchdelta.runtime.session import Session
 
+# `make test-long`: wider ranges
+LONG = bool(os.environ.get("TORCHDELTA_LONG"))
 # engines that run here; a test checks that none is missing
 ENGINE_CASES = [name for name, engine in ENGINES.items() if engine.usable()[0]]
 

@@ -292,7 +292,7 @@ class Several(nn.Module):
         (Random(), ["random numbers"]),
         (Counts(), ["writes to its buffers", "seen"]),
         (Ignores(), ["no output of the model depends on the frame"]),
-        (Two(), ["fails on such frames", "forward takes one tensor"]),
+        (Two(), ["fails on such a frame", "forward takes one tensor"]),
         (Several(), ["writes to its buffers", "random numbers"]),
         (lambda x: x, ["expected a torch.nn.Module"]),
     ],
@@ -312,7 +312,7 @@ def test_a_model_that_fails_on_this_size_says_so() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + F.interpolate(F.max_pool2d(x, 2), scale_factor=2)
 
-    with pytest.raises(CaptureError, match="fails on such frames"):
+    with pytest.raises(CaptureError, match="fails on such a frame"):
         torchdelta.compile(Strict().eval(), torch.rand(1, 3, 9, 9))
 
 
@@ -364,3 +364,124 @@ def test_import_pulls_in_no_model_collections() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Anchors(nn.Module):
+    """Returns a map and a constant that no frame changes."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+        self.register_buffer("anchors", torch.rand(rows, 4))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.conv(x), self.anchors
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_constant_outputs_are_whole_and_nobody_elses(rows: int) -> None:
+    model = Anchors(rows).eval()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 8, 8), tolerance=0)
+    x = torch.rand(3, 3, 8, 8)
+    assert torchdelta.relative_error(fast(x), model(x)) < 1e-5
+    fast(x)[1].zero_()
+    assert torch.equal(fast(x)[1], model.anchors)
+
+
+def test_outputs_without_a_batch_axis_keep_their_shape() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), Fn(lambda x: x.reshape(-1, 2))).eval()
+    x = torch.rand(1, 3, 8, 8)
+    fast = torchdelta.compile(model, x, tolerance=0)
+    assert torchdelta.relative_error(fast(x), model(x)) < 1e-5
+
+
+def test_control_flow_in_the_graph_is_refused() -> None:
+    class Cond(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+    with pytest.raises(CaptureError):
+        torchdelta.compile(Cond().eval(), torch.rand(1, 3, 8, 8))
+
+
+def test_errors_of_different_shapes_are_not_broadcast() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        torchdelta.relative_error(torch.ones(1, 3, 4, 4), torch.ones(1, 1, 4, 4))
+
+
+def test_a_deep_network_with_discrete_output_is_taken() -> None:
+    torch.manual_seed(3)
+    layers: list[nn.Module] = []
+    for i in range(8):
+        layers += [nn.Conv2d(3 if i == 0 else 16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(16, 21, 1), Fn(lambda x: x.argmax(1))).eval()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 60, 60), tolerance=0)
+    x = torch.rand(1, 3, 60, 60)
+    assert float((fast(x) != model(x)).float().mean()) < 0.02
+
+
+def test_half_precision_does_not_overflow_on_the_way() -> None:
+    conv = nn.Conv2d(3, 4, 1)
+    nn.init.constant_(conv.weight, 200.0)
+    model = nn.Sequential(conv, nn.AvgPool2d(16, 1), Fn(lambda x: x / 70000 * 70000)).eval()
+    x = torch.rand(1, 3, 64, 64)
+    fast = torchdelta.compile(model, x, tolerance=0, dtype="fp16", input_range=(0, 1))
+    for y, z in ((5, 5), (40, 60), (0, 63)):
+        x[0, :, y, z] = 0.5
+        out = fast(x)
+        with torch.no_grad():
+            assert torchdelta.relative_error(out, model(x)) < 5e-3
+
+
+def test_a_frame_beyond_float16_is_refused() -> None:
+    fast = torchdelta.compile(
+        nn.Conv2d(3, 4, 1).eval(), torch.rand(1, 3, 8, 8) * 1e5, dtype="fp16", input_range=(0, 1e5)
+    )
+    with pytest.raises(FrameError, match="beyond the range of float16"):
+        fast(torch.full((1, 3, 8, 8), 1e5))
+
+
+@pytest.mark.parametrize(
+    ("fn", "op"),
+    [
+        (lambda x: torch.max(x, x.tanh()), "binary"),
+        (lambda x: torch.min(x, x.tanh()), "binary"),
+        (lambda x: torch.clip(x, 0.2, 0.6), "pointwise"),
+        (lambda x: torch.multiply(x, x.tanh()), "binary"),
+        (lambda x: torch.subtract(x, 0.5), "const"),
+        (lambda x: torch.true_divide(x, x.abs() + 1), "binary"),
+        (lambda x: torch.negative(x), "pointwise"),
+    ],
+)
+def test_other_spellings_of_an_operation(fn: object, op: str) -> None:
+    model = Fn(fn).eval()  # type: ignore[arg-type]
+    fast = torchdelta.compile(model, torch.rand(1, 3, 8, 8), tolerance=0)
+    assert op in {step.op.name for step in fast.plan.steps}
+    assert not any(step.dense for step in fast.plan.steps)
+    x = torch.rand(1, 3, 8, 8)
+    assert torchdelta.relative_error(fast(x), model(x)) < 1e-5
+
+
+def test_two_compiles_at_a_time_leave_the_process_as_it_was() -> None:
+    import logging
+    import sys
+    import threading
+
+    before = sys.stdout, sys.stderr, logging.root.manager.disable
+
+    def work() -> None:
+        torchdelta.compile(net(), torch.rand(1, 3, 20, 22))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (sys.stdout, sys.stderr, logging.root.manager.disable) == before
+
+
+def test_part_of_a_model_in_train_mode_is_named() -> None:
+    model = net()
+    model.stem.train()
+    with pytest.warns(UserWarning, match="4 of the model's modules are in train mode"):
+        torchdelta.compile(model, torch.rand(1, 3, 20, 22))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import torchdelta
+from conftest import require
 from torchdelta.cli.app import app
 from torchdelta.video.sink import VideoWriter
 
@@ -37,10 +40,24 @@ KEYS = [
     "result",
 ]
 H, W = 48, 64
+ROOT = Path(__file__).resolve().parents[1]
 
 NETS = """
 import torch
 from torch import nn
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, 1, 1)
+
+    def forward(self, x):
+        return self.conv(x) if x.sum() > 0 else x
+
+
+def branches():
+    return Branches()
 
 
 def net(c_in, c_out, stride=1):
@@ -239,6 +256,56 @@ def test_task_that_does_not_fit_the_output(folder: Path) -> None:
     call("run", source, "--model", "nets:classify", "--task", "image", code=1)
 
 
+def test_failed_run_leaves_older_outputs_alone(folder: Path) -> None:
+    source = images(folder / "a", 2)
+    kept = [clip(folder / "out.mp4", 3), "out.jsonl"]
+    Path("out.jsonl").write_text("older\n")
+    before = [Path(name).read_bytes() for name in kept]
+    args = ["run", source, "--json", "out.jsonl", "--save", "out.mp4", "--model"]
+    call(*args, "nets:segment", "--task", "classify", code=1)
+    call(*args, "nets:branches", code=1)
+    assert [Path(name).read_bytes() for name in kept] == before
+    call(*args, "nets:segment")
+    assert (len(records()), len(pictures("out.mp4"))) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["a.mp4", "--save", "a.mp4"], "--save a.mp4 would overwrite the source a.mp4"),
+        (["a.mp4", "--json", "./x/../a.mp4"], "would overwrite the source a.mp4"),
+        (["a.mp4", "--save", "link.mp4"], "--save link.mp4 would overwrite the source a.mp4"),
+        (["a.mp4", "--save", "hard.mp4"], "--save hard.mp4 would overwrite the source a.mp4"),
+        (["a.mp4", "a-a_mp4.mp4", "--save", "a.mp4"], "overwrite the source a-a_mp4.mp4"),
+        (["frames", "--json", "frames/000.png"], "would overwrite the source frames"),
+        (["a.mp4", "--weights", "w.pth", "--json", "w.pth"], "overwrite the weights w.pth"),
+        (["a.mp4", "--profile", "p.json", "--json", "p.json"], "overwrite the profile p.json"),
+        (["a.mp4", "--model", "net.pt2", "--json", "net.pt2"], "overwrite the model net.pt2"),
+        (["a.mp4", "--save", "new.mp4", "--json", "x/../new.mp4"], "overwrite --save new.mp4"),
+    ],
+)
+def test_outputs_never_replace_an_input(args: list[str], said: str, folder: Path) -> None:
+    clip(folder / "a.mp4", 2)
+    clip(folder / "a-a_mp4.mp4", 2)
+    images(folder / "frames", 2)
+    Path("link.mp4").symlink_to("a.mp4")
+    Path("hard.mp4").hardlink_to("a.mp4")
+    Path("x").mkdir()
+    Path("p.json").write_text("{}")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, padding=1)).eval()
+    torch.save(net.state_dict(), "w.pth")
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 3, H, W),)), folder / "net.pt2")
+    before = {p: p.read_bytes() for p in folder.rglob("*.*") if p.is_file() and p.suffix != ".pyc"}
+    model = [] if "--model" in args else ["--model", "plain:build"]
+    Path("plain.py").write_text(
+        "from torch import nn\ndef build(): return nn.Sequential(nn.Conv2d(3, 2, 3, padding=1))\n"
+    )
+    result = call("run", *args, *model, code=1)
+    assert said in result.stderr
+    assert {p: p.read_bytes() for p in before} == before
+    assert not Path("new.mp4").exists()
+
+
 def test_several_sources_are_streams_that_end_on_their_own(folder: Path) -> None:
     a, b = images(folder / "a", 6), clip(folder / "b.mp4", 3)
     args = ["--model", "nets:segment", "--json", "out.jsonl", "--save", "out.mp4", "--compare"]
@@ -361,6 +428,23 @@ def test_explain_names_every_step(folder: Path) -> None:
     assert "224x224" in call("explain", "nets:segment").stdout
 
 
+def test_explain_compares_on_a_frame_that_is_not_empty(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples: list[torch.Tensor] = []
+    compile_ = torchdelta.compile
+
+    def spy(model: Any, example: torch.Tensor, **options: Any) -> torchdelta.CompiledModel:
+        examples.append(example)
+        return compile_(model, example, **options)
+
+    monkeypatch.setattr(torchdelta, "compile", spy)
+    texts = [call("explain", "nets:segment", "--size", "33x47").stdout for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert torch.equal(examples[0], examples[1])
+    assert examples[0].float().std() > 50
+
+
 def test_env_names_versions_devices_and_engines() -> None:
     text = call("env").stdout
     for word in ("torchdelta", torch.__version__.split("+")[0], "cpu", "cuda", "engines", "torch"):
@@ -420,20 +504,8 @@ def test_interrupted_run_leaves_whole_files(number: int, code: int, folder: Path
         assert "interrupted; so far:" in out
 
 
-def data_folder() -> Path:
-    root = Path(__file__).resolve().parents[1]
-    path = Path(os.environ.get("TORCHDELTA_DATA", root.parent / "shared" / "data"))
-    if not path.is_dir():
-        reason = f"no data folder at {path}"
-        if "data" in os.environ.get("TORCHDELTA_REQUIRE", ""):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return path
-
-
-def test_classifies_the_room_with_real_weights() -> None:
-    pytest.importorskip("timm")
-    data = data_folder()
+def test_classifies_the_room_with_real_weights(data: Path) -> None:
+    require("timm")
     call(
         "run", str(data / "clips/static/room_768x432.mp4"),
         "--model", "timm:tf_efficientnet_lite0",
@@ -446,3 +518,23 @@ def test_classifies_the_room_with_real_weights() -> None:
     assert max(line["mac_share"] for line in lines[1:]) < 0.5
     assert max(line["layer_error"] for line in lines) < 0.1
     assert all(isinstance(line["result"]["label"], str) for line in lines)
+
+
+def test_denoises_the_street_with_real_weights(
+    data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    call(
+        "run", str(data / "clips/static/pedestrians_768x576.avi"),
+        "--model", "examples.denoise:dncnn",
+        "--weights", str(data / "weights/dncnn17_gray_sigma25.pth"),
+        "--task", "image", "--compare", "--size", "96x128", "--limit", "4",
+        "--json", str(folder / "out.jsonl"), "--save", str(folder / "out.mp4"),
+    )  # fmt: skip
+    lines = records(str(folder / "out.jsonl"))
+    assert len(lines) == len(pictures(folder / "out.mp4")) == 4
+    assert lines[0]["mac_share"] == 1.0
+    assert all(0 < line["mac_share"] < 1 for line in lines[1:])
+    assert all(math.isfinite(line["error"]) for line in lines)
+    assert max(line["layer_error"] for line in lines) < 0.05
+    assert all(0.1 < line["result"]["mean"] < 0.9 for line in lines)

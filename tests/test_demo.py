@@ -188,6 +188,13 @@ def test_demo_runs(tmp_path, pan):
         assert words in text.getvalue()
 
 
+def test_delta_finds_what_dense_finds_at_the_default_tolerance(tmp_path):
+    report = run_demo(tmp_path, 12, size=(160, 240), console=Console(file=io.StringIO()))
+    assert report.dense.mean_iou > 0.5
+    assert report.delta.mean_iou == pytest.approx(report.dense.mean_iou, abs=0.02)
+    assert report.mac_share < 1
+
+
 def test_demo_of_one_frame_is_refused(tmp_path):
     with pytest.raises(FrameError, match="2 or more"):
         run_demo(tmp_path, frames=1)

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 import torchdelta
-from support import ENGINE_CASES, move, new_session
+from support import ENGINE_CASES, LONG, move, new_session
 
-FRAMES, LOOP = 10_000, 50
+# `make test-long` runs ten times as many
+FRAMES, LOOP = 100_000 if LONG else 10_000, 50
 
 
 @pytest.mark.parametrize("engine", ENGINE_CASES)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import nn
 
+from conftest import require
 from torchdelta.capture.load import load_model
 from torchdelta.capture.prepare import last_residual_norms, prepare_untrained
 from torchdelta.errors import ModelError
 
-timm = pytest.importorskip("timm")
-torchvision = pytest.importorskip("torchvision")
+timm = require("timm")
+torchvision = require("torchvision")
 
 NETWORKS = [
     "torchvision:resnet18",
@@ -178,7 +179,7 @@ def weights_file(folder: Path, how: str) -> tuple[Path, nn.Module]:
         torch.save({"model": {f"_orig_mod.{k}": v for k, v in state.items()}}, path)
     elif how == "safetensors":
         path = path.with_suffix(".safetensors")
-        pytest.importorskip("safetensors.torch").save_file(state, path)
+        require("safetensors.torch").save_file(state, path)
     else:
         torch.save(state, path)
     return path, net

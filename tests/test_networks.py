@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import torchdelta
+from conftest import require
 from support import ENGINE_CASES, move, new_session
 from torchdelta.capture.prepare import prepare_untrained
 
@@ -27,10 +28,10 @@ def build(spec: str, size: tuple[int, int]) -> nn.Module:
     where, name = spec.split(":")
     torch.manual_seed(0)
     if where == "timm":
-        timm = pytest.importorskip("timm")
+        timm = require("timm")
         model = timm.create_model(name, pretrained=False)
     else:
-        models = pytest.importorskip("torchvision.models")
+        models = require("torchvision.models")
         more = {"weights_backbone": None} if "lraspp" in name else {}
         model = models.get_model(name, weights=None, **more)
     frames = torch.rand(6, 3, *size, generator=torch.Generator().manual_seed(1))

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import torchdelta
 from cases import OP_CASES
-from support import ENGINE_CASES, compiled, move, new_session, snapshot, untouched_outside
+from support import ENGINE_CASES, LONG, compiled, move, new_session, snapshot, untouched_outside
 from torchdelta.engines import ENGINES
 from torchdelta.ops import OPS, Bilinear, Dense
 
@@ -54,7 +54,9 @@ def test_op(engine: str, case: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINE_CASES)
 @pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
-@pytest.mark.parametrize("case", [c for c in OP_CASES if OP_CASES[c][0] != "dense"][::3])
+@pytest.mark.parametrize(
+    "case", [c for c in OP_CASES if OP_CASES[c][0] != "dense"][:: 1 if LONG else 3]
+)
 def test_op_half(engine: str, dtype: torch.dtype, case: str) -> None:
     """The half dtypes stay within a rounding of the float32 result."""
     shape = OP_CASES[case][2]
@@ -104,7 +106,10 @@ def test_every_registered_op_has_cases() -> None:
 
 
 def test_every_engine_is_tested() -> None:
-    assert set(ENGINE_CASES) == {name for name in ENGINES if ENGINES[name].usable()[0]}
+    missing = {name: ENGINES[name].usable()[1] for name in ENGINES if name not in ENGINE_CASES}
+    assert "torch" in ENGINE_CASES
+    # the only reasons why an engine may be left out here
+    assert all("GPU" in why or "compiler" in why for why in missing.values()), missing
 
 
 def test_work_counts_what_the_stock_convolution_receives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +132,7 @@ def test_work_counts_what_the_stock_convolution_receives(monkeypatch: pytest.Mon
             assert 0 < stats.mac_share < stats.work_share < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:frame values run")
 def test_gathered_tiles_do_not_read_padding_as_zero_in_max_pools() -> None:
     fast, model = compiled("maxpool-3-s2-p1")
     session = new_session(fast, "torch", tolerance=0.0)

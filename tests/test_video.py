@@ -575,10 +575,25 @@ def test_failed_rewrite_keeps_the_fragmented_video(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
 
 
-def test_video_without_frames_leaves_no_file(tmp_path):
-    with VideoWriter(tmp_path / "clip.mp4", 10, (48, 64)):
+def test_outputs_without_content_leave_no_file(tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4", 10, (48, 64)), JsonLines(tmp_path / "log.jsonl"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_older_files_stay_until_there_is_something_to_write(tmp_path, suffix):
+    path, log = tmp_path / f"clip{suffix}", tmp_path / "log.jsonl"
+    for older in (path, log):
+        older.write_text("old\n" * 9)
+    with VideoWriter(path, 10, (48, 64)) as writer, JsonLines(log), pytest.raises(FrameError):
+        writer.write(scene(0, 4, 4))
+    with pytest.raises(SinkError, match="cannot be written"):
+        VideoWriter(path, 10, (48, 99999))
+    assert path.read_text() == log.read_text() == "old\n" * 9
+    with VideoWriter(path, 10, (48, 64)) as writer:
+        writer.write(scene(0))
+    assert len(read(path)[0]) == 1
 
 
 def test_writer_refuses_what_it_cannot_write(tmp_path):

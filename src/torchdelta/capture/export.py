@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from torchdelta.errors import CaptureError
+
+_QUIET = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,12 @@ def prepare_copy(model: nn.Module) -> nn.Module:
         ) from error
     modules = [m for m in twin.modules() if m.training]
     if modules and not isinstance(twin, torch.fx.GraphModule):
-        if model.training:
-            warnings.warn(
-                "the model is in train mode; torchdelta captures it in eval mode "
-                "(call model.eval() to silence this)",
-                stacklevel=4,
-            )
+        what = "the model is" if model.training else f"{len(modules)} of the model's modules are"
+        warnings.warn(
+            f"{what} in train mode; torchdelta captures it in eval mode "
+            "(call model.eval() to silence this)",
+            stacklevel=4,
+        )
         twin.eval()
     elif modules:
         for module in modules:
@@ -96,14 +99,16 @@ def export(model: nn.Module, example: Tensor) -> Captured:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter logs and prints on a failed attempt: whole graphs."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    # what is silenced belongs to the process: two compiles in two threads must nest
+    with _QUIET:
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings(), redirect_stderr(StringIO()):
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
 
 
 def _has_dynamic_batch(program: ExportedProgram) -> bool:

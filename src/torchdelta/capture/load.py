@@ -249,7 +249,9 @@ class _Archive(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.training = False
+        # an archive's modules refuse eval()
+        for module in self.modules():
+            module.training = False
 
     def train(self, mode: bool = True) -> _Archive:
         """Do nothing: the mode was fixed when the archive was made."""

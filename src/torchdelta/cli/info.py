@@ -51,9 +51,14 @@ def explain(
     # weights decide nothing about a plan, so what they are is not worth a line here
     notes = loaded.notes if weights is not None else loaded.notes[:-1]
     loaded = replace(loaded, notes=notes)
+    # noise: on a black frame a wrong plan may agree with the model
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randint(
+        0, 256, (1, loaded.channels, h, w), dtype=torch.uint8, generator=generator
+    )
     compiled = torchdelta.compile(
         loaded.model,
-        torch.zeros(1, loaded.channels, h, w, dtype=torch.uint8),
+        example,
         dtype=dtype.value,
         input_range=loaded.input_range,
         mean=loaded.mean,

@@ -20,6 +20,7 @@ from torchdelta.capture.prepare import prepare_untrained
 from torchdelta.cli.compare import Comparer, Comparison
 from torchdelta.cli.feed import Feed, feeds_of
 from torchdelta.cli.options import Dtype, Engine, Task
+from torchdelta.cli.outputs import check_outputs, video_paths
 from torchdelta.cli.progress import Meter
 from torchdelta.cli.stop import Stop, stoppable
 from torchdelta.cli.tasks import Reading, read
@@ -73,6 +74,9 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
         ]
         size = options.size or (loaded.size if loaded.fixed_size else None)
         feeds = feeds_of(sources, size, options.limit)
+        tracks = {feed.name: Track(feed.name) for feed in feeds}
+        videos = video_paths(options.save, list(tracks)) if options.save else {}
+        _check_files(options, videos)
         compiled = _compiled(options, loaded, feeds)
         h, w = feeds[0].size
         log.print(
@@ -85,18 +89,16 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
         )
         session = compiled.session(slots=len(feeds), size=(h, w))
         lines = stack.enter_context(JsonLines(options.json)) if options.json else None
-        tracks = {feed.name: Track(feed.name) for feed in feeds}
-        if options.save is not None:
-            paths = video_paths(options.save, list(tracks))
-            for feed in feeds:
-                writer = VideoWriter(paths[feed.name], feed.fps, size=(h, 2 * w))
+        for feed in feeds:
+            if feed.name in videos:
+                writer = VideoWriter(videos[feed.name], feed.fps, size=(h, 2 * w))
                 tracks[feed.name].writer = stack.enter_context(writer)
         totals = [feed.total for feed in feeds]
         known = sum(n for n in totals if n is not None) if None not in totals else None
         stop = stack.enter_context(stoppable())
         with Meter(log, known) as meter:
             _Loop(options, loaded, compiled, session, tracks, lines, meter, log).run(feeds, stop)
-    _print_results(options, list(tracks.values()), out, stop)
+    _print_results(options, list(tracks.values()), lines, out, stop)
     if stop.exit_code:
         return stop.exit_code
     return int(any(track.damage or track.refused for track in tracks.values()))
@@ -124,31 +126,31 @@ def _compiled(options: RunOptions, loaded: LoadedModel, feeds: Sequence[Feed]) -
     )
 
 
-def video_paths(path: Path, streams: Sequence[str]) -> dict[str, Path]:
-    """Where each stream's video goes: the path itself, or OUT-STREAM.mp4 where there are several.
-
-    Signs that a file name should not have become "_"; a number keeps such names apart.
-    """
-    if len(streams) == 1:
-        return {streams[0]: path}
-    paths: dict[str, Path] = {}
-    for stream in streams:
-        plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in stream)
-        stem, number = f"{path.stem}-{plain}", 2
-        while (target := path.with_name(stem + path.suffix)) in paths.values():
-            stem, number = f"{path.stem}-{plain}-{number}", number + 1
-        paths[stream] = target
-    return paths
+def _check_files(options: RunOptions, videos: dict[str, Path]) -> None:
+    """Refuse to write to what is read; camera indices are no files."""
+    inputs = [("the source", Path(spec)) for spec in options.sources if not spec.isdecimal()]
+    if options.model.endswith(".pt2"):
+        inputs.append(("the model", Path(options.model)))
+    if options.weights is not None:
+        inputs.append(("the weights", options.weights))
+    if options.profile is not None:
+        inputs.append(("the profile", options.profile))
+    outputs = [("--save", path) for path in videos.values()]
+    if options.json is not None:
+        outputs.append(("--json", options.json))
+    check_outputs(outputs, inputs)
 
 
-def _print_results(options: RunOptions, tracks: Sequence[Track], out: Console, stop: Stop) -> None:
+def _print_results(
+    options: RunOptions, tracks: Sequence[Track], lines: JsonLines | None, out: Console, stop: Stop
+) -> None:
     if stop.signal is not None:
         out.print("interrupted; so far:")
     out.print(summary(tracks, options.compare))
     out.print("medians, means and speed-up (of totals) are over the frames after the first")
     written = [track.writer.path for track in tracks if track.writer and track.writer.frames]
-    if options.json:
-        written.append(options.json)
+    if lines is not None and lines.lines:
+        written.append(lines.path)
     for path in written:
         out.print(f"wrote {path}", highlight=False, soft_wrap=True)
 

@@ -71,10 +71,9 @@ class Axis:
 
     def spread(self, mask: Tensor, dim: int) -> Tensor:
         """Mark the outputs along `dim` that read a marked input; mask is bool [H, W]."""
-        if self.table is None and self.kernel == 1 and self.stride == 1 and self.pad == 0:
-            if self.n_in == self.n_out:
-                return mask
-            return mask.narrow(dim, 0, self.n_out)
+        one_to_one = self.kernel == 1 and self.stride == 1 and self.pad == 0
+        if self.table is None and one_to_one and self.n_in == self.n_out:
+            return mask
         # a line of False at the end stands for "no input"
         shape = list(mask.shape)
         if self.table is None:
@@ -141,7 +140,7 @@ class Op:
     """One operation with its parameters, frozen.
 
     kind:   "rows": computed pixel by pixel through `rows`; "window": through `tile` on gathered
-            windows; "whole": only `full` exists
+            windows; "whole": only `full` exists, `whole_reason` says why
     gated:  False: the gate behind it compares values, its threshold is 0, because the operation
             only moves numbers or is one half of a larger one
     shift_equivariant: a shifted input gives a shifted output (design: moving windows)
@@ -149,6 +148,7 @@ class Op:
 
     name: ClassVar[str]
     kind: ClassVar[Literal["rows", "window", "whole"]] = "rows"
+    whole_reason: ClassVar[str] = ""
     gated: ClassVar[bool] = True
 
     @property

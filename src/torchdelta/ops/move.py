@@ -178,6 +178,7 @@ class Reshape(Op):
     """The numbers of `shape_in` (model's order) cut as `shape_out`: flatten, unflatten, view."""
 
     name: ClassVar[str] = "reshape"
+    whole_reason: ClassVar[str] = "every number moves"
     kind: ClassVar[Literal["rows", "window", "whole"]] = "whole"
     gated: ClassVar[bool] = False
     shape_in: tuple[int, ...]

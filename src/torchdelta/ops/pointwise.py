@@ -165,10 +165,14 @@ class Binary(Op):
 
 @dataclass(frozen=True)
 class BinaryConst(Op):
-    """A function of a value and a constant; weights: const [H or 1, W or 1, C or 1]."""
+    """A function of a value and a constant: `scalar`, or weights: const [H or 1, W or 1, C or 1].
+
+    A scalar keeps float32's range in half precision, as the stock operation's does.
+    """
 
     name: ClassVar[str] = "const"
     fn: str
+    scalar: float | None = None
     const_first: bool = False
     per_position: bool = False
 
@@ -177,19 +181,25 @@ class BinaryConst(Op):
         """A constant per position stays where it is."""
         return not self.per_position
 
-    def _apply(self, x: Tensor, const: Tensor) -> Tensor:
+    def _apply(self, x: Tensor, const: Tensor | float) -> Tensor:
+        if isinstance(const, float):
+            # a tensor without axes takes part in float32 and leaves the result's dtype alone
+            const = torch.tensor(const, dtype=torch.float32)
         return BINARY[self.fn](const, x) if self.const_first else BINARY[self.fn](x, const)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Compute all pixels."""
-        return self._apply(inputs[0], weights["const"])
+        const = weights["const"] if self.scalar is None else self.scalar
+        return self._apply(inputs[0], const)
 
     def rows(
         self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the active pixels."""
-        const = _operand(weights["const"], active, out_size)
-        return self._apply(take_rows(inputs[0], active), const)
+        rows = take_rows(inputs[0], active)
+        if self.scalar is not None:
+            return self._apply(rows, self.scalar)
+        return self._apply(rows, _operand(weights["const"], active, out_size))
 
     def describe(self) -> str:
         """Say the function."""

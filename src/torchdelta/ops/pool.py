@@ -105,8 +105,8 @@ class AvgPool2d(_Pool):
         )  # fmt: skip
 
     def tile(self, x: Tensor, weights: Weights, out: Size) -> Tensor:
-        """Sum over the windows; `finish` divides."""
-        return F.avg_pool2d(x, self.kernel, self.stride, divisor_override=1)
+        """Sum over the windows, in float32: half precision could overflow; `finish` divides."""
+        return F.avg_pool2d(x.float(), self.kernel, self.stride, divisor_override=1)
 
     def _counts(self, axis: int, n_in: int, at: Tensor) -> Tensor:
         k, s, p = self.kernel[axis], self.stride[axis], self.pad[axis]
@@ -130,6 +130,7 @@ class AdaptivePool2d(Op):
     """Adaptive pool to a size above 1x1; few outputs, so all are computed when one is active."""
 
     name: ClassVar[str] = "adaptive_pool2d"
+    whole_reason: ClassVar[str] = "few outputs, windows of several sizes"
     kind: ClassVar[Literal["rows", "window", "whole"]] = "whole"
     size: Size
     how: Kind = "avg"
@@ -203,6 +204,7 @@ class GlobalReduce(Op):
     """Second half of a global pool: all tiles to one vector; `area` is the map's H * W."""
 
     name: ClassVar[str] = "global_reduce"
+    whole_reason: ClassVar[str] = "one vector"
     kind: ClassVar[Literal["rows", "window", "whole"]] = "whole"
     how: Kind = "avg"
     area: int = 1

@@ -38,7 +38,7 @@ def build(program: ExportedProgram, preprocess: Preprocess, notes: tuple[str, ..
         steps=steps,
         input=0,
         outputs=tuple(index[o] if isinstance(o, Draft) else o for o in graph.outputs),
-        output_is_value=tuple(isinstance(o, Draft) for o in graph.outputs),
+        output_shapes=tuple(o.whole if isinstance(o, Draft) else None for o in graph.outputs),
         out_spec=out_spec,
         notes=tuple(graph.notes) + notes,
     )

@@ -25,7 +25,8 @@ def explain(plan: Plan, dtype: torch.dtype = torch.float32, engine: str = "") ->
     """Return the plan's table as text.
 
     Columns: step, operation with what is fused into it, output shape [C, H, W], MACs, state bytes
-    per stream, and how it runs: sparse, or dense with the reason.
+    per stream, and how it runs: sparse; whole (all of a small output when any input changed); or
+    dense, with the reason.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("step", "operation"):
@@ -66,8 +67,12 @@ def explain(plan: Plan, dtype: torch.dtype = torch.float32, engine: str = "") ->
 
 
 def _how(step: Step) -> str:
-    how = f"dense: {step.reason}" if step.dense else "sparse"
-    return how if step.op.shift_equivariant or step.dense else f"{how}, fixed to its place"
+    if step.dense:
+        return f"dense: {step.reason}"
+    how = "sparse"
+    if step.op.kind == "whole":
+        how = f"whole: {step.op.whole_reason}"
+    return how if step.op.shift_equivariant else f"{how}; fixed to its place"
 
 
 def _tuple(numbers: tuple[float, ...] | None) -> str:

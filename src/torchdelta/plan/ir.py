@@ -131,6 +131,7 @@ class Plan:
 
     outputs: leaves of the model's result in order: a value index, or a constant (str, int, None,
              Tensor …) that does not depend on the input; `out_spec` puts them together
+    output_shapes: of one stream's result with its batch axis; None for a constant
     notes:   what the user should know about the capture
     """
 
@@ -141,7 +142,7 @@ class Plan:
     steps: tuple[Step, ...]
     input: int
     outputs: tuple[int | Any, ...]
-    output_is_value: tuple[bool, ...]
+    output_shapes: tuple[tuple[int, ...] | None, ...]
     out_spec: pytree.TreeSpec
     notes: tuple[str, ...] = ()
 

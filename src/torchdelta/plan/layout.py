@@ -58,7 +58,7 @@ class Layout:
             if part.kind in ("op", "cat") and part not in self.places:
                 self.places[part] = wanted
             elif self.places.get(part) != wanted:
-                cat.inputs[i] = copy = self._copy(part, cat)
+                cat.inputs[i] = copy = self._copy(part, cat, i)
                 self.places[copy] = wanted
             offset += state_shape(part.shape)[2]
 
@@ -75,9 +75,9 @@ class Layout:
             offset += state_shape(part.shape)[2]
         return first
 
-    def _copy(self, part: Draft, cat: Draft) -> Draft:
+    def _copy(self, part: Draft, cat: Draft, number: int) -> Draft:
         copy = Draft(
-            f"{part.name}>{cat.name}", "op", part.shape, part.whole, [part], Copy(),
+            f"{part.name}>{cat.name}:{number}", "op", part.shape, part.whole, [part], Copy(),
             dtype=part.dtype,
         )  # fmt: skip
         self.graph.drafts.insert(self.graph.drafts.index(part) + 1, copy)

@@ -34,6 +34,22 @@ Rule = Callable[["Lowering", Args], Any]
 REDUCTIONS = (
     "all amax amin any argmax argmin logsumexp max mean median min nanmean norm prod std sum var"
 ).split()
+# other spellings of the same operation, by name or by overload
+ALIASES = {
+    "max.other": "maximum",
+    "min.other": "minimum",
+    "absolute": "abs",
+    "arccos": "acos",
+    "arcsin": "asin",
+    "arctan": "atan",
+    "clip": "clamp",
+    "divide": "div",
+    "fix": "trunc",
+    "multiply": "mul",
+    "negative": "neg",
+    "subtract": "sub",
+    "true_divide": "div",
+}
 # they let the items along an axis see each other, or pick some
 ALONG_AXIS = frozenset(
     REDUCTIONS
@@ -66,9 +82,12 @@ class Lowering:
         self.env: dict[fx.Node, Any] = {}
         self.graph = DraftGraph([], [])
         self.refusals: list[str] = []
+        self.refused: set[Draft] = set()
         self.names: dict[str, int] = {"input": 1}
         self.batch: Any = None
+        # of the call at hand; the name is ATen's, without overload and other spellings
         self.node: fx.Node
+        self.op_name = ""
 
     def run(self) -> DraftGraph:
         """Walk the graph; raises CaptureError with all refusals."""
@@ -90,7 +109,11 @@ class Lowering:
                     if spec.kind.name == "USER_OUTPUT"
                 ]
                 self.graph.outputs = [self._value(leaf) for leaf in leaves]
-            elif node.op != "get_attr":
+            elif node.op == "get_attr":
+                # a branch of torch.cond and its like; who calls it is refused
+                self.env[node] = self._stand_in(node)
+                self.refusals.append(f"{node.name}: control flow inside the graph")
+            else:
                 self.refusals.append(f"{node.name}: {node.op} {node.target} is not supported")
         if not self.refusals and not any(isinstance(o, Draft) for o in self.graph.outputs):
             self.refusals.append("no output of the model depends on the frame")
@@ -150,6 +173,9 @@ class Lowering:
         self.node = node
         args, kwargs = pytree.tree_map(self._value, (list(node.args), dict(node.kwargs)))
         drafts = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Draft)]
+        if any(d in self.refused for d in drafts):
+            self.env[node] = self._stand_in(node)
+            return
         try:
             if node.target is operator.getitem:
                 self.env[node] = self._getitem(args[0], args[1])
@@ -161,11 +187,13 @@ class Lowering:
                 self.env[node] = self._operation(node, args, kwargs)
         except (CaptureError, NotSparse) as error:
             self.refusals.append(f"{self.name()}: {node.target}: {error}")
-            self.env[node] = self._dummy(node)
+            self.env[node] = self._stand_in(node)
 
-    def _dummy(self, node: fx.Node) -> Any:
+    def _stand_in(self, node: fx.Node) -> Draft:
         """Stand in for a refused result, so that the walk finds all reasons."""
-        return Draft(node.name, "op", (1,), (1, 1))
+        draft = Draft(node.name, "op", (1,), (1, 1))
+        self.refused.add(draft)
+        return draft
 
     def _constant(self, node: fx.Node, args: list[Any], kwargs: Args) -> Any:
         """Run an operation that does not depend on the frame, once and for all."""
@@ -191,9 +219,11 @@ class Lowering:
             raise CaptureError("it draws random numbers; remove it or seed it outside the model")
         name = getattr(getattr(target, "overloadpacket", None), "__name__", str(target))
         name = name.rstrip("_") if not name.startswith("_") else name
+        name = ALIASES.get(str(target).removeprefix("aten."), ALIASES.get(name, name))
+        self.op_name = name
         try:
             if not hasattr(target, "_schema"):
-                raise NotSparse("not an ATen operation")
+                raise CaptureError("control flow inside the graph; only ATen operations can run")
             bound = bind(target, args, kwargs)
             self._check_batch_axis(bound, name)
             rule = self.rules.get(name)
@@ -233,7 +263,7 @@ class Lowering:
             return leaf
 
         tree_args, tree_kwargs = pytree.tree_map(note, (args, kwargs))
-        macs = _count_macs(node)
+        macs = self._count_macs(node)
 
         def make(item: int | None, meta: Any) -> Draft:
             if not isinstance(meta, Tensor):
@@ -253,6 +283,27 @@ class Lowering:
             return make(None, value)
         # results that nobody takes must not become steps
         return tuple(lambda i=i, v=v: make(i, v) for i, v in enumerate(value))
+
+    def _count_macs(self, node: fx.Node) -> int:
+        """Let PyTorch's flop counter count a dense call for one stream."""
+        # not at the top: it imports Triton where that is installed
+        from torch.utils.flop_counter import FlopCounterMode
+
+        def fake(leaf: Any) -> Any:
+            value = leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf
+            if isinstance(value, Tensor):
+                return torch.empty(self._whole(value), dtype=value.dtype, device="meta")
+            return self._int(value)
+
+        args, kwargs = pytree.tree_map(fake, (list(node.args), dict(node.kwargs)))
+        try:
+            with FlopCounterMode(display=False) as counter:
+                node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception:
+            # some operations have no shape rule without data
+            self.graph.notes.append(f"{self.name()}: its multiply-accumulates are not counted")
+            return 0
+        return int(counter.get_total_flops()) // 2
 
     def name(self) -> str:
         """Name the current node by its place in the model, if it has one."""
@@ -330,34 +381,6 @@ def bind(target: Any, args: list[Any], kwargs: Args) -> Args:
         else:
             bound[arg.name] = arg.default_value if arg.has_default_value() else None
     return bound
-
-
-def _count_macs(node: fx.Node) -> int:
-    """Let PyTorch's flop counter count a dense call for one stream."""
-
-    def fake(arg: Any) -> Any:
-        return arg.meta["val"] if isinstance(arg, fx.Node) else arg
-
-    def one_stream(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            sizes = [1 if isinstance(n, torch.SymInt) else n for n in leaf.shape]
-            return torch.empty(sizes, dtype=leaf.dtype, device="meta")
-        return 1 if isinstance(leaf, torch.SymInt) else leaf
-
-    args, kwargs = pytree.tree_map(
-        fake, (list(node.args), dict(node.kwargs)), is_leaf=lambda a: isinstance(a, fx.Node)
-    )
-    args, kwargs = pytree.tree_map(one_stream, (args, kwargs))
-    # not at the top: it imports Triton where that is installed
-    from torch.utils.flop_counter import FlopCounterMode
-
-    try:
-        with FlopCounterMode(display=False) as counter:
-            node.target(*args, **kwargs)  # type: ignore[operator]
-        return counter.get_total_flops() // 2
-    except Exception:
-        # the count is for the report only: some operations have no shape rule
-        return 0
 
 
 def need(condition: bool, reason: str) -> None:

@@ -110,7 +110,8 @@ def _scale_shift(draft: Draft) -> tuple[Tensor, Tensor] | None:
         return draft.weights["scale"], draft.weights["shift"]
     if not isinstance(draft.op, BinaryConst) or draft.op.per_position:
         return None
-    const, fn, first = draft.weights["const"].flatten(), draft.op.fn, draft.op.const_first
+    scalar, fn, first = draft.op.scalar, draft.op.fn, draft.op.const_first
+    const = draft.weights["const"].flatten() if scalar is None else torch.tensor([scalar])
     zero, one = torch.zeros(1), torch.ones(1)
     if fn == "mul":
         return const, zero

@@ -230,12 +230,12 @@ def _with_const(
         need(not const_first, "a scaled value is taken from a constant")
         t = t * alpha
     if t.numel() == 1:
-        t = t.reshape(1, 1, 1)
-    elif is_map(x):
+        return low.add(BinaryConst(fn, float(t), const_first), [x])
+    if is_map(x):
         t = t.reshape((1,) * (4 - t.ndim) + tuple(t.shape))[0].permute(1, 2, 0)
     else:
         t = t.expand(x.whole).reshape(1, 1, -1)
-    op = BinaryConst(fn, const_first, per_position=t.shape[0] > 1 or t.shape[1] > 1)
+    op = BinaryConst(fn, None, const_first, per_position=t.shape[0] > 1 or t.shape[1] > 1)
     return low.add(op, [x], {"const": t.contiguous()})
 
 
@@ -255,8 +255,7 @@ def unary(low: Lowering, a: Args) -> Any:
     rest = list(schema[1:])
     args = tuple(a[arg.name] for arg in rest if not arg.kwarg_only)
     kwargs = tuple((arg.name, a[arg.name]) for arg in rest if arg.kwarg_only)
-    name = target.overloadpacket.__name__.rstrip("_")
-    return low.add(Pointwise(name, args, kwargs), [x])
+    return low.add(Pointwise(low.op_name, args, kwargs), [x])
 
 
 def _pow(low: Lowering, a: Args) -> Any:

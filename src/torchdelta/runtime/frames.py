@@ -14,14 +14,15 @@ from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan
 
 Frame = np.ndarray | Tensor
-DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
+FRAME_DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_frame(frame: Any, plan: Plan, device: torch.device) -> Tensor:
+def check_frame(frame: Any, plan: Plan, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Check one stream's frame.
 
     frame:   numpy [H, W, C] or [H, W] (as OpenCV and PyAV give them), or tensor [C, H, W] or
              [1, C, H, W]; uint8, or float in the plan's input range
+    dtype:   the compute dtype, whose range the frame must fit
     returns: [H, W, C] on `device`, same values
     Raises:  FrameError for another type, size, dtype, channel count or device, and for NaN or
              infinite values.
@@ -36,7 +37,7 @@ def check_frame(frame: Any, plan: Plan, device: torch.device) -> Tensor:
             f"frame is a {type(frame).__name__}, expected a numpy array [H, W, C] or a tensor "
             "[C, H, W]"
         )
-    if x.dtype not in DTYPES:
+    if x.dtype not in FRAME_DTYPES:
         raise FrameError(
             f"frame has dtype {str(x.dtype).removeprefix('torch.')}, expected uint8, float32, "
             "float16 or bfloat16; convert it first"
@@ -54,6 +55,13 @@ def check_frame(frame: Any, plan: Plan, device: torch.device) -> Tensor:
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).any(-1).sum())
         raise FrameError(f"frame has NaN or infinite values at {bad} of {h * w} pixels")
+    if x.is_floating_point() and dtype == torch.float16:
+        largest = float(x.abs().max())
+        if not bool(torch.isfinite(plan.preprocess.apply(x, dtype)).all()):
+            raise FrameError(
+                f"frame has values up to {largest:.3g}, beyond the range of float16 (65504); "
+                "compile with dtype bf16 or fp32"
+            )
     return x.to(device)
 
 

@@ -51,17 +51,17 @@ class Profile:
                     raise ProfileError(f"{kind} of {name!r} is {number}, expected a number >= 0")
 
     def check(self, plan: Plan) -> None:
-        """Refuse names that are not values of the plan.
+        """Refuse names that are not gated values of the plan.
 
         Raises: ProfileError naming them.
         """
-        known = {v.name for v in plan.owners} | {"input", "*"}
+        known = {v.name for v in plan.owners if v.gated} | {"input", "*"}
         unknown = sorted((set(self.multipliers) | set(self.rms)) - known)
         if unknown:
             raise ProfileError(
-                f"the profile names {len(unknown)} values that this plan does not have: "
-                f"{', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}; it was made for "
-                "another network"
+                f"the profile names {len(unknown)} values that this plan does not have or does not "
+                f"gate: {', '.join(unknown[:5])}{' …' if len(unknown) > 5 else ''}; it was made "
+                "for another network, or they are only read by the caller"
             )
 
     def save(self, path: str | Path) -> None:

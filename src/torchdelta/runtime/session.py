@@ -109,7 +109,6 @@ class Session:
         self._stats: dict[str, StreamStats] = {}
         self._frames: dict[str, int] = {}
         self._whole: set[str] = set()
-        self._remeasure: set[str] = set()
         self._all = StreamStats(engine.plan)
         self._lock = threading.Lock()
 
@@ -159,9 +158,7 @@ class Session:
         return slot
 
     def _start(self, stream: str) -> None:
-        self._thresholds.start(self._state, self._slots[stream])
         self._whole.add(stream)
-        self._remeasure.discard(stream)
         self._stats[stream] = StreamStats(self.plan)
         self._frames[stream] = 0
 
@@ -177,7 +174,6 @@ class Session:
             self._known(stream)
             del self._slots[stream], self._stats[stream], self._frames[stream]
             self._whole.discard(stream)
-            self._remeasure.discard(stream)
 
     def reset(self, stream: str) -> None:
         """Forget everything about a stream; its next frame is a first frame.
@@ -189,7 +185,7 @@ class Session:
             self._start(stream)
 
     def refresh(self, stream: str | None = None) -> None:
-        """Recompute everything at the next frame of a stream (or of all), and its scales.
+        """Recompute everything at the next frame of a stream (or of all), and measure its scales.
 
         Raises: StreamError for an unknown stream.
         """
@@ -198,7 +194,6 @@ class Session:
             for name in names:
                 self._known(name)
                 self._whole.add(name)
-                self._remeasure.add(name)
 
     def step(self, frames: Mapping[str, Frame], *, record: bool = False) -> dict[str, Result]:
         """Run one frame for each stream that has one; unknown streams join.
@@ -215,7 +210,9 @@ class Session:
             refused: dict[str, FrameError] = {}
             for stream, frame in frames.items():
                 try:
-                    ready[stream] = check_frame(frame, self.plan, self.engine.device)
+                    ready[stream] = check_frame(
+                        frame, self.plan, self.engine.device, self.engine.dtype
+                    )
                 except FrameError as error:
                     refused[stream] = FrameError(f"stream {stream!r}: {error}")
             newcomers = [s for s in ready if s not in self._slots]
@@ -230,6 +227,8 @@ class Session:
     def _run(self, frames: dict[str, Tensor], record: bool) -> dict[str, Result]:
         begin = time.perf_counter()
         whole = self._whole & set(frames)
+        for stream in whole:
+            self._thresholds.start(self._state, self._slots[stream])
         # should the engine fail half-way, these streams start from scratch
         self._whole |= set(frames)
         reports = self.engine.step(
@@ -242,7 +241,7 @@ class Session:
         self._whole -= set(frames)
         outputs = {}
         for stream in frames:
-            self._update_scales(stream, self._slots[stream])
+            self._measure_scales(self._slots[stream])
             outputs[stream] = self._output(self._slots[stream])
         self._synchronize()
         # what the engine does not attribute to a slot is shared equally
@@ -256,11 +255,12 @@ class Session:
             )
         return results
 
-    def _update_scales(self, stream: str, slot: int) -> None:
-        due = stream in self._remeasure or self._thresholds.wanted(self._state, slot)
-        if due and self._thresholds.informative(self._state, slot, self._to_full_scale):
+    def _measure_scales(self, slot: int) -> None:
+        """Take a slot's scales at its first frame since it started that tells anything."""
+        if self._thresholds.wanted(self._state, slot) and self._thresholds.informative(
+            self._state, slot, self._to_full_scale
+        ):
             self._thresholds.measure(self._state, slot)
-        self._remeasure.discard(stream)
 
     def _synchronize(self) -> None:
         if self.engine.device.type == "cuda":
@@ -269,18 +269,21 @@ class Session:
     def _output(self, slot: int) -> Any:
         """Put together the model's result for one slot, as copies unless views are wanted."""
         leaves = []
-        for out, is_value in zip(self.plan.outputs, self.plan.output_is_value, strict=True):
-            if is_value:
+        for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
+            if whole is not None:
                 y = self._state.view(out, slot)
-                y = to_model_layout(y, self.plan.values[out].shape).unsqueeze(0)
+                y = to_model_layout(y, self.plan.values[out].shape).reshape(whole)
                 out = y if self.views else y.clone(memory_format=torch.contiguous_format)
+            elif isinstance(out, Tensor):
+                # the plan is shared: nobody gets its own constants to write to
+                out = out.to(self.engine.device, copy=True)
             leaves.append(out)
         return pytree.tree_unflatten(leaves, self.plan.out_spec)
 
     def _output_changed(self, report: SlotReport) -> Any:
         leaves: list[Any] = []
-        for out, is_value in zip(self.plan.outputs, self.plan.output_is_value, strict=True):
-            leaves.append(self._mask(report, out) if is_value else out)
+        for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
+            leaves.append(self._mask(report, out) if whole is not None else out)
         return pytree.tree_unflatten(leaves, self.plan.out_spec)
 
     def _mask(self, report: SlotReport, value: int) -> Tensor:
@@ -318,23 +321,23 @@ class Session:
         )
 
     def stats(self, stream: str | None = None) -> StreamStats:
-        """Give a stream's statistics, or those of all streams together.
+        """Copy a stream's statistics, or those of all streams together.
 
         Raises: StreamError for an unknown stream.
         """
-        if stream is None:
-            return self._all
-        self._known(stream)
-        return self._stats[stream]
+        with self._lock:
+            if stream is not None:
+                self._known(stream)
+            return (self._all if stream is None else self._stats[stream]).copy()
 
     def published(self, stream: str) -> Tensor:
         """Copy what the network has been shown of a stream: [1, C, H, W], as the model sees it.
 
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
-        slot = self._with_frames(stream)
-        x = self._state.view(self.plan.input, slot)
-        return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+        with self._lock:
+            x = self._state.view(self.plan.input, self._with_frames(stream))
+            return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
 
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
@@ -355,4 +358,5 @@ class Session:
 
         Raises: StreamError for an unknown stream.
         """
-        return self._thresholds.export(self._state, self._known(stream))
+        with self._lock:
+            return self._thresholds.export(self._state, self._with_frames(stream))

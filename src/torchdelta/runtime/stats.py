@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from torchdelta.engines import SlotReport
@@ -73,6 +73,12 @@ class StreamStats:
         self.active_px = _plus(self.active_px, report.active_px)
         if report.step_ms is not None:
             self.step_ms = _plus(self.step_ms, report.step_ms)
+
+    def copy(self) -> StreamStats:
+        """Copy what has been counted so far."""
+        return replace(
+            self, sums=dict(self.sums), active_px=list(self.active_px), step_ms=list(self.step_ms)
+        )
 
     def _mean(self, key: str) -> float | None:
         return self.sums[key] / self.later if self.later else None

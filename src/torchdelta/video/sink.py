@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import stat
 import warnings
 from collections.abc import Mapping
 from fractions import Fraction
@@ -42,19 +43,21 @@ BT709 = 1  # ITU-T H.273: matrix, primaries and transfer of HD video
 class VideoWriter:
     """Writes H.264 (yuv420p) so that whatever ends the run leaves a playable file.
 
-    path: ends in .mp4, .mov or .mkv; missing parent folders are created, a file is replaced
+    path: ends in .mp4, .mov or .mkv; missing parent folders are created; an older file is replaced
+          when the first frame is written, and stays as it was where none ever is
     fps:  frames per second
     size: (h, w) of the pictures; an odd side is made even by repeating the last row or column
 
     A context manager: frames reach the file as they are written, two at most wait in memory. A
     clean end, an exception included, makes it an ordinary file (MP4: with the index in front).
-    A file without any frame is removed. Raises SinkError where the file cannot be written.
+    Raises SinkError where the file cannot be written, as far as possible before the first frame.
     """
 
     def __init__(self, path: str | Path, fps: float, size: tuple[int, int]) -> None:
         self.path = Path(path)
         self.size = size
         self.frames = 0
+        self._started = False
         if self.path.suffix.lower() not in CONTAINERS:
             raise SinkError(
                 f"{self.path}: cannot write {self.path.suffix or 'a file without suffix'}; "
@@ -68,20 +71,18 @@ class VideoWriter:
             raise SinkError(f"{self.path}: size is {size[0]}x{size[1]}, expected at least 1x1")
         self._format, options = CONTAINERS[self.path.suffix.lower()]
         _make_parent(self.path)
+        fd, is_new = _open_unchanged(self.path)
+        os.close(fd)
+        if is_new:
+            self.path.unlink()
         try:
-            # FFmpeg would open the file only with the first frame
-            self.path.open("wb").close()
+            # FFmpeg opens the file in start_encoding, the encoder here
             self._container: Any = av.open(
                 str(self.path), "w", format=self._format, options=options
             )
-        except (av.FFmpegError, OSError) as error:
-            raise _sink_error(self.path, error) from error
-        try:
             self._stream = self._add_stream()
-            self._container.start_encoding()
+            self._stream.codec_context.open()
         except (av.FFmpegError, OSError, ValueError) as error:
-            _close(self._container)
-            self.path.unlink(missing_ok=True)
             raise _sink_error(self.path, error) from error
         self._to_yuv = VideoReformatter()
 
@@ -128,6 +129,9 @@ class VideoWriter:
 
     def _mux(self, container: Any, frame: av.VideoFrame | None) -> None:
         try:
+            if not self._started:
+                container.start_encoding()
+                self._started = True
             for packet in self._stream.encode(frame):
                 container.mux(packet)
         except (av.FFmpegError, OSError) as error:
@@ -143,9 +147,9 @@ class VideoWriter:
                 self._mux(container, None)
         finally:
             _close(container)
-        if not self.frames:
+        if self._started and not self.frames:
             self.path.unlink(missing_ok=True)
-        elif self._format in INDEX_IN_FRONT:
+        elif self.frames and self._format in INDEX_IN_FRONT:
             self._rewrite()
 
     def _rewrite(self) -> None:
@@ -197,7 +201,8 @@ def _copy_packets(source: Path, target: Path, container_format: str) -> None:
 class JsonLines:
     """Writes one JSON object per line; a killed run leaves only whole lines.
 
-    path: the file, replaced where it exists; missing parent folders are created
+    path: missing parent folders are created; an older file is replaced when the first line is
+          written, and stays as it was where none ever is
 
     NaN and infinity become null, tensors and arrays become numbers and lists. Raises SinkError
     where the file cannot be written.
@@ -207,12 +212,7 @@ class JsonLines:
         self.path = Path(path)
         self.lines = 0
         _make_parent(self.path)
-        try:
-            self._fd = os.open(
-                self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666
-            )
-        except OSError as error:
-            raise _sink_error(self.path, error) from error
+        self._fd, self._is_new = _open_unchanged(self.path)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append the record as one line, in one system call."""
@@ -221,6 +221,8 @@ class JsonLines:
         text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
         line = (text + "\n").encode("utf-8", "replace")
         try:
+            if not self.lines and stat.S_ISREG(os.fstat(self._fd).st_mode):
+                os.ftruncate(self._fd, 0)
             written = os.write(self._fd, line)
             if written < len(line):
                 # the disk is full: take the broken line back
@@ -233,8 +235,11 @@ class JsonLines:
     def close(self) -> None:
         """Close the file; does nothing the second time."""
         fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if fd < 0:
+            return
+        os.close(fd)
+        if self._is_new and not self.lines:
+            self.path.unlink(missing_ok=True)
 
     def __enter__(self) -> JsonLines:
         return self
@@ -265,6 +270,15 @@ def _make_parent(path: Path) -> None:
         raise SinkError(
             f"{path}: its folder cannot be created: {error.strerror or error}"
         ) from error
+
+
+def _open_unchanged(path: Path) -> tuple[int, bool]:
+    """Open a file for appending, its content left alone: the descriptor, and whether it is new."""
+    is_new = not os.path.lexists(path)
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), is_new
+    except OSError as error:
+        raise _sink_error(path, error) from error
 
 
 def _sink_error(path: Path, error: Exception) -> SinkError:
