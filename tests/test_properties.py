@@ -23,6 +23,8 @@ from torchdelta.runtime.session import Session
 
 # relative L2 of a stream against the dense network, float32 (design: P1)
 P1_FP32 = 1e-5
+# the same for streams in half precision against float32: a rounding per layer
+HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
 NETWORKS_PER_OP = 4
 # `make test-long` draws more histories, and lets a failure shrink
 EXAMPLES_PER_OP = 25 if LONG else 5
@@ -251,3 +253,24 @@ def test_p5_idle(engine: str, op: str, net: int, history: list, tolerance: float
             after = run.session._state.buffers
             assert all(bool(same_bits(a, b).all()) for a, b in zip(before, after, strict=True))
         assert torchdelta.relative_error(again.output, first.output) == 0.0
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
+@pytest.mark.parametrize(("engine", "op"), CASES)
+def test_p1_half_precision(engine: str, op: str, dtype: torch.dtype) -> None:
+    """Streams in half precision stay within its rounding of the float32 network."""
+    fast, model = compiled_net(op, 0)
+    session = new_session(fast, engine, 0.0, dtype=dtype)
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(1, *fast.plan.shape, generator=generator).to(dtype).float()
+    last = None
+    moved = 0.0
+    for kind in ("first", "patch", "pixel", "all", "patch", "stripes"):
+        x = move(x, kind, generator).to(dtype).float()
+        expected = dense(model, x)
+        result = session.step({"s": x})["s"]
+        assert torchdelta.relative_error(result.output, expected) <= HALF[dtype], kind
+        if last is not None:
+            moved = max(moved, torchdelta.relative_error(last, expected))
+        last = expected
+    assert moved > 1e-2

@@ -32,5 +32,9 @@ class SourceError(TorchdeltaError):
     """A video source cannot be opened or is damaged."""
 
 
+class SinkError(TorchdeltaError):
+    """A video or log cannot be written, or would overwrite an input."""
+
+
 class ModelError(TorchdeltaError):
     """A model spec cannot be resolved, or its weights cannot be read or do not fit."""

@@ -19,11 +19,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
-from torchdelta.errors import FrameError, TorchdeltaError
-
-
-class SinkError(TorchdeltaError):
-    """A result file cannot be created or written."""
+from torchdelta.errors import FrameError, SinkError
 
 
 # Suffix -> FFmpeg's name of the container, and its options while the run goes on: every frame is a
