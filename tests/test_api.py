@@ -222,6 +222,8 @@ def test_a_model_without_parameters() -> None:
 def test_explain_is_a_table() -> None:
     fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22))
     text = fast.explain()
+    assert fast.plan.explain().splitlines()[1:] == text.splitlines()[2:]
+    assert "engine torch, float32" in fast.session().explain()
     for part in ("step", "operation", "conv2d 3x3 s2+relu", "8x10x11", "sparse", "MAC per dense",
                  "state", "engine torch"):  # fmt: skip
         assert part in text

@@ -165,6 +165,12 @@ class Plan:
         """Bytes of one stream's state."""
         return sum(b.h * b.w * b.c * (b.dtype or dtype).itemsize for b in self.buffers)
 
+    def explain(self, dtype: torch.dtype = torch.float32) -> str:
+        """Return the plan as a table: step, shape, MACs, state, how it runs and why."""
+        from torchdelta.plan.explain import explain
+
+        return explain(self, dtype)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """Return itself: a plan is frozen and shared."""
         return self

@@ -262,6 +262,7 @@ class Lowering:
                 return Const(f"const{len(weights) - 1}")
             return leaf
 
+        target: Any = node.target
         tree_args, tree_kwargs = pytree.tree_map(note, (args, kwargs))
         macs = self._count_macs(node)
 
@@ -269,7 +270,7 @@ class Lowering:
             if not isinstance(meta, Tensor):
                 raise CaptureError("it returns something that is no tensor")
             op = Dense(
-                target=node.target,  # type: ignore[arg-type]
+                target=target,
                 args=tuple(tree_args),
                 kwargs=tuple(tree_kwargs.items()),
                 shapes=tuple(d.whole for d in inputs),
@@ -296,9 +297,10 @@ class Lowering:
             return self._int(value)
 
         args, kwargs = pytree.tree_map(fake, (list(node.args), dict(node.kwargs)))
+        target: Any = node.target
         try:
             with FlopCounterMode(display=False) as counter:
-                node.target(*args, **kwargs)  # type: ignore[operator]
+                target(*args, **kwargs)
         except Exception:
             # some operations have no shape rule without data
             self.graph.notes.append(f"{self.name()}: its multiply-accumulates are not counted")

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torchdelta.engines import Engine, SlotReport
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.ops.move import to_model_layout
-from torchdelta.plan import Plan
+from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit, audit_slot
 from torchdelta.runtime.frames import Frame, check_frame, warn_range
 from torchdelta.runtime.gate import Profile, Thresholds
@@ -338,6 +338,10 @@ class Session:
         with self._lock:
             x = self._state.view(self.plan.input, self._with_frames(stream))
             return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+
+    def explain(self) -> str:
+        """Return the plan as a table, with the engine and dtype that run it."""
+        return explain(self.plan, self.engine.dtype, self.engine.name)
 
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
