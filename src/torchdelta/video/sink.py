@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from torchdelta.errors import FrameError, SinkError
 
-
 # Suffix -> FFmpeg's name of the container, and its options while the run goes on: every frame is a
 # fragment (or cluster) of its own and goes to the file at once.
 _LIVE_MP4 = {"movflags": "frag_every_frame+empty_moov+default_base_moof", "flush_packets": "1"}
