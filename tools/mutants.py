@@ -95,7 +95,7 @@ MUTANTS = [
            ("tests/test_session.py", "-k", "bad_first")),
     Mutant("slots not aligned alike", "runtime/state.py",
            "padded = -(-per_slot // unit) * unit", "padded = per_slot",
-           ("tests/test_properties.py", "-k", "p2 and reshape")),
+           ("tests/test_session.py", "-k", "aligned_alike")),
 ]  # fmt: skip
 
 
