@@ -275,7 +275,7 @@ def demo(
     size: Annotated[
         FrameSize | None,
         typer.Option(
-            "--size", parser=parse_size, metavar="HxW", help="Default: 320x480, height x width."
+            "--size", parser=parse_size, metavar="HxW", help="Default: 480x640, height x width."
         ),
     ] = None,
     seed: Annotated[
@@ -298,7 +298,7 @@ def demo(
     run_demo(
         out,
         frames=frames,
-        size=size or (320, 480),
+        size=size or (480, 640),
         seed=DEMO_SEED if seed is None else seed,
         tolerance=tolerance,
         pan=pan,

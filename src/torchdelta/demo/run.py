@@ -138,7 +138,7 @@ def _progress(console: Console, frames: int) -> Iterator[tuple[Progress, TaskID]
 def run_demo(
     out_dir: str | Path,
     frames: int = 120,
-    size: tuple[int, int] = (320, 480),
+    size: tuple[int, int] = (480, 640),
     seed: int = DEMO_SEED,
     tolerance: float = 0.04,
     engine: str = "auto",
