@@ -69,12 +69,7 @@ def _shuffle(x: Tensor) -> Tensor:
     return x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, c, h, w)
 
 
-def conv(*args: int, **kw: object) -> nn.Module:
-    return nn.Conv2d(*args, **kw)  # type: ignore[arg-type]
-
-
-def deconv(*args: int, **kw: object) -> nn.Module:
-    return nn.ConvTranspose2d(*args, **kw)  # type: ignore[arg-type]
+conv, deconv = nn.Conv2d, nn.ConvTranspose2d
 
 
 OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {

@@ -118,7 +118,7 @@ def test_fixed_size_refuses_others() -> None:
 def test_bad_frames_are_refused_whole(bad: object, message: str) -> None:
     fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22))
     with pytest.raises(FrameError, match=message):
-        fast(bad)  # type: ignore[arg-type]
+        fast(bad)
 
 
 def test_uint8_and_normalisation() -> None:
@@ -187,7 +187,7 @@ def test_bad_arguments(keywords: dict, message: str) -> None:
 )  # fmt: skip
 def test_bad_examples(example: object) -> None:
     with pytest.raises(FrameError, match="example"):
-        torchdelta.compile(net(), example)  # type: ignore[arg-type]
+        torchdelta.compile(net(), example)
 
 
 def test_dtypes() -> None:
@@ -304,7 +304,7 @@ def test_what_cannot_be_captured_says_why(model: object, messages: list[str]) ->
     if isinstance(model, nn.Module):
         model.eval()
     with pytest.raises(CaptureError) as caught:
-        torchdelta.compile(model, torch.rand(1, 3, 8, 8), tolerance=0)  # type: ignore[arg-type]
+        torchdelta.compile(model, torch.rand(1, 3, 8, 8), tolerance=0)
     for message in messages:
         assert message in str(caught.value), str(caught.value)
 
@@ -456,7 +456,7 @@ def test_a_frame_beyond_float16_is_refused() -> None:
     ],
 )
 def test_other_spellings_of_an_operation(fn: object, op: str) -> None:
-    model = Fn(fn).eval()  # type: ignore[arg-type]
+    model = Fn(fn).eval()
     fast = torchdelta.compile(model, torch.rand(1, 3, 8, 8), tolerance=0)
     assert op in {step.op.name for step in fast.plan.steps}
     assert not any(step.dense for step in fast.plan.steps)

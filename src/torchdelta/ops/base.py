@@ -162,12 +162,14 @@ class Op:
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Compute all outputs: inputs [H, W, C] each, returns [Ho, Wo, Co]."""
+        # every operation defines it; the op cases run each one
         raise NotImplementedError
 
     def rows(
         self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the outputs at the active pixels: active [M] int64, returns [M, Co]."""
+        # asked for only where `kind` is "rows" (or a convolution is pointwise)
         raise NotImplementedError
 
     def macs(self, weights: Weights, out_size: Size) -> int:
@@ -205,6 +207,7 @@ class WindowOp(Op):
         Returns (num, offset, extent): outputs from o on read the `extent` inputs from
         o * num // pitch + offset on.
         """
+        # every windowed operation defines it, and `tile`; the op cases run each one
         raise NotImplementedError
 
     def tile(self, x: Tensor, weights: Weights, out: Size) -> Tensor:
