@@ -187,7 +187,7 @@ class CompiledModel:
         self.device, self.dtype, self.tolerance = device, dtype, tolerance
         self.fixed_size = fixed_size
         self._profile, self._preprocess, self._notes = profile, preprocess, notes
-        self._engine_type, self.engine_reason = choose(engine, device)
+        self._engine_type, self.engine_reason = choose(engine, device, dtype)
         self.engine = self._engine_type.name
         self._model = prepare_copy(model)
         self._dense: nn.Module | None = None

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 
 from torchdelta.engines.base import Engine, SlotReport
+from torchdelta.engines.cpu import CpuEngine
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import EngineError
 
-ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine}
+ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine, "cpu": CpuEngine}
+# what "auto" tries, in order
+PREFERENCE = ("cpu", "torch")
 
 
 def available() -> list[tuple[str, bool, str]]:
@@ -16,19 +19,37 @@ def available() -> list[tuple[str, bool, str]]:
     return [(name, *engine.usable()) for name, engine in ENGINES.items()]
 
 
-def choose(name: str, device: torch.device) -> tuple[type[Engine], str]:
-    """Pick the engine for a device; returns it with the reason.
+def choose(
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[type[Engine], str]:
+    """Pick the engine for a device and dtype; returns it with the reason.
 
-    Raises: EngineError for an unknown engine, or one that cannot run here.
+    Raises: EngineError for an unknown engine, or one that cannot run here, or not so.
     """
     if name == "auto":
-        return TorchEngine, f"auto: the torch engine runs on any device, here {device.type}"
+        return _best(device, dtype)
     if name not in ENGINES:
         raise EngineError(f"engine {name!r} is unknown; choose auto or one of {', '.join(ENGINES)}")
-    usable, reason = ENGINES[name].usable()
-    if not usable:
-        raise EngineError(f"engine {name!r} cannot run here: {reason}")
+    refusal = _refusal(name, device, dtype)
+    if refusal:
+        raise EngineError(f"engine {name!r} cannot run here: {refusal}")
     return ENGINES[name], "as asked"
+
+
+def _refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    usable, reason = ENGINES[name].usable()
+    return ENGINES[name].refuses(device, dtype) if usable else reason
+
+
+def _best(device: torch.device, dtype: torch.dtype) -> tuple[type[Engine], str]:
+    refusals = []
+    for name in PREFERENCE:
+        refusal = _refusal(name, device, dtype)
+        if refusal is None:
+            why = "; ".join(f"not {other}: {reason}" for other, reason in refusals)
+            return ENGINES[name], f"auto: {ENGINES[name].usable()[1]}" + (f" ({why})" if why else "")
+        refusals.append((name, refusal))
+    raise EngineError("no engine can run here: " + "; ".join(r for _, r in refusals))
 
 
 __all__ = ["ENGINES", "Engine", "SlotReport", "available", "choose"]

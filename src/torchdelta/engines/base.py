@@ -49,6 +49,26 @@ class Engine(ABC):
     def usable(cls) -> tuple[bool, str]:
         """Say whether the engine can run here, and why (or why not)."""
 
+    @classmethod
+    def refuses(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Say why it cannot compute on a device or in a dtype; None where it can."""
+        return None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights, shared by all sessions."""
+        tensors = {id(w): w for s in self.plan.steps for w in s.weights.values()}
+        return sum(w.numel() * self.dtype.itemsize for w in tensors.values())
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes that frames need beside the state (masks, lists), 0 where they are not kept."""
+        return 0
+
+    def foreign_steps(self) -> dict[str, str]:
+        """Name the steps that the engine leaves to PyTorch, each with the reason."""
+        return {}
+
     @abstractmethod
     def step(
         self,
@@ -58,11 +78,16 @@ class Engine(ABC):
         *,
         record: bool = False,
         timed: bool = False,
+        forced: Mapping[int, Tensor] | None = None,
     ) -> dict[int, SlotReport]:
         """Run one frame for the slots that have one; slots without a frame stay as they are.
 
         frames: slot -> [H, W, C] uint8 or float on the engine's device, already validated
         whole:  slots whose every pixel is active and published without comparing
         record: keep the active sets; timed: measure each step
+        forced: step index -> bool [Ho, Wo] on the engine's device, the same for all slots that are
+                not whole. It replaces the step's active set after that was computed, and every
+                active pixel is published; the gate is computed all the same. For `bench --active`,
+                which times kernels apart from content
         state:  written in place
         """

@@ -53,10 +53,11 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Gate:
-    """What a slot's value is gated by."""
+    """What a slot's value is gated by; `forced`: all is published, whatever it finds."""
 
     threshold: float
     norm: str
+    forced: bool = False
 
 
 @contextmanager
@@ -119,16 +120,25 @@ class TorchEngine(Engine):
         *,
         record: bool = False,
         timed: bool = False,
+        forced: Mapping[int, Tensor] | None = None,
     ) -> dict[int, SlotReport]:
         """Run one frame for the slots that have one (see `Engine.step`)."""
+        forced = forced or {}
         with ieee_float32(self.device):
             return {
-                slot: self._run_slot(state, slot, frame, slot in whole, record, timed)
+                slot: self._run_slot(state, slot, frame, slot in whole, record, timed, forced)
                 for slot, frame in frames.items()
             }
 
     def _run_slot(
-        self, state: State, slot: int, frame: Tensor, whole: bool, record: bool, timed: bool
+        self,
+        state: State,
+        slot: int,
+        frame: Tensor,
+        whole: bool,
+        record: bool,
+        timed: bool,
+        forced: Mapping[int, Tensor],
     ) -> SlotReport:
         start = time.perf_counter()
         count = len(self._steps)
@@ -149,8 +159,10 @@ class TorchEngine(Engine):
                 changed[output] = active = self._ones(ready.out_size)
             else:
                 active = self._active(ready.step, changed, ready.out_size)
+                if i in forced:
+                    active = forced[i] if bool(forced[i].any()) else None
                 if active is not None:
-                    gate = _Gate(float(state.thresholds[slot, output]), state.norm)
+                    gate = _Gate(float(state.thresholds[slot, output]), state.norm, i in forced)
                     counts, mask = self._recompute(ready, inputs, stored, active, gate)
                     report.active_px[i], report.work_px[i] = counts
                     if mask is not None:
@@ -209,6 +221,33 @@ class TorchEngine(Engine):
         with ieee_float32(self.device):
             return self._evaluate(ready, inputs).to(ready.out_dtype)
 
+    @torch.no_grad()
+    def run_step(
+        self,
+        step: int,
+        state: State,
+        slot: int,
+        active: Tensor,
+        *,
+        whole: bool = False,
+        forced: bool = False,
+    ) -> Tensor | None:
+        """Recompute, gate and publish one step of one slot, for engines that lack it.
+
+        active: bool [Ho, Wo]; whole: publish all without comparing; forced: all active pixels
+        Returns the change mask, bool [Ho, Wo]; None where nothing was published.
+        """
+        ready = self._steps[step]
+        inputs = [state.view(v, slot) for v in ready.step.inputs]
+        stored = state.view(ready.step.output, slot)
+        with ieee_float32(self.device):
+            if whole:
+                stored.copy_(self._evaluate(ready, inputs))
+                return self._ones(ready.out_size)
+            threshold = float(state.thresholds[slot, ready.step.output])
+            gate = _Gate(threshold, state.norm, forced)
+            return self._recompute(ready, inputs, stored, active, gate)[1]
+
     def _evaluate(self, ready: _Ready, inputs: Sequence[Tensor]) -> Tensor:
         step = ready.step
         out = step.op.full(inputs[: step.arity], ready.weights)
@@ -244,6 +283,8 @@ class TorchEngine(Engine):
         rows = rows.to(ready.out_dtype)
         old = take_rows(stored, index)
         publish = value_gate(rows, old, gate.threshold, gate.norm, GROUP_CHANNELS)
+        if gate.forced:
+            publish.fill_(True)
         hit = publish.any(1).nonzero().squeeze(1)
         if not len(hit):
             return counts, None

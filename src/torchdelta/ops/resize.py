@@ -56,7 +56,7 @@ class Bilinear(Op):
         whole = self.factors is not None and all(f == int(f) for f in self.factors)
         return whole and not self.align_corners
 
-    def _source(self, axis: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def source(self, axis: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
         factor = self.factors[axis] if self.factors else None
         return source_places(n, self.size[axis], self.align_corners, factor)
 
@@ -64,7 +64,7 @@ class Bilinear(Op):
         """Mark the outputs that blend a changed pixel."""
         axes = []
         for a in (0, 1):
-            lo, hi, part = self._source(a, in_sizes[0][a])
+            lo, hi, part = self.source(a, in_sizes[0][a])
             upper = torch.where(part > 0, hi, lo)
             axes.append(Axis.from_ranges(in_sizes[0][a], lo.tolist(), upper.tolist()))
         return (Footprint.separable(axes),)
@@ -84,8 +84,8 @@ class Bilinear(Op):
         x = inputs[0]
         h, w = x.shape[:2]
         at = (active // out_size[1], active % out_size[1])
-        y0, y1, wy = (v.to(x.device)[at[0]] for v in self._source(0, h))
-        x0, x1, wx = (v.to(x.device)[at[1]] for v in self._source(1, w))
+        y0, y1, wy = (v.to(x.device)[at[0]] for v in self.source(0, h))
+        x0, x1, wx = (v.to(x.device)[at[1]] for v in self.source(1, w))
         wx, wy = wx.unsqueeze(1), wy.unsqueeze(1)
         top = torch.lerp(take_rows(x, y0 * w + x0).float(), take_rows(x, y0 * w + x1).float(), wx)
         low = torch.lerp(take_rows(x, y1 * w + x0).float(), take_rows(x, y1 * w + x1).float(), wx)

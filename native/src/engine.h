@@ -1,0 +1,77 @@
+// A program with its packed weights, and the memory of the frames that run it.
+#pragma once
+
+#include <sched.h>
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "kernels.h"
+#include "program.h"
+#include "torchdelta_native.h"
+
+namespace td {
+
+class Engine;
+
+// Where a thread's part of the list of active pixels lies.
+struct List {
+  size_t begin, count;
+};
+
+// What one call of td_step works in; nothing in it outlives the frame but the memory itself.
+class Workspace {
+ public:
+  void prepare(const Program& program, const Engine& engine, int slots, int threads);
+  uint64_t* changed(int value, int slot) const { return addresses_[size_t(value) * slots_ + slot]; }
+  uint64_t* const* changed_of(int value) const { return addresses_.data() + size_t(value) * slots_; }
+  // whether any pixel of a value was published
+  uint8_t& any_at(int value, int slot) { return any_[size_t(value) * slots_ + slot]; }
+  const uint8_t& any_at(int value, int slot) const { return any_[size_t(value) * slots_ + slot]; }
+  uint64_t* hot(int slot) { return hot_.data() + hot_words_ * slot; }
+  // two rows of mask words of one thread
+  uint64_t* rows(int thread) { return rows_.data() + size_t(thread) * 2 * row_words; }
+  size_t bytes() const;
+
+  std::vector<Scratch> scratch;
+  std::vector<List> lists;
+  std::unique_ptr<std::atomic<int>[]> next;
+  std::unique_ptr<Pixel[]> pixels;
+  // per slot, for steps of their own active sets and for those with forced ones (see `Publish`)
+  std::vector<uint8_t> publish, publish_forced;
+  size_t row_words = 0;
+
+ private:
+  int slots_ = 0, n_values_ = 0;
+  size_t next_size_ = 0, masks_size_ = 0, pixels_size_ = 0, hot_words_ = 0;
+  std::vector<uint8_t> any_;
+  std::vector<uint64_t> rows_, hot_;
+  std::unique_ptr<uint64_t[]> masks_;
+  std::vector<uint64_t*> addresses_;
+};
+
+class Engine {
+ public:
+  Engine(Program program, const Kernels* kernels);
+  int32_t step(const td_call& call);
+  size_t scratch_bytes() const;
+
+  Program program;
+  const Kernels* kernels;
+  std::vector<std::unique_ptr<Packed>> packed;
+  // where a value's mask begins, words of one slot; where a step's pixels begin, likewise
+  std::vector<size_t> mask_words, step_px, reported_px;
+  size_t row_words = 0, largest_px = 0;
+
+ private:
+  std::unique_ptr<Workspace> borrow();
+  void give_back(std::unique_ptr<Workspace> space);
+
+  mutable std::mutex mutex_;
+  std::vector<std::unique_ptr<Workspace>> free_;
+  size_t scratch_bytes_ = 0;
+};
+
+}  // namespace td

@@ -1,0 +1,172 @@
+// The input gate: frames are normalised and compared row by row, and what moved is published
+// (ops/gate.py, ops/preprocess.py).
+#pragma once
+
+#include "../kernels.h"
+#include "../masks.h"
+#include "simd.h"
+
+namespace td {
+namespace TD_ISA {
+
+// One row of the frame as float32 [W, C], in the frame's own unit and channel order of the network.
+inline void read_row(const Program& program, const td_slot& slot, int y, float* out) {
+  const Input& in = program.input;
+  const int64_t sx = slot.stride_x;
+  for (int c = 0; c < in.c; ++c) {
+    const int64_t at = int64_t(y) * slot.stride_y + (in.reversed ? in.c - 1 - c : c) * slot.stride_c;
+    if (slot.frame_is_float) {
+      const float* from = static_cast<const float*>(slot.frame) + at;
+      for (int x = 0; x < in.w; ++x) out[x * in.c + c] = from[x * sx];
+    } else {
+      const uint8_t* from = static_cast<const uint8_t*>(slot.frame) + at;
+      for (int x = 0; x < in.w; ++x) out[x * in.c + c] = from[x * sx];
+    }
+  }
+}
+
+// Numbers per channel repeated until whole vectors are full: kWidth pixels.
+struct Pattern {
+  std::vector<float> scale, shift, weight;
+  Pattern(const Input& in, bool is_float) {
+    for (int i = 0; i < in.c * kWidth; ++i) {
+      scale.push_back((is_float ? in.scale_f32 : in.scale_u8)[i % in.c]);
+      shift.push_back((is_float ? in.shift_f32 : in.shift_u8)[i % in.c]);
+      weight.push_back(in.to_full_scale[i % in.c]);
+    }
+  }
+};
+
+// A row of the network's input [W, C] as it would be published.
+template <class T>
+void normalise_row(const Program& program, const td_slot& slot, const Pattern& pattern, int y,
+                   float* out) {
+  const Input& in = program.input;
+  const int n = in.w * in.c;
+  const bool plain = !slot.frame_is_float && slot.stride_c == 1 && slot.stride_x == in.c && !in.reversed;
+  const uint8_t* bytes = static_cast<const uint8_t*>(slot.frame) + int64_t(y) * slot.stride_y;
+  if (!plain) read_row(program, slot, y, out);
+  const int period = in.c * kWidth;
+  int i = 0;
+  // the last pixels of a frame have no whole vector of bytes behind them
+  for (int at = 0; i + kWidth <= n; i += kWidth, at = at + kWidth == period ? 0 : at + kWidth) {
+    const V u = plain ? vload(bytes + i) : vload(out + i);
+    vstore(out + i, as_stored<T>(vfma(u, vload(&pattern.scale[at]), vload(&pattern.shift[at]))));
+  }
+  for (; i < n; ++i) {
+    const float u = plain ? float(bytes[i]) : out[i];
+    out[i] = to_float(from_float<T>(std::fma(u, pattern.scale[i % in.c], pattern.shift[i % in.c])));
+  }
+}
+
+// Per pixel of row y: mean over the channels of |new - stored|, as a share of full scale.
+template <class T>
+void row_difference(const InputJob& job, const Pattern& pattern, int y, float* row, float* out) {
+  const Input& in = job.program->input;
+  const int n = in.w * in.c, period = in.c * kWidth;
+  normalise_row<T>(*job.program, *job.slot, pattern, y, row);
+  const T* stored =
+      static_cast<const T*>(job.slot->buffers[job.program->values[in.value].buffer]) + size_t(y) * n;
+  for (int i = 0, at = 0; i < n; i += kWidth, at = at + kWidth == period ? 0 : at + kWidth) {
+    const int m = n - i < kWidth ? n - i : kWidth;
+    const V old = m == kWidth ? vload(stored + i) : vload(stored + i, m);
+    vstore(row + i, vmul(vabs(vsub(vload(row + i), old)), vload(&pattern.weight[at])));
+  }
+  if (in.c == 1) {
+    std::memcpy(out, row, sizeof(float) * in.w);
+  } else if (in.c == 3) {
+    for (int x = 0; x < in.w; ++x) out[x] = row[3 * x] + row[3 * x + 1] + row[3 * x + 2];
+  } else {
+    for (int x = 0; x < in.w; ++x) {
+      float sum = 0;
+      for (int c = 0; c < in.c; ++c) sum += row[x * in.c + c];
+      out[x] = sum;
+    }
+  }
+}
+
+// Marks rows y0 .. y1: pixels whose 3x3 box moved by more than the threshold (threshold 0: pixels
+// that differ at all).
+template <class T>
+void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
+  if (y0 >= y1) return;
+  const Input& in = job.program->input;
+  const int h = in.h, w = in.w, n = in.w * in.c;
+  const Pattern pattern(in, job.slot->frame_is_float);
+  const size_t line = size_t(round_up(w, kWidth)) + 2 * kWidth;
+  float* const row = static_cast<float*>(scratch.get((n + 2 * kWidth + 4 * line) * sizeof(float)));
+  float* const lines = row + n + kWidth;
+  if (!(job.slot->input_threshold > 0)) {
+    for (int y = y0; y < y1; ++y) {
+      uint64_t* const hot = job.hot + size_t(y) * job.words;
+      std::fill_n(hot, job.words, 0);
+      normalise_row<T>(*job.program, *job.slot, pattern, y, row);
+      const T* stored =
+          static_cast<const T*>(job.slot->buffers[job.program->values[in.value].buffer]) +
+          size_t(y) * n;
+      for (int i = 0; i < n; i += kWidth) {
+        const int m = n - i < kWidth ? n - i : kWidth;
+        if (!vany(vne(vload(row + i, m), vload(stored + i, m)))) continue;
+        for (int k = i; k < i + m; ++k)
+          if (!(row[k] == to_float(stored[k])))
+            hot[k / in.c / 64] |= uint64_t(1) << (k / in.c % 64);
+      }
+    }
+    return;
+  }
+  // a ring of three rows of horizontal sums, a place before and behind each for the edges
+  float* const flat = lines + 3 * line + 1;
+  auto sums = [&](int y) { return lines + (y % 3) * line; };
+  auto load = [&](int y) {
+    if (y < 0 || y >= h) return;
+    row_difference<T>(job, pattern, y, row, flat);
+    flat[-1] = flat[w] = 0;
+    float* const out = sums(y);
+    for (int x = 0; x < w; ++x) out[x] = flat[x - 1] + flat[x] + flat[x + 1];
+  };
+  const float threshold = float(job.slot->input_threshold);
+  load(y0 - 1);
+  load(y0);
+  for (int y = y0; y < y1; ++y) {
+    load(y + 1);
+    uint64_t* const hot = job.hot + size_t(y) * job.words;
+    std::fill_n(hot, job.words, 0);
+    const int first = y > 0 ? y - 1 : y, last = y + 1 < h ? y + 1 : y;
+    const float *a = sums(first), *b = sums(y), *c = sums(last);
+    const bool twice_a = first == y, twice_c = last == y;
+    // limit per pixel: threshold times the pixels of the box that exist
+    const float rows = float(1 + !twice_a + !twice_c);
+    for (int x = 0; x < w; ++x) {
+      float box = b[x];
+      if (!twice_a) box += a[x];
+      if (!twice_c) box += c[x];
+      const float count = rows * float(1 + (x > 0) + (x + 1 < w));
+      hot[x / 64] |= uint64_t(!(box <= threshold * count)) << (x % 64);
+    }
+  }
+}
+
+// Writes the marked pixels of rows y0 .. y1 to the input's state.
+template <class T>
+void publish_input(const InputJob& job, int y0, int y1, Scratch& scratch) {
+  const Input& in = job.program->input;
+  const int n = in.w * in.c;
+  const Pattern pattern(in, job.slot->frame_is_float);
+  float* const row = static_cast<float*>(scratch.get((n + kWidth) * sizeof(float)));
+  T* const state = static_cast<T*>(job.slot->buffers[job.program->values[in.value].buffer]);
+  for (int y = y0; y < y1; ++y) {
+    const uint64_t* const changed = job.changed + size_t(y) * job.words;
+    if (!any_bit(changed, job.words)) continue;
+    normalise_row<T>(*job.program, *job.slot, pattern, y, row);
+    T* const out = state + size_t(y) * n;
+    for (int k = 0; k < job.words; ++k) {
+      for (uint64_t bits = changed[k]; bits; bits &= bits - 1) {
+        const int x = k * 64 + __builtin_ctzll(bits);
+        for (int c = 0; c < in.c; ++c) out[x * in.c + c] = from_float<T>(row[x * in.c + c]);
+      }
+    }
+  }
+}
+
+}  // namespace TD_ISA
+}  // namespace td

@@ -1,0 +1,94 @@
+// What the engine knows of the kernels: one table per instruction set.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "program.h"
+#include "torchdelta_native.h"
+
+namespace td {
+
+// One active output pixel. `run` counts the active pixels from here to the right, itself included,
+// up to the end of this list's row.
+struct Pixel {
+  uint16_t y, x, slot, run;
+};
+
+// What a slot's gates do: compare; publish all without comparing; compare and publish all the same.
+enum Publish : uint8_t { kGated = 0, kWhole = 1, kForced = 2 };
+
+// Weights in the order that a kernel reads them, and whatever else it works out once.
+struct Packed {
+  virtual ~Packed() = default;
+  size_t bytes = 0;
+};
+
+// Memory of one thread, kept between frames.
+struct Scratch {
+  std::vector<unsigned char> bytes;
+  // at least n bytes on a cache line; the contents of an earlier call are lost
+  void* get(size_t n) {
+    if (bytes.size() < n + 64) bytes.resize(n + 64);
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(bytes.data()) + 63) & ~uintptr_t(63));
+  }
+};
+
+// One step of one frame; all threads share it.
+struct Job {
+  const Program* program;
+  const Step* step;
+  const Packed* packed;
+  const td_slot* slots;
+  const Pixel* pixels;
+  // per slot: bit mask [H, words] of the output's published pixels
+  uint64_t* const* changed;
+  int words;
+  // per slot: set to 1 where anything was published
+  uint8_t* any;
+  // per slot: see `Publish`
+  const uint8_t* publish;
+  bool norm_is_max;
+
+  // where a value's pixel (0, 0), channel 0, lies
+  template <class T>
+  T* base(int value, int slot) const {
+    const Value& v = program->values[value];
+    return static_cast<T*>(slots[slot].buffers[v.buffer]) + v.offset;
+  }
+  int pitch(int value) const { return program->buffers[program->values[value].buffer].c; }
+  double threshold(int slot) const { return slots[slot].thresholds[step->output]; }
+};
+
+// The input gate of one slot, over rows y0 .. y1 of the frame (see `ops/gate.py`).
+struct InputJob {
+  const Program* program;
+  const td_slot* slot;
+  uint64_t* hot;      // [H, words]; written by find_hot
+  uint64_t* changed;  // [H, words]; written by publish
+  int words;
+};
+
+struct Kernels {
+  const char* isa;
+  // null where the step has nothing to prepare
+  std::unique_ptr<Packed> (*prepare)(const Program&, const Step&);
+  // pixels [begin, end) of the list, channel group `group` (-1: all groups)
+  void (*run)(const Job&, size_t begin, size_t end, int group, Scratch&);
+  void (*find_hot)(const InputJob&, int y0, int y1, Scratch&);
+  void (*publish_input)(const InputJob&, int y0, int y1, Scratch&);
+};
+
+// Null where it is not compiled in; `bf16` picks the compute dtype.
+const Kernels* kernels_avx512_bf16(bool bf16);
+const Kernels* kernels_avx512(bool bf16);
+const Kernels* kernels_avx2(bool bf16);
+const Kernels* kernels_neon(bool bf16);
+
+// pixels of a convolution's task: whole register blocks, and a weight chunk is used often enough
+constexpr size_t kBlockPx = 96;
+
+}  // namespace td

@@ -1,0 +1,112 @@
+#include "masks.h"
+
+#include <algorithm>
+
+namespace td {
+
+bool any_bit(const uint64_t* row, int words) {
+  uint64_t any = 0;
+  for (int i = 0; i < words; ++i) any |= row[i];
+  return any != 0;
+}
+
+void fill_row(uint64_t* row, int w) {
+  const int words = words_of(w);
+  for (int i = 0; i < words; ++i) row[i] = ~uint64_t(0);
+  if (words) row[words - 1] &= tail_mask(w);
+}
+
+namespace {
+
+// ORs `in` into `out`, moved by `shift` places to higher x (lower where negative).
+void or_shifted(const uint64_t* in, int in_words, uint64_t* out, int out_words, int shift) {
+  const int whole = shift >= 0 ? shift / 64 : -((-shift + 63) / 64);
+  const int part = shift - whole * 64;
+  for (int o = std::max(0, whole); o < out_words; ++o) {
+    const int i = o - whole;
+    uint64_t bits = i < in_words ? in[i] << part : 0;
+    if (part && i >= 1 && i - 1 < in_words) bits |= in[i - 1] >> (64 - part);
+    if (i > in_words) break;
+    out[o] |= bits;
+  }
+}
+
+}  // namespace
+
+void spread_row(const Axis& axis, const uint64_t* in, uint64_t* out) {
+  const int in_words = words_of(axis.n_in), out_words = words_of(axis.n_out);
+  if (axis.window && axis.stride == 1) {
+    // out[x] reads in[x - pad + t * dilation]: in moves up by pad - t * dilation
+    for (int t = 0; t < axis.kernel; ++t)
+      or_shifted(in, in_words, out, out_words, axis.pad - t * axis.dilation);
+    out[out_words - 1] &= tail_mask(axis.n_out);
+    return;
+  }
+  for (int word = 0; word < in_words; ++word) {
+    for (uint64_t bits = in[word]; bits; bits &= bits - 1) {
+      const int i = word * 64 + __builtin_ctzll(bits);
+      for (int32_t n = axis.first[i]; n < axis.first[i + 1]; ++n)
+        out[axis.outs[n] / 64] |= uint64_t(1) << (axis.outs[n] % 64);
+    }
+  }
+}
+
+bool gather_rows(const Axis& axis, const uint64_t* changed, int words, int y, uint64_t* out) {
+  uint64_t any = 0;
+  for (int t = 0; t < axis.n_taps; ++t) {
+    const int i = axis.window ? y * axis.stride - axis.pad + t * axis.dilation
+                              : axis.taps[static_cast<size_t>(y) * axis.n_taps + t];
+    if (i < 0 || i >= axis.n_in) continue;
+    const uint64_t* row = changed + static_cast<size_t>(i) * words;
+    for (int w = 0; w < words; ++w) {
+      out[w] |= row[w];
+      any |= row[w];
+    }
+  }
+  return any != 0;
+}
+
+size_t list_row(const uint64_t* row, int words, int y, int slot, Pixel* out) {
+  size_t count = 0;
+  int begin = -1;  // of the run that is open
+  auto close = [&](int end) {
+    for (int x = begin; x < end; ++x)
+      out[count++] = {uint16_t(y), uint16_t(x), uint16_t(slot), uint16_t(end - x)};
+    begin = -1;
+  };
+  for (int word = 0; word < words; ++word) {
+    uint64_t bits = row[word];
+    const int base = word * 64;
+    if (begin >= 0 && !(bits & 1)) close(base);
+    while (bits) {
+      const int from = __builtin_ctzll(bits);
+      const uint64_t rest = ~(bits >> from);
+      const int length = rest ? __builtin_ctzll(rest) : 64;
+      if (begin < 0) begin = base + from;
+      if (from + length >= 64) break;
+      close(base + from + length);
+      bits &= ~uint64_t(0) << (from + length);
+    }
+  }
+  if (begin >= 0) close(words * 64);
+  return count;
+}
+
+void unpack(const uint64_t* mask, int h, int w, uint8_t* out) {
+  const int words = words_of(w);
+  for (int y = 0; y < h; ++y, mask += words, out += w) {
+    for (int x = 0; x < w; ++x) out[x] = uint8_t(mask[x / 64] >> (x % 64) & 1);
+  }
+}
+
+void pack_row(const uint8_t* bytes, int w, uint64_t* out) {
+  const int words = words_of(w);
+  for (int i = 0; i < words; ++i) {
+    uint64_t bits = 0;
+    const int n = std::min(64, w - i * 64);
+    for (int b = 0; b < n; ++b) bits |= uint64_t(bytes[i * 64 + b] != 0) << b;
+    out[i] = bits;
+  }
+}
+
+}  // namespace td

@@ -1,0 +1,32 @@
+// Bit masks of pixels: [H, words], bit x % 64 of word x / 64; bits beyond the width are 0.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels.h"
+#include "program.h"
+
+namespace td {
+
+constexpr int words_of(int w) { return (w + 63) / 64; }
+
+// Bits of the last word that lie inside the map.
+constexpr uint64_t tail_mask(int w) { return w % 64 ? (uint64_t(1) << (w % 64)) - 1 : ~uint64_t(0); }
+
+bool any_bit(const uint64_t* row, int words);
+void fill_row(uint64_t* row, int w);
+
+// ORs into `out` (width axis.n_out) the outputs along a row that read a marked input.
+void spread_row(const Axis& axis, const uint64_t* in, uint64_t* out);
+
+// ORs into `out` [words] the rows of `changed` [n_in, words] that output row y reads.
+bool gather_rows(const Axis& axis, const uint64_t* changed, int words, int y, uint64_t* out);
+
+// Appends the pixels of row y to a list and returns how many.
+size_t list_row(const uint64_t* row, int words, int y, int slot, Pixel* out);
+
+// One byte per pixel from bits, and back.
+void unpack(const uint64_t* mask, int h, int w, uint8_t* out);
+void pack_row(const uint8_t* bytes, int w, uint64_t* out);
+
+}  // namespace td

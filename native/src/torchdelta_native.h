@@ -1,0 +1,62 @@
+// The C interface of the native engine; `engines/cpu/bind.py` mirrors it with ctypes.
+#pragma once
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TD_ABI 1
+#define TD_API __attribute__((visibility("default")))
+
+typedef struct td_program td_program;
+
+// Computes one step that has no native kernel, for one slot: gates and publishes it.
+//   active:  [Ho * Wo], 1 where a pixel is active
+//   changed: [Ho * Wo], to be set to 1 where a pixel was published
+// Returns 0, or another number to stop the frame.
+typedef int32_t (*td_foreign_fn)(int32_t step, int32_t slot, const uint8_t* active,
+                                 uint8_t* changed);
+
+// One slot's part in a frame.
+typedef struct {
+  const void* frame;  // [H, W, C], read with the strides below
+  int64_t stride_y, stride_x, stride_c;  // in elements
+  int32_t frame_is_float;                // 0: uint8, 1: float32
+  int32_t whole;                         // publish every pixel without comparing
+  void* const* buffers;                  // one address per buffer of the plan: this slot's [H, W, C]
+  const double* thresholds;              // one per value; 0 compares values
+  double input_threshold;                // share of full scale
+  int64_t* active_px;                    // out: one count per step
+  uint8_t* active;         // out, or null: active sets of all steps, one behind the other
+  uint8_t* changed;        // out, or null: change masks of the reported values, likewise
+  // null, or for each step null or the active set [Ho * Wo] to use instead of its own
+  const uint8_t* const* forced;
+} td_slot;
+
+typedef struct {
+  const td_slot* slots;
+  int32_t n_slots;
+  int32_t threads;
+  int32_t norm_is_max;    // 0: rms, 1: max
+  td_foreign_fn foreign;
+  double* step_ms;        // out, or null: one per step, all slots together
+} td_call;
+
+TD_API int32_t td_abi(void);
+// Names of the instruction sets that are compiled in and that this CPU has, best first.
+TD_API const char* td_isas(void);
+// Reads a program (see `program.h`) for one of these; null and a message where that fails.
+TD_API td_program* td_load(const void* program, uint64_t bytes, const char* isa, char* message,
+                    uint64_t message_bytes);
+TD_API void td_free(td_program* program);
+// Bytes of the packed weights, and of the scratch memory of all calls so far.
+TD_API uint64_t td_weight_bytes(const td_program* program);
+TD_API uint64_t td_scratch_bytes(const td_program* program);
+// Runs one frame; 0, or what the foreign function returned. Calls may overlap in several threads.
+TD_API int32_t td_step(td_program* program, const td_call* call);
+
+#ifdef __cplusplus
+}
+#endif

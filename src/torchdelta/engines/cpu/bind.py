@@ -1,0 +1,169 @@
+"""The native library: finding it, sharing PyTorch's OpenMP runtime, and its C interface.
+
+The structures mirror `native/src/torchdelta_native.h`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch  # noqa: F401  (its OpenMP runtime must be loaded before ours is looked for)
+
+from torchdelta.errors import EngineError
+
+ABI = 1
+LIBRARY = "libtorchdelta_native.so"
+ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
+MESSAGE_BYTES = 512
+
+# step, slot, active [Ho*Wo], changed [Ho*Wo] -> 0, or a number that stops the frame
+ForeignFn = ctypes.CFUNCTYPE(
+    ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+class Slot(ctypes.Structure):
+    """One slot's part in a frame (td_slot)."""
+
+    _fields_ = (
+        ("frame", ctypes.c_void_p),
+        ("stride_y", ctypes.c_int64),
+        ("stride_x", ctypes.c_int64),
+        ("stride_c", ctypes.c_int64),
+        ("frame_is_float", ctypes.c_int32),
+        ("whole", ctypes.c_int32),
+        ("buffers", ctypes.c_void_p),
+        ("thresholds", ctypes.c_void_p),
+        ("input_threshold", ctypes.c_double),
+        ("active_px", ctypes.c_void_p),
+        ("active", ctypes.c_void_p),
+        ("changed", ctypes.c_void_p),
+        ("forced", ctypes.c_void_p),
+    )
+
+
+class Call(ctypes.Structure):
+    """One frame of some slots (td_call)."""
+
+    _fields_ = (
+        ("slots", ctypes.POINTER(Slot)),
+        ("n_slots", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("norm_is_max", ctypes.c_int32),
+        ("foreign", ForeignFn),
+        ("step_ms", ctypes.c_void_p),
+    )
+
+
+def library_path() -> Path | None:
+    """Find the native library beside this file; None where it was not built."""
+    path = Path(__file__).with_name(LIBRARY)
+    return path if path.exists() else None
+
+
+def openmp_runtimes() -> list[str]:
+    """List the OpenMP runtimes that this process has loaded."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    return sorted(set(re.findall(r"(/\S*/lib(?:g|i)?omp[^/\s]*\.so\S*)", maps)))
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Load the native library, once.
+
+    Raises: EngineError where it is missing, does not load, or is another version's.
+    """
+    path = library_path()
+    if path is None:
+        raise EngineError(
+            "the native library was not built: no C++ compiler with OpenMP was there when "
+            "torchdelta was installed; install one (for example g++) and install torchdelta again"
+        )
+    try:
+        # the library names no OpenMP runtime: it uses the one that PyTorch has loaded, because two
+        # pools of spinning threads on the same cores slow each other down
+        for runtime in [*openmp_runtimes(), "libgomp.so.1"][:1]:
+            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+        lib = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise EngineError(f"the native library does not load: {error}") from error
+    lib.td_abi.restype = ctypes.c_int32
+    if lib.td_abi() != ABI:
+        raise EngineError(
+            f"the native library has interface {lib.td_abi()}, this version of torchdelta needs "
+            f"{ABI}; install torchdelta again"
+        )
+    lib.td_isas.restype = ctypes.c_char_p
+    lib.td_load.restype = ctypes.c_void_p
+    lib.td_load.argtypes = (
+        ctypes.c_char_p, ctypes.c_uint64, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64,
+    )  # fmt: skip
+    lib.td_free.argtypes = (ctypes.c_void_p,)
+    for name in ("td_weight_bytes", "td_scratch_bytes"):
+        getattr(lib, name).restype = ctypes.c_uint64
+        getattr(lib, name).argtypes = (ctypes.c_void_p,)
+    lib.td_step.restype = ctypes.c_int32
+    lib.td_step.argtypes = (ctypes.c_void_p, ctypes.POINTER(Call))
+    return lib
+
+
+def isas() -> list[str]:
+    """List the compiled instruction sets that this CPU has, best first."""
+    names = library().td_isas().decode()
+    return names.split(",") if names else []
+
+
+def choose_isa() -> str:
+    """Pick the instruction set: the best one, or what TORCHDELTA_CPU_ISA names.
+
+    Raises: EngineError where the CPU has none, or not the one named.
+    """
+    here = isas()
+    if not here:
+        raise EngineError("this CPU has neither AVX-512, AVX2 with FMA, nor NEON")
+    wanted = os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return here[0]
+    if wanted not in here:
+        raise EngineError(f"{ISA_VARIABLE} is {wanted!r}, this CPU can run {', '.join(here)}")
+    return wanted
+
+
+class NativeProgram:
+    """A program loaded for one instruction set; freed with the object."""
+
+    def __init__(self, blob: bytes, isa: str) -> None:
+        self._library = library()
+        message = ctypes.create_string_buffer(MESSAGE_BYTES)
+        self._handle = self._library.td_load(
+            blob, len(blob), isa.encode(), message, MESSAGE_BYTES
+        )
+        if not self._handle:
+            raise EngineError(f"the native engine refused the plan: {message.value.decode()}")
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.td_free(self._handle)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights, shared by all sessions."""
+        return int(self._library.td_weight_bytes(self._handle))
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of masks, lists and partial sums that calls have needed so far."""
+        return int(self._library.td_scratch_bytes(self._handle))
+
+    def step(self, slots: Any, count: int, **fields: Any) -> int:
+        """Run one frame; releases the GIL meanwhile."""
+        call = Call(slots, count, **fields)
+        return int(self._library.td_step(self._handle, ctypes.byref(call)))

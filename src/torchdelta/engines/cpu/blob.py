@@ -1,0 +1,380 @@
+"""A plan as bytes for the native engine; `native/src/program.cpp` reads them.
+
+The stream consists of 8-byte words, int64 or double; arrays stand as a count and float32 or int32
+numbers, filled up to whole words. What an operation's numbers mean is said where they are written.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchdelta import ops
+from torchdelta.ops.base import Axis, Footprint, Op
+from torchdelta.ops.pool import TILE_PX
+from torchdelta.plan.ir import Activation, Plan, Residual, Step
+
+MAGIC = 0x31474F5250445400
+
+# order of `enum class Code` in program.h
+CODES = (
+    "foreign conv2d conv_transpose2d max_pool2d avg_pool2d adaptive_avg adaptive_max tile_sum "
+    "tile_max global_avg global_max pointwise affine binary constant softmax log_softmax bilinear "
+    "remap pixel_shuffle pixel_unshuffle reshape copy"
+).split()
+# order of `enum class Fn` in pointwise.h
+POINTWISE = (
+    "relu clamp leaky_relu prelu elu threshold hardshrink softshrink abs neg square sqrt rsqrt "
+    "reciprocal sign floor ceil round trunc hardsigmoid hardswish sigmoid silu tanh gelu_erf "
+    "gelu_tanh mish softplus log_sigmoid exp expm1 log log1p log2 log10 erf sin cos tan sinh cosh "
+    "asin acos atan asinh acosh atanh"
+).split()
+# order of `enum class Fn2`
+BINARY = "add sub mul div maximum minimum pow".split()
+
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+
+
+@dataclass
+class Params:
+    """What an operation is given."""
+
+    code: str
+    ints: list[int] = field(default_factory=list)
+    floats: list[float] = field(default_factory=list)
+    arrays: list[Tensor | None] = field(default_factory=list)
+    indices: list[Iterable[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A native elementwise function with its arguments."""
+
+    name: str
+    args: tuple[float, ...] = ()
+
+
+def native_function(op: ops.Pointwise) -> Function | None:
+    """Translate ATen's function and arguments; None where there is no native one."""
+    named = dict(op.kwargs)
+
+    def arg(position: int, name: str, default: float) -> float:
+        got = op.args[position] if len(op.args) > position else named.get(name)
+        return default if got is None else float(got)
+
+    fn = op.fn
+    if fn in ("relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"):
+        if fn == "relu6":
+            return Function("clamp", (0.0, 6.0))
+        if fn == "hardtanh":
+            return Function("clamp", (arg(0, "min_val", -1.0), arg(1, "max_val", 1.0)))
+        low = arg(0, "min", -math.inf) if fn != "clamp_max" else -math.inf
+        high = arg(0 if fn == "clamp_max" else 1, "max", math.inf)
+        return Function("clamp", (low, high if fn != "clamp_min" else math.inf))
+    if fn == "selu":
+        return Function("elu", (SELU_ALPHA, SELU_SCALE, 1.0))
+    if fn == "celu":
+        alpha = arg(0, "alpha", 1.0)
+        return Function("elu", (alpha, 1.0, 1.0 / alpha))
+    if fn == "elu":
+        return Function(
+            "elu", (arg(0, "alpha", 1.0), arg(1, "scale", 1.0), arg(2, "input_scale", 1.0))
+        )
+    if fn == "gelu":
+        kind = op.args[0] if op.args else named.get("approximate", "none")
+        return Function("gelu_tanh" if kind == "tanh" else "gelu_erf")
+    if fn == "round" and (op.args or named.get("decimals")):
+        return None
+    given = {
+        "leaky_relu": (arg(0, "negative_slope", 0.01),),
+        "threshold": (arg(0, "threshold", 0.0), arg(1, "value", 0.0)),
+        "hardshrink": (arg(0, "lambd", 0.5),),
+        "softshrink": (arg(0, "lambd", 0.5),),
+        "softplus": (arg(0, "beta", 1.0), arg(1, "threshold", 20.0)),
+    }
+    return Function(fn, given.get(fn, ())) if fn in POINTWISE else None
+
+
+def _conv(plan: Plan, step: Step) -> Params:
+    op = step.op
+    assert isinstance(op, (ops.Conv2d, ops.ConvTranspose2d))
+    pad = (op.pad[0], op.pad[2]) if isinstance(op, ops.Conv2d) else op.pad
+    # kernel, stride, dilation (h, w each), padding at the top and at the left, groups
+    return Params(
+        op.name, [*op.kernel, *op.stride, *op.dilation, *pad, op.groups],
+        arrays=[step.weights["weight"], step.weights.get("bias")],
+    )  # fmt: skip
+
+
+def _pool(plan: Plan, step: Step) -> Params:
+    op = step.op
+    assert isinstance(op, (ops.MaxPool2d, ops.AvgPool2d))
+    with_pad = isinstance(op, ops.AvgPool2d) and op.count_include_pad
+    divisor = op.divisor or 0 if isinstance(op, ops.AvgPool2d) else 0
+    return Params(
+        op.name, [*op.kernel, *op.stride, *op.pad, *op.dilation, int(with_pad), divisor]
+    )
+
+
+def _adaptive(plan: Plan, step: Step) -> Params:
+    assert isinstance(step.op, ops.AdaptivePool2d)
+    return Params(f"adaptive_{step.op.how}")
+
+
+def _tile(plan: Plan, step: Step) -> Params:
+    assert isinstance(step.op, ops.TileReduce)
+    return Params("tile_sum" if step.op.how == "avg" else "tile_max", [TILE_PX])
+
+
+def _global(plan: Plan, step: Step) -> Params:
+    assert isinstance(step.op, ops.GlobalReduce)
+    return Params(f"global_{step.op.how}", [step.op.area])
+
+
+def _pointwise(plan: Plan, step: Step) -> Params | None:
+    assert isinstance(step.op, ops.Pointwise)
+    function = native_function(step.op)
+    if function is None:
+        return None
+    slope = _slope(step.weights, plan.values[step.output].channels)
+    return Params("pointwise", [POINTWISE.index(function.name)], _four(function.args), [slope])
+
+
+def _affine(plan: Plan, step: Step) -> Params:
+    return Params("affine", arrays=[step.weights["scale"], step.weights["shift"]])
+
+
+def _binary(plan: Plan, step: Step) -> Params:
+    assert isinstance(step.op, ops.Binary)
+    return Params("binary", [BINARY.index(step.op.fn)], [step.op.alpha])
+
+
+def _constant(plan: Plan, step: Step) -> Params:
+    op = step.op
+    assert isinstance(op, ops.BinaryConst)
+    const = step.weights.get("const") if op.scalar is None else None
+    shape = (1, 1, 1) if const is None else tuple(const.shape)
+    return Params(
+        "constant", [BINARY.index(op.fn), int(op.const_first), int(const is None), *shape],
+        [op.scalar or 0.0], [const],
+    )  # fmt: skip
+
+
+def _softmax(plan: Plan, step: Step) -> Params:
+    assert isinstance(step.op, ops.Softmax)
+    return Params("log_softmax" if step.op.log else "softmax")
+
+
+def _bilinear(plan: Plan, step: Step) -> Params:
+    assert isinstance(step.op, ops.Bilinear)
+    places = [step.op.source(a, plan.values[step.inputs[0]].size[a]) for a in (0, 1)]
+    return Params(
+        "bilinear",
+        arrays=[weight for _, _, weight in places],
+        indices=[index.tolist() for low, high, _ in places for index in (low, high)],
+    )
+
+
+def _remap(plan: Plan, step: Step) -> Params:
+    op = step.op
+    assert isinstance(op, ops.Remap)
+    return Params(
+        "remap", floats=[op.fill],
+        indices=[i or () for i in (op.rows_from, op.cols_from, op.channels_from)],
+    )  # fmt: skip
+
+
+def _shuffle(plan: Plan, step: Step) -> Params:
+    assert isinstance(step.op, (ops.PixelShuffle, ops.PixelUnshuffle))
+    return Params(step.op.name, [step.op.factor])
+
+
+def _reshape(plan: Plan, step: Step) -> Params:
+    op = step.op
+    assert isinstance(op, ops.Reshape)
+    return Params(
+        "reshape", [len(op.shape_in), *op.shape_in, len(op.shape_out), *op.shape_out]
+    )
+
+
+def _copy(plan: Plan, step: Step) -> Params:
+    return Params("copy")
+
+
+WRITERS: dict[type[Op], Callable[[Plan, Step], Params | None]] = {
+    ops.Conv2d: _conv,
+    ops.ConvTranspose2d: _conv,
+    ops.MaxPool2d: _pool,
+    ops.AvgPool2d: _pool,
+    ops.AdaptivePool2d: _adaptive,
+    ops.TileReduce: _tile,
+    ops.GlobalReduce: _global,
+    ops.Pointwise: _pointwise,
+    ops.Affine: _affine,
+    ops.Binary: _binary,
+    ops.BinaryConst: _constant,
+    ops.Softmax: _softmax,
+    ops.Bilinear: _bilinear,
+    ops.Remap: _remap,
+    ops.PixelShuffle: _shuffle,
+    ops.PixelUnshuffle: _shuffle,
+    ops.Reshape: _reshape,
+    ops.Copy: _copy,
+}
+
+
+def foreign_reason(plan: Plan, step: Step) -> str | None:
+    """Say why a step is left to PyTorch; None for a step with a native kernel."""
+    if isinstance(step.op, ops.Dense):
+        return step.reason or "dense"
+    if type(step.op) not in WRITERS or WRITERS[type(step.op)](plan, step) is None:
+        return f"no native {step.op.describe() or step.op.name}"
+    for part in step.epilogue:
+        if isinstance(part, Activation) and native_function(part.op) is None:
+            return f"no native {part.op.fn}"
+    for value in (step.output, *step.inputs):
+        tiles = isinstance(step.op, ops.TileReduce) and value == step.output
+        wanted = torch.float32 if tiles or isinstance(step.op, ops.GlobalReduce) and (
+            value == step.inputs[0]) else None  # fmt: skip
+        if plan.values[value].dtype != wanted:
+            return f"its numbers are {plan.values[value].dtype}"
+    return None
+
+
+def _four(args: tuple[float, ...]) -> list[float]:
+    return [*args, *(0.0,) * (4 - len(args))]
+
+
+def _slope(weights: Any, channels: int) -> Tensor | None:
+    """Give PReLU's slopes, one per channel."""
+    slope = weights.get("slope")
+    return None if slope is None else slope.flatten().expand(channels)
+
+
+class _Writer:
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def words(self, *numbers: int) -> None:
+        self.parts.append(struct.pack(f"<{len(numbers)}q", *map(int, numbers)))
+
+    def number(self, number: float) -> None:
+        self.parts.append(struct.pack("<d", number))
+
+    def floats(self, numbers: Any) -> None:
+        self._array(_floats(numbers))
+
+    def integers(self, numbers: Iterable[int]) -> None:
+        self._array(np.asarray(list(numbers), dtype=np.int32))
+
+    def _array(self, array: np.ndarray) -> None:
+        data = np.ascontiguousarray(array).tobytes()
+        self.words(array.size)
+        self.parts += [data, bytes(-len(data) % 8)]
+
+    def axis(self, axis: Axis) -> None:
+        window = axis.table is None
+        self.words(window, axis.n_in, axis.n_out, axis.kernel, axis.stride, axis.dilation, axis.pad)
+        if not window:
+            self.integers(axis.taps.flatten())
+
+    def footprint(self, footprint: Footprint) -> None:
+        if footprint.everything:
+            self.words(1)
+        elif footprint.rows is None or footprint.cols is None:
+            self.words(0)
+        else:
+            self.words(2)
+            self.axis(footprint.rows)
+            self.axis(footprint.cols)
+
+    def part(self, part: Residual | Activation, channels: int) -> None:
+        if isinstance(part, Residual):
+            self.words(1, BINARY.index(part.op.fn))
+            args, index, first, slope = (part.op.alpha,), part.index, part.first, None
+        else:
+            function = native_function(part.op)
+            assert function is not None
+            self.words(0, POINTWISE.index(function.name))
+            args, index, first = function.args, 0, False
+            slope = _slope(part.weights, channels)
+        for number in _four(args):
+            self.number(number)
+        self.words(index, first)
+        self.floats(slope)
+
+
+def _floats(numbers: Any) -> np.ndarray:
+    if numbers is None:
+        return np.zeros(0, np.float32)
+    if isinstance(numbers, Tensor):
+        numbers = numbers.detach().cpu().float().flatten().numpy()
+    return np.asarray(numbers, dtype=np.float32)
+
+
+def write_program(plan: Plan, dtype: torch.dtype, reported: Iterable[int]) -> bytes:
+    """Write a plan.
+
+    dtype:    compute dtype, float32 or bfloat16
+    reported: values whose change masks the engine hands out
+    """
+    out = _Writer()
+    out.words(MAGIC, dtype == torch.bfloat16)
+    _write_input(out, plan)
+    out.words(len(plan.buffers))
+    for buffer in plan.buffers:
+        item = buffer.dtype or dtype
+        kind = 0 if buffer.dtype is None else 1 if item == torch.float32 else 2
+        out.words(buffer.h, buffer.w, buffer.c, kind, item.itemsize)
+    out.words(len(plan.values))
+    for value in plan.values:
+        out.words(value.buffer, value.offset, *value.size, value.channels)
+        out.integers(value.owners)
+    out.integers(reported)
+    out.words(len(plan.steps))
+    for step in plan.steps:
+        _write_step(out, plan, step)
+    return b"".join(out.parts)
+
+
+def _write_input(out: _Writer, plan: Plan) -> None:
+    c, h, w = plan.shape
+    pre = plan.preprocess
+    out.words(plan.input, h, w, c, pre.color == "bgr")
+    mean = np.zeros(c) if pre.mean is None else np.array(pre.mean, np.float64)
+    std = np.ones(c) if pre.std is None else np.array(pre.std, np.float64)
+    for scale, shift in (((pre.hi - pre.lo) / 255, pre.lo), (1.0, 0.0)):
+        out.floats(np.full(c, scale) / std)
+        out.floats((shift - mean) / std)
+    # the input gate takes the mean over the channels
+    out.floats(np.array(pre.per_full_scale(c)) / c)
+
+
+def _write_step(out: _Writer, plan: Plan, step: Step) -> None:
+    params = None if foreign_reason(plan, step) else WRITERS[type(step.op)](plan, step)
+    if params is None:
+        params = Params("foreign")
+    out.words(CODES.index(params.code), step.output)
+    out.integers(step.inputs)
+    out.words(step.arity)
+    for footprint in step.footprints:
+        out.footprint(footprint)
+    epilogue = () if params.code == "foreign" else step.epilogue
+    out.words(len(epilogue))
+    for part in epilogue:
+        out.part(part, plan.values[step.output].channels)
+    out.words(len(params.ints), *params.ints)
+    out.floats(params.floats)
+    out.words(len(params.arrays))
+    for array in params.arrays:
+        out.floats(array)
+    out.words(len(params.indices))
+    for index in params.indices:
+        out.integers(index)

@@ -1,0 +1,263 @@
+"""The cpu engine: prepares a native program once, and makes one native call per frame."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchdelta.engines.base import Engine, SlotReport
+from torchdelta.engines.cpu import bind
+from torchdelta.engines.cpu.blob import foreign_reason, write_program
+from torchdelta.engines.torch_engine import TorchEngine
+from torchdelta.errors import EngineError
+from torchdelta.plan import Plan
+
+if TYPE_CHECKING:
+    from torchdelta.runtime.state import State
+
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+BF16_ISA = "avx512_bf16"
+# what the foreign function returns where PyTorch raised
+FAILED = 1
+
+
+class CpuEngine(Engine):
+    """Runs plans on native kernels; what they do not know (dense steps) PyTorch computes.
+
+    isa: "avx512_bf16", "avx512", "avx2" or "neon"; default: TORCHDELTA_CPU_ISA, else the best
+    Raises: EngineError for another device or dtype, or where the library or the ISA is missing.
+    """
+
+    name: ClassVar[str] = "cpu"
+
+    def __init__(
+        self, plan: Plan, device: torch.device, dtype: torch.dtype, isa: str | None = None
+    ) -> None:
+        super().__init__(plan, device, dtype)
+        self.isa = isa or bind.choose_isa()
+        refusal = self._refusal(device, dtype, self.isa)
+        if refusal:
+            raise EngineError(refusal)
+        self._oracle = TorchEngine(plan, device, dtype)
+        owners = {
+            owner
+            for out, shape in zip(plan.outputs, plan.output_shapes, strict=True)
+            if shape is not None
+            for owner in plan.values[out].owners
+        }
+        self._reported = sorted(owners | {plan.input})
+        self._sizes = [plan.values[step.output].size for step in plan.steps]
+        self._foreign = {i for i, s in enumerate(plan.steps) if foreign_reason(plan, s)}
+        self._program = bind.NativeProgram(write_program(plan, dtype, self._reported), self.isa)
+        self._addresses: weakref.WeakKeyDictionary[State, np.ndarray] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    @classmethod
+    def usable(cls) -> tuple[bool, str]:
+        """It runs where its library was built and the CPU has one of the instruction sets."""
+        try:
+            return True, f"{bind.choose_isa()}, of {', '.join(bind.isas())}"
+        except EngineError as error:
+            return False, str(error)
+
+    @classmethod
+    def refuses(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Say why it cannot compute on a device or in a dtype; None where it can."""
+        return cls._refusal(device, dtype, bind.choose_isa())
+
+    @staticmethod
+    def _refusal(device: torch.device, dtype: torch.dtype, isa: str) -> str | None:
+        if device.type != "cpu":
+            return f"the cpu engine runs on the CPU, the model is on {device}"
+        if dtype not in DTYPES:
+            return f"the cpu engine computes in {' and '.join(DTYPES.values())}, not in {dtype}"
+        if dtype == torch.bfloat16 and isa != BF16_ISA:
+            return f"bf16 needs a CPU with AVX512-BF16; the instruction set in use is {isa}"
+        return None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights, shared by all sessions."""
+        return self._program.weight_bytes
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of masks, lists and partial sums that calls have needed so far."""
+        return self._program.scratch_bytes
+
+    def foreign_steps(self) -> dict[str, str]:
+        """Name the steps that PyTorch computes, each with the reason."""
+        steps = self.plan.steps
+        return {steps[i].name: foreign_reason(self.plan, steps[i]) or "" for i in self._foreign}
+
+    @torch.no_grad()
+    def step(
+        self,
+        state: State,
+        frames: Mapping[int, Tensor],
+        whole: frozenset[int],
+        *,
+        record: bool = False,
+        timed: bool = False,
+        forced: Mapping[int, Tensor] | None = None,
+    ) -> dict[int, SlotReport]:
+        """Run one frame for the slots that have one (see `Engine.step`)."""
+        if not frames:
+            return {}
+        call = _Call(self, state, frames, whole, record, forced)
+        step_ms = np.zeros(len(self.plan.steps)) if timed else None
+        failed = self._program.step(
+            call.slots,
+            len(frames),
+            threads=torch.get_num_threads(),
+            norm_is_max=int(state.norm == "max"),
+            foreign=bind.ForeignFn(call.run_foreign),
+            step_ms=None if step_ms is None else step_ms.ctypes.data,
+        )
+        if call.error is not None:
+            raise call.error
+        if failed:
+            raise MemoryError("the native engine ran out of memory")
+        return call.reports(step_ms)
+
+    def _buffers(self, state: State) -> np.ndarray:
+        """Addresses [slots, buffers] of a state's buffers."""
+        found = self._addresses.get(state)
+        if found is None:
+            found = np.array(
+                [
+                    [b.data_ptr() + slot * b.stride(0) * b.element_size() for b in state.buffers]
+                    for slot in range(len(state.input_threshold))
+                ],
+                dtype=np.uint64,
+            )
+            self._addresses[state] = found
+        return found
+
+
+class _Call:
+    """What one native call is given, and what it gives back."""
+
+    def __init__(
+        self,
+        engine: CpuEngine,
+        state: State,
+        frames: Mapping[int, Tensor],
+        whole: frozenset[int],
+        record: bool,
+        forced: Mapping[int, Tensor] | None,
+    ) -> None:
+        plan = engine.plan
+        self._engine, self._state, self._whole = engine, state, whole
+        self._order = list(frames)
+        self._forced = forced or {}
+        self.error: BaseException | None = None
+        n, steps = len(frames), len(plan.steps)
+        self._active_px = np.empty((n, steps), dtype=np.int64)
+        self._changed = torch.zeros(
+            n, sum(prod(plan.values[v].size) for v in engine._reported), dtype=torch.bool
+        )
+        self._active = (
+            torch.zeros(n, sum(map(prod, engine._sizes)), dtype=torch.bool) if record else None
+        )
+        self._masks = [m.contiguous() for m in self._forced.values()]
+        sets = np.zeros(steps, dtype=np.uint64)
+        for i, mask in zip(self._forced, self._masks, strict=True):
+            sets[i] = mask.data_ptr()
+        self._sets = sets
+        addresses = engine._buffers(state)
+        # kept: the native call reads them
+        self._frames = [_native_frame(frame) for frame in frames.values()]
+        self.slots = (bind.Slot * n)()
+        for k, (slot, frame) in enumerate(zip(frames, self._frames, strict=True)):
+            self.slots[k] = bind.Slot(
+                frame=frame.data_ptr(),
+                stride_y=frame.stride(0),
+                stride_x=frame.stride(1),
+                stride_c=frame.stride(2),
+                frame_is_float=frame.dtype == torch.float32,
+                whole=slot in whole,
+                buffers=addresses[slot].ctypes.data,
+                thresholds=state.thresholds[slot].ctypes.data,
+                input_threshold=state.input_threshold[slot],
+                active_px=self._active_px[k].ctypes.data,
+                active=None if self._active is None else self._active[k].data_ptr(),
+                changed=self._changed[k].data_ptr(),
+                forced=sets.ctypes.data if self._forced else None,
+            )
+
+    def run_foreign(self, step: int, index: int, active: int, changed: int) -> int:
+        """Compute one step with PyTorch, for one slot; called by the native engine."""
+        try:
+            slot = self._order[index]
+            size = self._engine._sizes[step]
+            mask = self._engine._oracle.run_step(
+                step,
+                self._state,
+                slot,
+                _view(active, size).bool(),
+                whole=slot in self._whole,
+                forced=step in self._forced and slot not in self._whole,
+            )
+            if mask is not None:
+                _view(changed, size).copy_(mask)
+        except BaseException as error:
+            # it must not pass through native code
+            self.error = error
+            return FAILED
+        return 0
+
+    def reports(self, step_ms: np.ndarray | None) -> dict[int, SlotReport]:
+        """Say for each slot what was active and what changed."""
+        out = {}
+        for k, slot in enumerate(self._order):
+            active_px = self._active_px[k].tolist()
+            work_px = list(active_px)
+            for i in self._engine._foreign:
+                work_px[i] = prod(self._engine._sizes[i]) if active_px[i] else 0
+            out[slot] = report = SlotReport(self._split_changed(k), active_px, work_px)
+            if self._active is not None:
+                report.active = self._split_active(k, active_px)
+            if step_ms is not None:
+                report.step_ms = (step_ms / len(self._order)).tolist()
+        return out
+
+    def _split_changed(self, k: int) -> dict[int, Tensor]:
+        masks, at = {}, 0
+        for value in self._engine._reported:
+            size = self._engine.plan.values[value].size
+            mask = self._changed[k, at : at + prod(size)].view(size)
+            at += prod(size)
+            if bool(mask.any()):
+                masks[value] = mask
+        return masks
+
+    def _split_active(self, k: int, active_px: Sequence[int]) -> dict[int, Tensor]:
+        assert self._active is not None
+        sets, at = {}, 0
+        for i, size in enumerate(self._engine._sizes):
+            if active_px[i]:
+                sets[i] = self._active[k, at : at + prod(size)].view(size)
+            at += prod(size)
+        return sets
+
+
+def _native_frame(frame: Tensor) -> Tensor:
+    return frame if frame.dtype in (torch.uint8, torch.float32) else frame.float()
+
+
+def _view(address: int, size: tuple[int, int]) -> Tensor:
+    """View bytes of the native engine as a tensor [H, W]."""
+    area = prod(size)
+    return torch.frombuffer(
+        (ctypes.c_uint8 * area).from_address(address), dtype=torch.uint8
+    ).view(size)
