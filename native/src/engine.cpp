@@ -72,7 +72,6 @@ class Frame {
       space_.publish_forced.push_back(slot.whole ? kWhole : kForced);
       std::fill_n(slot.active_px, program_.steps.size(), int64_t(0));
     }
-    begin_ = Clock::now();
     const int n = static_cast<int>(program_.steps.size());
     bool with_input = true;
     for (int i = 0; i < n || with_input;) {
@@ -109,6 +108,7 @@ class Frame {
 
   void work(int thread, int threads, bool with_input, int begin, int end) {
     if (with_input) gate_input(thread, threads);
+    if (thread == 0) begin_ = Clock::now();
     for (int i = begin; i < end; ++i) run_step(i, thread, threads);
   }
 
@@ -362,9 +362,15 @@ class Frame {
     for (size_t n = 0; n < program_.reported.size(); ++n) {
       const int value = program_.reported[n];
       const Value& v = program_.values[value];
-      for (int s = 0; s < call_.n_slots; ++s)
-        if (call_.slots[s].changed && space_.any_at(value, s))
-          unpack(space_.changed(value, s), v.h, v.w, call_.slots[s].changed + engine_.reported_px[n]);
+      for (int s = 0; s < call_.n_slots; ++s) {
+        const td_slot& slot = call_.slots[s];
+        slot.changed_px[n] = 0;
+        if (!space_.any_at(value, s)) continue;
+        const uint64_t* const mask = space_.changed(value, s);
+        for (int k = 0; k < v.h * words_of(v.w); ++k)
+          slot.changed_px[n] += __builtin_popcountll(mask[k]);
+        unpack(mask, v.h, v.w, slot.changed + engine_.reported_px[n]);
+      }
     }
   }
 

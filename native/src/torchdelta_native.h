@@ -30,7 +30,8 @@ typedef struct {
   double input_threshold;                // share of full scale
   int64_t* active_px;                    // out: one count per step
   uint8_t* active;         // out, or null: active sets of all steps, one behind the other
-  uint8_t* changed;        // out, or null: change masks of the reported values, likewise
+  uint8_t* changed;        // out, zeroed: change masks of the reported values, likewise
+  int64_t* changed_px;     // out: published pixels of each reported value
   // null, or for each step null or the active set [Ho * Wo] to use instead of its own
   const uint8_t* const* forced;
 } td_slot;

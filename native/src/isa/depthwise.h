@@ -1,4 +1,7 @@
 // Depthwise convolution: one input channel per output channel, vectors of channels.
+//
+// Runs of neighbouring active pixels are computed a few at a time, so that they share what they read;
+// each output is still one chain of multiply-adds over its taps in ascending order.
 #pragma once
 
 #include "conv.h"
@@ -6,19 +9,154 @@
 namespace td {
 namespace TD_ISA {
 
+// neighbouring pixels of a run that are computed together
+constexpr int kTogether = 4;
+
+struct PackedDepthwise : Packed {
+  int kh, kw, sy, sx, dy, dx, pad_y, pad_x, channels;
+  std::vector<float> weights;  // [taps][channels, whole vectors]
+  std::vector<float> bias;     // [channels, whole vectors]
+  int line;                    // channels, whole vectors
+};
+
 inline bool is_depthwise(const Program& program, const Step& step) {
-  (void)program, (void)step;
-  return false;
+  if (step.code != Code::conv2d) return false;
+  const int64_t groups = step.params.ints[8];
+  return groups > 1 && groups == program.values[step.inputs[0]].c &&
+         groups == program.values[step.output].c;
+}
+
+inline std::unique_ptr<Packed> prepare_depthwise(const Program& program, const Step& step) {
+  const RawConv raw(program, step);
+  auto packed = std::make_unique<PackedDepthwise>();
+  PackedDepthwise& p = *packed;
+  p.kh = raw.kh, p.kw = raw.kw, p.sy = raw.sy, p.sx = raw.sx, p.dy = raw.dy, p.dx = raw.dx;
+  p.pad_y = raw.pad_y, p.pad_x = raw.pad_x, p.channels = raw.groups;
+  p.line = round_up(raw.groups, kWidth);
+  p.weights.assign(size_t(p.line) * raw.kh * raw.kw, 0.0f);
+  p.bias.assign(p.line, 0.0f);
+  for (int c = 0; c < raw.groups; ++c) {
+    for (int t = 0; t < raw.kh * raw.kw; ++t)
+      p.weights[size_t(t) * p.line + c] = raw.at(c, 0, t / raw.kw, t % raw.kw);
+    if (raw.bias) p.bias[c] = raw.bias[c];
+  }
+  p.bytes = (p.weights.size() + p.bias.size()) * 4;
+  return packed;
 }
 
 template <class T>
-std::unique_ptr<Packed> prepare_depthwise(const Program& program, const Step& step) {
-  return prepare_conv<T>(program, step);
-}
+class DepthwiseTask {
+ public:
+  DepthwiseTask(const Job& job, int group)
+      : job_(job), p_(static_cast<const PackedDepthwise&>(*job.packed)),
+        in_(job.program->values[job.step->inputs[0]]), pitch_(job.pitch(job.step->inputs[0])),
+        c0_(group * kGroup), n_(std::min(kGroup, p_.channels - c0_)) {
+    together_ = pick<1, 1>();
+    if (p_.kh == 3 && p_.kw == 3 && p_.dx == 1) together_ = p_.sx == 1 ? pick<3, 1>() : p_.sx == 2 ? pick<3, 2>() : together_;
+    if (p_.kh == 5 && p_.kw == 5 && p_.dx == 1) together_ = p_.sx == 1 ? pick<5, 1>() : p_.sx == 2 ? pick<5, 2>() : together_;
+    known_ = together_ != pick<1, 1>();
+  }
+
+  void run(size_t begin, size_t end) {
+    Finisher<T> finish(job_);
+    alignas(64) float rows[kTogether * kRow];
+    for (size_t i = begin; i < end;) {
+      const Pixel& p = job_.pixels[i];
+      const T* const base = job_.base<T>(job_.step->inputs[0], p.slot) + c0_;
+      int count = std::min<int>({kTogether, p.run, int(end - i)});
+      const int y = p.y * p_.sy - p_.pad_y, x = p.x * p_.sx - p_.pad_x;
+      const bool rows_inside = y >= 0 && y + (p_.kh - 1) * p_.dy < in_.h;
+      // how many of the run's windows lie inside the map
+      const int reach = (p_.kw - 1) * p_.dx;
+      const int fit = x < 0 || x + reach >= in_.w ? 0 : (in_.w - 1 - reach - x) / p_.sx + 1;
+      if (known_ && rows_inside && fit > 0) {
+        count = std::min(count, fit);
+        (this->*together_[count])(base + (ptrdiff_t(y) * in_.w + x) * pitch_, rows);
+      } else {
+        count = 1;
+        one(base, y, x, rows);
+      }
+      for (int k = 0; k < count; ++k) finish(job_.pixels[i + k], c0_, n_, rows + k * kRow);
+      i += count;
+    }
+  }
+
+ private:
+  using Together = void (DepthwiseTask::*)(const T*, float*) const;
+
+  template <int K, int S>
+  static const Together* pick() {
+    static constexpr Together table[kTogether + 1] = {
+        nullptr, &DepthwiseTask::window<K, S, 1>, &DepthwiseTask::window<K, S, 2>,
+        &DepthwiseTask::window<K, S, 3>, &DepthwiseTask::window<K, S, 4>};
+    return table;
+  }
+
+  // P neighbouring windows of K x K with stride S, all inside the map
+  template <int K, int S, int P>
+  void window(const T* in, float* rows) const {
+    int c = 0;
+    for (; c + kWidth <= n_; c += kWidth) vectors<K, S, P, false>(in + c, c, kWidth, rows + c);
+    if (c < n_) vectors<K, S, P, true>(in + c, c, n_ - c, rows + c);
+  }
+
+  template <int K, int S, int P, bool kTail>
+  TD_INLINE void vectors(const T* in, int c, int lanes, float* rows) const {
+    constexpr int kInputs = (P - 1) * S + K;
+    const float* w = p_.weights.data() + c0_ + c;
+    const V bias = vload(p_.bias.data() + c0_ + c);
+    V sum[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) sum[p] = bias;
+    const size_t down = size_t(p_.dy) * in_.w * pitch_;
+#pragma GCC unroll 8
+    for (int ky = 0; ky < K; ++ky) {
+      const T* at = in + ky * down;
+      V x[kInputs];
+#pragma GCC unroll 16
+      for (int i = 0; i < kInputs; ++i)
+        x[i] = kTail ? vload(at + ptrdiff_t(i) * pitch_, lanes) : vload(at + ptrdiff_t(i) * pitch_);
+#pragma GCC unroll 8
+      for (int kx = 0; kx < K; ++kx) {
+        const V weight = vload(w + size_t(ky * K + kx) * p_.line);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) sum[p] = vfma(x[p * S + kx], weight, sum[p]);
+      }
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) vstore(rows + p * kRow, sum[p]);
+  }
+
+  // Any window, also beyond the edge: taps outside the map are left out.
+  void one(const T* base, int y, int x, float* row) const {
+    for (int c = 0; c < n_; c += kWidth) vstore(row + c, vload(p_.bias.data() + c0_ + c));
+    for (int ky = 0; ky < p_.kh; ++ky) {
+      const int iy = y + ky * p_.dy;
+      if (iy < 0 || iy >= in_.h) continue;
+      for (int kx = 0; kx < p_.kw; ++kx) {
+        const int ix = x + kx * p_.dx;
+        if (ix < 0 || ix >= in_.w) continue;
+        const T* at = base + (ptrdiff_t(iy) * in_.w + ix) * pitch_;
+        const float* w = p_.weights.data() + size_t(ky * p_.kw + kx) * p_.line + c0_;
+        for (int c = 0; c < n_; c += kWidth) {
+          const V in = n_ - c < kWidth ? vload(at + c, n_ - c) : vload(at + c);
+          vstore(row + c, vfma(in, vload(w + c), vload(row + c)));
+        }
+      }
+    }
+  }
+
+  const Job& job_;
+  const PackedDepthwise& p_;
+  const Value& in_;
+  const int pitch_, c0_, n_;
+  const Together* together_;
+  bool known_;
+};
 
 template <class T>
-void run_depthwise(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) {
-  run_conv<T>(job, begin, end, group, scratch);
+void run_depthwise(const Job& job, size_t begin, size_t end, int group) {
+  DepthwiseTask<T>(job, group).run(begin, end);
 }
 
 }  // namespace TD_ISA

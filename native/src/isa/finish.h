@@ -19,7 +19,7 @@ class Finisher {
   explicit Finisher(const Job& job)
       : job_(job), step_(*job.step), pitch_(job.pitch(step_.output)),
         w_(job.program->values[step_.output].w) {
-    single_ = step_.epilogue.size() == 1 && !step_.epilogue[0].residual ? &step_.epilogue[0] : nullptr;
+    find_simple();
   }
   Finisher(const Finisher&) = delete;
   Finisher& operator=(const Finisher&) = delete;
@@ -29,11 +29,13 @@ class Finisher {
   TD_INLINE void operator()(const Pixel& p, int c0, int n, float* row) {
     if (int(p.slot) != slot_) enter(p.slot);
     const size_t at = size_t(p.y) * w_ + p.x;
-    if (single_)
-      apply_pointwise(single_->fn, single_->args, slope(*single_, c0), row, n);
-    else if (!step_.epilogue.empty())
-      epilogue(at, c0, n, row);
     T* const stored = out_ + at * pitch_ + c0;
+    if (simple_ && n <= kFew * kWidth) {
+      const T* const other = residual_ ? other_ + at * other_pitch_ + c0 : nullptr;
+      if (few(other, n, row, stored)) mark(p);
+      return;
+    }
+    epilogue(at, c0, n, row);
     if (publish_ != kWhole && !moved(row, stored, n) && publish_ != kForced) return;
     int c = 0;
     for (; c + kWidth <= n; c += kWidth) vstore(stored + c, vload(row + c));
@@ -42,6 +44,103 @@ class Finisher {
   }
 
  private:
+  // vectors of a group that stay in registers from the sum to the store
+  static constexpr int kFew = kGroup / kWidth <= 8 ? kGroup / kWidth : 8;
+
+  // Clamps and one addition are done in registers; relu is a clamp.
+  void find_simple() {
+    simple_ = true;
+    for (const Part& part : step_.epilogue) {
+      const bool add = part.residual && static_cast<Fn2>(part.fn) == Fn2::add && part.args[0] == 1;
+      const bool relu = !part.residual && static_cast<Fn>(part.fn) == Fn::relu;
+      const bool clamp = !part.residual && static_cast<Fn>(part.fn) == Fn::clamp;
+      if (add && !residual_) {
+        residual_ = &part;
+      } else if (relu || clamp) {
+        Range& range = residual_ ? after_ : before_;
+        simple_ = simple_ && !range.on;
+        range = {true, relu ? 0.0f : part.args[0], relu ? INFINITY : part.args[1]};
+      } else {
+        simple_ = false;
+      }
+    }
+    if (residual_) other_pitch_ = job_.pitch(step_.inputs[residual_->input]);
+  }
+
+  struct Range {
+    bool on = false;
+    float low = 0, high = 0;
+    TD_INLINE V operator()(V x) const { return vmin(vset(high), vmax(vset(low), x)); }
+  };
+
+  TD_INLINE bool few(const T* other, int n, const float* row, T* stored) const {
+    const int nv = (n + kWidth - 1) / kWidth, tail = n - (nv - 1) * kWidth;
+    if constexpr (kFew >= 8) {
+      if (nv == 8) return few<8>(other, tail, row, stored);
+      if (nv == 7) return few<7>(other, tail, row, stored);
+      if (nv == 6) return few<6>(other, tail, row, stored);
+      if (nv == 5) return few<5>(other, tail, row, stored);
+    }
+    if (nv == 4) return few<4>(other, tail, row, stored);
+    if (nv == 3) return few<3>(other, tail, row, stored);
+    if (nv == 2) return few<2>(other, tail, row, stored);
+    return few<1>(other, tail, row, stored);
+  }
+
+  // Completes and gates NV vectors, of which the last has `tail` channels; says whether it published.
+  template <int NV>
+  TD_INLINE bool few(const T* other, int tail, const float* row, T* stored) const {
+    V x[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      x[v] = v + 1 < NV || tail == kWidth ? vload(row + v * kWidth) : vload(row + v * kWidth, tail);
+      if (before_.on) x[v] = before_(x[v]);
+      if (other) {
+        const V b = v + 1 < NV || tail == kWidth ? vload(other + v * kWidth)
+                                                 : vload(other + v * kWidth, tail);
+        x[v] = residual_->first ? vadd(b, x[v]) : vadd(x[v], b);
+      }
+      if (after_.on) x[v] = after_(x[v]);
+    }
+    if (publish_ != kWhole && !moved<NV>(x, tail, stored) && publish_ != kForced) return false;
+#pragma GCC unroll 8
+    for (int v = 0; v + 1 < NV; ++v) vstore(stored + v * kWidth, x[v]);
+    if (tail == kWidth)
+      vstore(stored + (NV - 1) * kWidth, x[NV - 1]);
+    else
+      vstore(stored + (NV - 1) * kWidth, x[NV - 1], tail);
+    return true;
+  }
+
+  // The publish rule (ops/gate.py) on NV vectors; NaN moves.
+  template <int NV>
+  TD_INLINE bool moved(const V* x, int tail, const T* stored) const {
+    V d[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const bool full = v + 1 < NV || tail == kWidth;
+      const V old = full ? vload(stored + v * kWidth) : vload(stored + v * kWidth, tail);
+      if (compare_) {
+        // numbers behind the tail may be anything (a clamp of 0)
+        const V now = full ? x[v] : vfirst(x[v], tail);
+        if (vany(vne(as_stored<T>(now), old))) return true;
+        continue;
+      }
+      d[v] = vsub(as_stored<T>(full ? x[v] : vfirst(x[v], tail)), old);
+    }
+    if (compare_) return false;
+    V sum = vzero();
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) sum = job_.norm_is_max ? vmax_nan(sum, vabs(d[v])) : vfma(d[v], d[v], sum);
+    return beyond(sum, (NV - 1) * kWidth + tail);
+  }
+
+  // sum: squares of the differences, or their largest magnitudes
+  TD_INLINE bool beyond(V sum, int n) const {
+    if (!job_.norm_is_max) return !(vsum(sum) <= square_ * float(n));
+    return vany(vne(sum, sum)) || !(vlargest(sum) <= threshold_);
+  }
+
   static const float* slope(const Part& part, int c0) {
     return part.slope.empty() ? nullptr : part.slope.data() + (part.slope.size() > 1 ? c0 : 0);
   }
@@ -52,6 +151,7 @@ class Finisher {
     out_ = job_.base<T>(step_.output, slot);
     mask_ = job_.changed[slot];
     publish_ = job_.publish[slot];
+    if (residual_) other_ = job_.base<T>(step_.inputs[residual_->input], slot);
     const double threshold = job_.threshold(slot);
     threshold_ = float(threshold);
     square_ = float(threshold * threshold);
@@ -93,8 +193,7 @@ class Finisher {
                        m < kWidth ? vload(stored + c, m) : vload(stored + c));
       sum = job_.norm_is_max ? vmax_nan(sum, vabs(d)) : vfma(d, d, sum);
     }
-    if (!job_.norm_is_max) return !(vsum(sum) <= square_ * float(n));
-    return vany(vne(sum, sum)) || !(vlargest(sum) <= threshold_);
+    return beyond(sum, n);
   }
 
   TD_INLINE void mark(const Pixel& p) {
@@ -117,7 +216,11 @@ class Finisher {
   const Job& job_;
   const Step& step_;
   const int pitch_, w_;
-  const Part* single_;
+  bool simple_ = false;
+  const Part* residual_ = nullptr;
+  Range before_, after_;
+  int other_pitch_ = 0;
+  const T* other_ = nullptr;
   int slot_ = -1;
   T* out_ = nullptr;
   uint64_t* mask_ = nullptr;

@@ -59,6 +59,24 @@ void normalise_row(const Program& program, const td_slot& slot, const Pattern& p
   }
 }
 
+// out[x]: sum over the channels of row [w, channels]
+inline void add_channels(const float* __restrict row, int w, int channels, float* __restrict out) {
+  if (channels == 1) {
+    std::memcpy(out, row, sizeof(float) * w);
+    return;
+  }
+  if (channels == 3) {
+    // the compiler makes vectors of this one
+    for (int x = 0; x < w; ++x) out[x] = row[3 * x] + row[3 * x + 1] + row[3 * x + 2];
+    return;
+  }
+  for (int x = 0; x < w; ++x) {
+    float sum = 0;
+    for (int c = 0; c < channels; ++c) sum += row[x * channels + c];
+    out[x] = sum;
+  }
+}
+
 // Per pixel of row y: mean over the channels of |new - stored|, as a share of full scale.
 template <class T>
 void row_difference(const InputJob& job, const Pattern& pattern, int y, float* row, float* out) {
@@ -72,17 +90,7 @@ void row_difference(const InputJob& job, const Pattern& pattern, int y, float* r
     const V old = m == kWidth ? vload(stored + i) : vload(stored + i, m);
     vstore(row + i, vmul(vabs(vsub(vload(row + i), old)), vload(&pattern.weight[at])));
   }
-  if (in.c == 1) {
-    std::memcpy(out, row, sizeof(float) * in.w);
-  } else if (in.c == 3) {
-    for (int x = 0; x < in.w; ++x) out[x] = row[3 * x] + row[3 * x + 1] + row[3 * x + 2];
-  } else {
-    for (int x = 0; x < in.w; ++x) {
-      float sum = 0;
-      for (int c = 0; c < in.c; ++c) sum += row[x * in.c + c];
-      out[x] = sum;
-    }
-  }
+  add_channels(row, in.w, in.c, out);
 }
 
 // Marks rows y0 .. y1: pixels whose 3x3 box moved by more than the threshold (threshold 0: pixels
@@ -94,7 +102,7 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   const int h = in.h, w = in.w, n = in.w * in.c;
   const Pattern pattern(in, job.slot->frame_is_float);
   const size_t line = size_t(round_up(w, kWidth)) + 2 * kWidth;
-  float* const row = static_cast<float*>(scratch.get((n + 2 * kWidth + 4 * line) * sizeof(float)));
+  float* const row = static_cast<float*>(scratch.get((n + 2 * kWidth + 6 * line) * sizeof(float)));
   float* const lines = row + n + kWidth;
   if (!(job.slot->input_threshold > 0)) {
     for (int y = y0; y < y1; ++y) {
@@ -114,17 +122,22 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
     }
     return;
   }
-  // a ring of three rows of horizontal sums, a place before and behind each for the edges
-  float* const flat = lines + 3 * line + 1;
+  // a ring of three rows of horizontal sums; `flat` has a place before and behind for the edges, and
+  // whole vectors are read and written everywhere
+  float* const flat = lines + 3 * line + kWidth;
+  float* const limits = lines + 4 * line + kWidth;
   auto sums = [&](int y) { return lines + (y % 3) * line; };
   auto load = [&](int y) {
     if (y < 0 || y >= h) return;
     row_difference<T>(job, pattern, y, row, flat);
     flat[-1] = flat[w] = 0;
     float* const out = sums(y);
-    for (int x = 0; x < w; ++x) out[x] = flat[x - 1] + flat[x] + flat[x + 1];
+    for (int x = 0; x < w; x += kWidth)
+      vstore(out + x, vadd(vadd(vload(flat + x - 1), vload(flat + x)), vload(flat + x + 1)));
   };
+  // limit per row of the box: the threshold times its pixels that exist
   const float threshold = float(job.slot->input_threshold);
+  for (int x = 0; x < w; ++x) limits[x] = threshold * float(1 + (x > 0) + (x + 1 < w));
   load(y0 - 1);
   load(y0);
   for (int y = y0; y < y1; ++y) {
@@ -133,16 +146,17 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
     std::fill_n(hot, job.words, 0);
     const int first = y > 0 ? y - 1 : y, last = y + 1 < h ? y + 1 : y;
     const float *a = sums(first), *b = sums(y), *c = sums(last);
-    const bool twice_a = first == y, twice_c = last == y;
-    // limit per pixel: threshold times the pixels of the box that exist
-    const float rows = float(1 + !twice_a + !twice_c);
-    for (int x = 0; x < w; ++x) {
-      float box = b[x];
-      if (!twice_a) box += a[x];
-      if (!twice_c) box += c[x];
-      const float count = rows * float(1 + (x > 0) + (x + 1 < w));
-      hot[x / 64] |= uint64_t(!(box <= threshold * count)) << (x % 64);
+    const bool above = first != y, below = last != y;
+    const V rows = vset(float(1 + above + below));
+    for (int x = 0; x < w; x += kWidth) {
+      V box = vload(b + x);
+      if (above) box = vadd(box, vload(a + x));
+      if (below) box = vadd(box, vload(c + x));
+      // written this way round, NaN is hot
+      const uint64_t cold = vbits(vle(box, vmul(rows, vload(limits + x))));
+      hot[x / 64] |= (~cold & ((uint64_t(1) << kWidth) - 1)) << (x % 64);
     }
+    hot[job.words - 1] &= tail_mask(w);
   }
 }
 

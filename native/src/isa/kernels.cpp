@@ -22,7 +22,7 @@ bool is_conv(const Step& step) {
 template <class T>
 std::unique_ptr<Packed> prepare(const Program& program, const Step& step) {
   if (!is_conv(step)) return nullptr;
-  if (is_depthwise(program, step)) return prepare_depthwise<T>(program, step);
+  if (is_depthwise(program, step)) return prepare_depthwise(program, step);
   return prepare_conv<T>(program, step);
 }
 
@@ -31,7 +31,7 @@ void run(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) 
   if (!is_conv(*job.step))
     run_rows<T>(job, begin, end, scratch);
   else if (is_depthwise(*job.program, *job.step))
-    run_depthwise<T>(job, begin, end, group, scratch);
+    run_depthwise<T>(job, begin, end, group);
   else
     run_conv<T>(job, begin, end, group, scratch);
 }

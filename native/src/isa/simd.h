@@ -107,6 +107,8 @@ TD_INLINE Mask vle(V a, V b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}
 TD_INLINE Mask vne(V a, V b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)}; }
 TD_INLINE V vselect(Mask m, V yes, V no) { return {_mm512_mask_blend_ps(m.m, no.v, yes.v)}; }
 TD_INLINE bool vany(Mask m) { return m.m != 0; }
+// bit i: lane i
+TD_INLINE uint32_t vbits(Mask m) { return m.m; }
 TD_INLINE Mask vor(Mask a, Mask b) { return {__mmask16(a.m | b.m)}; }
 TD_INLINE float vsum(V a) { return _mm512_reduce_add_ps(a.v); }
 TD_INLINE float vlargest(V a) { return _mm512_reduce_max_ps(a.v); }
@@ -163,6 +165,7 @@ TD_INLINE Mask vle(V a, V b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)}; }
 TD_INLINE Mask vne(V a, V b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_NEQ_UQ)}; }
 TD_INLINE V vselect(Mask m, V yes, V no) { return {_mm256_blendv_ps(no.v, yes.v, m.m)}; }
 TD_INLINE bool vany(Mask m) { return _mm256_movemask_ps(m.m) != 0; }
+TD_INLINE uint32_t vbits(Mask m) { return uint32_t(_mm256_movemask_ps(m.m)); }
 TD_INLINE Mask vor(Mask a, Mask b) { return {_mm256_or_ps(a.m, b.m)}; }
 TD_INLINE float vsum(V a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -231,6 +234,10 @@ TD_INLINE Mask vle(V a, V b) { return {vcleq_f32(a.v, b.v)}; }
 TD_INLINE Mask vne(V a, V b) { return {vmvnq_u32(vceqq_f32(a.v, b.v))}; }
 TD_INLINE V vselect(Mask m, V yes, V no) { return {vbslq_f32(m.m, yes.v, no.v)}; }
 TD_INLINE bool vany(Mask m) { return vmaxvq_u32(m.m) != 0; }
+TD_INLINE uint32_t vbits(Mask m) {
+  const uint32x4_t bit = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(m.m, bit));
+}
 TD_INLINE Mask vor(Mask a, Mask b) { return {vorrq_u32(a.m, b.m)}; }
 TD_INLINE float vsum(V a) { return vaddvq_f32(a.v); }
 TD_INLINE float vlargest(V a) { return vmaxvq_f32(a.v); }
@@ -258,6 +265,17 @@ TD_INLINE V as_stored<bf16>(V a) {
   return widen(narrow(a));
 }
 #endif
+
+// the first n lanes, 0 in the others
+TD_INLINE V vfirst(V a, int n) {
+#if defined(TD_AVX512) || defined(TD_AVX512_BF16)
+  return {_mm512_maskz_mov_ps(first_lanes(n), a.v)};
+#else
+  alignas(64) float part[kWidth];
+  vstore(part, a);
+  return vload(part, n);
+#endif
+}
 
 constexpr int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 

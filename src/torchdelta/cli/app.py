@@ -11,7 +11,15 @@ from typing import Annotated, ParamSpec
 import typer
 from rich.console import Console
 
-from torchdelta.cli.options import Dtype, Engine, FrameSize, Task, check_finite, parse_size
+from torchdelta.cli.options import (
+    Dtype,
+    Engine,
+    FrameSize,
+    Task,
+    check_finite,
+    check_share,
+    parse_size,
+)
 from torchdelta.errors import TorchdeltaError
 
 app = typer.Typer(
@@ -230,6 +238,105 @@ def run(
         profile=profile,
     )
     raise typer.Exit(run_all(options, console(), console(stderr=True)))
+
+
+BENCH_EPILOG = "\n\n".join(
+    (
+        "[bold]Examples[/bold]",
+        "[dim]A clip, against every peer that is installed:[/dim]",
+        "torchdelta bench --model timm:tf_efficientnet_lite0 --weights lite0.pth "
+        "--source clip.mp4 --json lite0.json",
+        "[dim]Kernels apart from content: 5 % of every map active, in four streams:[/dim]",
+        "torchdelta bench --model torchvision:resnet18 --active 0.05 --size 512x768 --streams 4",
+        "[dim]One peer only, the first 100 frames, and where our time goes:[/dim]",
+        "torchdelta bench --model mynets.denoise:build --weights w.pth --source clip.mp4 "
+        "--frames 100 --peers openvino --steps",
+        "[bold]What is compared[/bold]",
+        "Ours runs on every frame, preprocessing and copy of the output included; the peers run "
+        "on 20 frames of a clip, right after ours, on inputs made beforehand. All use torch's "
+        "number of threads (OMP_NUM_THREADS).",
+    )
+)
+
+
+@app.command(epilog=BENCH_EPILOG)
+@guarded
+def bench(
+    model: ModelOption,
+    weights: WeightsOption = None,
+    size: SizeOption = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source", metavar="CLIP", help="Video file or folder of images to measure on."
+        ),
+    ] = None,
+    active: Annotated[
+        float | None,
+        typer.Option(
+            "--active",
+            callback=check_share,
+            metavar="SHARE",
+            help="Instead of a clip: force this share of every map active, 0.05 for 5 %.",
+        ),
+    ] = None,
+    streams: Annotated[
+        int, typer.Option("--streams", min=1, metavar="N", help="Streams run together.")
+    ] = 1,
+    engine: EngineOption = Engine.auto,
+    dtype: DtypeOption = Dtype.fp32,
+    tolerance: ToleranceOption = 0.04,
+    profile: ProfileOption = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            "--peers",
+            metavar="LIST",
+            help="Of torch,compile,onnxruntime,openvino (on a GPU: torch,cudagraph,compile), or "
+            "none. Default: all that are installed.",
+        ),
+    ] = None,
+    frames: Annotated[
+        int | None,
+        typer.Option(
+            "--frames",
+            min=2,
+            metavar="N",
+            help="Frames of each stream; default: the whole clip, 31 with --active.",
+        ),
+    ] = None,
+    steps: Annotated[
+        bool,
+        typer.Option("--steps", help="Also time each step of ours, in a pass of its own."),
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="All figures as one JSON object."),
+    ] = None,
+) -> None:
+    """Measure speed and quality against other runtimes, in one run on the same frames."""
+    if (source is None) == (active is None):
+        raise typer.BadParameter("give one of --source CLIP and --active SHARE")
+    from torchdelta.cli.bench import BenchOptions
+    from torchdelta.cli.bench import bench as measure
+
+    options = BenchOptions(
+        model=model,
+        weights=weights,
+        size=size,
+        source=source,
+        active=active,
+        streams=streams,
+        engine=engine,
+        dtype=dtype,
+        tolerance=tolerance,
+        profile=profile,
+        peers=peers,
+        frames=frames,
+        steps=steps,
+        json=json,
+    )
+    measure(options, console(), console(stderr=True))
 
 
 EXPLAIN_EPILOG = """[bold]Examples[/bold]

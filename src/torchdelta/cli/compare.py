@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from torchdelta.api import CompiledModel, relative_error
+from torchdelta.bench.measure import timed
 from torchdelta.runtime.session import Result, Session
 
 
@@ -47,17 +44,3 @@ class Comparer:
             error=relative_error(result.output, dense),
             layer_error=relative_error(result.output, self._on_published[stream]),
         )
-
-
-def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
-    """What a call returns, and its ms until the device has finished it."""
-    _wait(device)
-    start = time.perf_counter()
-    result = call()
-    _wait(device)
-    return result, (time.perf_counter() - start) * 1e3
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -101,7 +101,7 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _devices() -> list[tuple[str, str]]:
-    name, flags = _cpu()
+    name, flags = cpu()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     known = [flag for flag in ISA_FLAGS if flag in flags]
@@ -123,7 +123,7 @@ def _devices() -> list[tuple[str, str]]:
     return rows
 
 
-def _cpu() -> tuple[str, set[str]]:
+def cpu() -> tuple[str, set[str]]:
     """Name and instruction set flags, as Linux tells them; the platform's name elsewhere."""
     name, flags = platform.processor() or platform.machine(), set[str]()
     try:

@@ -54,3 +54,10 @@ def check_finite(value: float) -> float:
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is no finite number")
     return value
+
+
+def check_share(value: float | None) -> float | None:
+    """Refuse what is no share above 0."""
+    if value is not None and not 0 < value <= 1:
+        raise typer.BadParameter(f"{value} is no share; expected more than 0 and at most 1")
+    return value

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-import torchdelta
 from torchdelta.api import CompiledModel
 from torchdelta.capture.load import LoadedModel, load_model
-from torchdelta.capture.prepare import prepare_untrained
 from torchdelta.cli.compare import Comparer, Comparison
+from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.feed import Feed, feeds_of
 from torchdelta.cli.options import Dtype, Engine, Task
 from torchdelta.cli.outputs import check_outputs, video_paths
@@ -34,9 +32,6 @@ from torchdelta.video.sink import JsonLines, VideoWriter
 from torchdelta.video.source import open_source
 
 Picture = NDArray[np.uint8]
-
-# frames on which an untrained network's batch norms are measured
-CALIBRATION_FRAMES = 6
 
 
 @dataclass(frozen=True)
@@ -105,25 +100,13 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
 
 
 def _compiled(options: RunOptions, loaded: LoadedModel, feeds: Sequence[Feed]) -> CompiledModel:
-    """Compile for the first frame; a network without weights is prepared on the first frames."""
+    """Compile on the first frames of all feeds."""
     count = -(-CALIBRATION_FRAMES // len(feeds))
-    frames = np.stack([frame for feed in feeds for frame in feed.peek(count)])
-    if not loaded.has_weights:
-        prepare_untrained(loaded.model, loaded.model_input(frames))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    example = torch.from_numpy(frames[:1]).permute(0, 3, 1, 2).contiguous()
-    return torchdelta.compile(
-        loaded.model.to(device),
-        example.to(device),
-        tolerance=options.tolerance,
-        engine=options.engine.value,
-        dtype=options.dtype.value,
+    return compile_loaded(
+        loaded, np.stack([frame for feed in feeds for frame in feed.peek(count)]),
+        tolerance=options.tolerance, engine=options.engine, dtype=options.dtype,
         profile=options.profile,
-        input_range=loaded.input_range,
-        mean=loaded.mean,
-        std=loaded.std,
-        color=loaded.color,
-    )
+    )  # fmt: skip
 
 
 def _check_files(options: RunOptions, videos: dict[str, Path]) -> None:

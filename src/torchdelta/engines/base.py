@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 class SlotReport:
     """What one frame of one slot did.
 
-    changed:   change masks by value index, bool [H, W]; a value that is missing did not change
+    changed:   change masks by value index, bool [H, W], of the input and of what the outputs are
+               made of, at least; a value that is missing did not change
     active_px: active output pixels per step
     work_px:   output pixels per step that the engine really computed
+    input_px:  input pixels that were published
     active:    active sets by step index, bool [Ho, Wo]; only where they were asked for
     ms:        time that is this slot's alone, milliseconds
     step_ms:   time per step; only where it was asked for
@@ -31,6 +33,7 @@ class SlotReport:
     changed: dict[int, Tensor]
     active_px: list[int]
     work_px: list[int]
+    input_px: int
     active: dict[int, Tensor] = field(default_factory=dict)
     ms: float = 0.0
     step_ms: list[float] | None = None

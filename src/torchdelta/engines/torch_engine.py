@@ -143,7 +143,8 @@ class TorchEngine(Engine):
         start = time.perf_counter()
         count = len(self._steps)
         changed = self._publish_input(state, slot, frame, whole)
-        report = SlotReport(changed, [0] * count, [0] * count)
+        input_px = int(changed[self.plan.input].sum()) if changed else 0
+        report = SlotReport(changed, [0] * count, [0] * count, input_px)
         if timed:
             report.step_ms = [0.0] * count
         for i, ready in enumerate(self._steps):

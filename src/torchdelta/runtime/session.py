@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -110,6 +112,7 @@ class Session:
         self._frames: dict[str, int] = {}
         self._whole: set[str] = set()
         self._all = StreamStats(engine.plan)
+        self._forced: Mapping[int, Tensor] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -195,17 +198,27 @@ class Session:
                 self._known(name)
                 self._whole.add(name)
 
-    def step(self, frames: Mapping[str, Frame], *, record: bool = False) -> dict[str, Result]:
+    def step(
+        self,
+        frames: Mapping[str, Frame],
+        *,
+        record: bool = False,
+        forced: Mapping[int, Tensor] | None = None,
+    ) -> dict[str, Result]:
         """Run one frame for each stream that has one; unknown streams join.
 
         frames:  stream -> numpy [H, W, C] or tensor [C, H, W]; uint8, or float in the input range
         record:  keep the active sets of all steps in the results
+        forced:  for measurements of kernels only: active sets by step index, bool [Ho, Wo] on the
+                 session's device, used and published whole instead of what really changed
         returns: stream -> Result, for the streams given
         A frame that does not fit is refused (`Result.error`, raised when its output is read), its
         stream stays as it was, and the others run. All frames are checked before any is run.
-        Raises: StreamError where a new stream finds no free slot; nothing has run then.
+        Raises: StreamError where a new stream finds no free slot, ValueError for a forced active
+        set that does not fit; nothing has run then.
         """
         with self._lock:
+            self._check_forced(forced)
             ready: dict[str, Tensor] = {}
             refused: dict[str, FrameError] = {}
             for stream, frame in frames.items():
@@ -221,10 +234,28 @@ class Session:
                 self._join(stream)
                 if ready[stream].is_floating_point():
                     warn_range(ready[stream], self.plan.preprocess)
-            results = self._run(ready, record)
+            results = self._run(ready, record, forced)
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
 
-    def _run(self, frames: dict[str, Tensor], record: bool) -> dict[str, Result]:
+    def _check_forced(self, forced: Mapping[int, Tensor] | None) -> None:
+        # the same masks come with every frame that is timed: one look at them will do
+        if forced is None or forced is self._forced:
+            return
+        for index, mask in forced.items():
+            if not 0 <= index < len(self.plan.steps):
+                raise ValueError(f"forced names step {index} of {len(self.plan.steps)}")
+            size = self.plan.values[self.plan.steps[index].output].size
+            same_device = mask.device.type == self.engine.device.type
+            if mask.dtype != torch.bool or tuple(mask.shape) != size or not same_device:
+                raise ValueError(
+                    f"forced active set of step {index} is {mask.dtype} {list(mask.shape)} on "
+                    f"{mask.device}, expected torch.bool {list(size)} on {self.engine.device}"
+                )
+        self._forced = forced
+
+    def _run(
+        self, frames: dict[str, Tensor], record: bool, forced: Mapping[int, Tensor] | None
+    ) -> dict[str, Result]:
         begin = time.perf_counter()
         whole = self._whole & set(frames)
         for stream in whole:
@@ -237,6 +268,7 @@ class Session:
             frozenset(self._slots[s] for s in whole),
             record=record,
             timed=self._timed,
+            forced=forced,
         )
         self._whole -= set(frames)
         outputs = {}
@@ -289,11 +321,11 @@ class Session:
     def _mask(self, report: SlotReport, value: int) -> Tensor:
         """Unite the change masks of a value's owners: bool [H, W]."""
         v = self.plan.values[value]
-        mask = torch.zeros(v.size, dtype=torch.bool, device=self.engine.device)
-        for owner in v.owners:
-            if owner in report.changed:
-                mask |= report.changed[owner]
-        return mask
+        masks = [report.changed[owner] for owner in v.owners if owner in report.changed]
+        if not masks:
+            # numpy's zeros cost nothing until they are read
+            return torch.from_numpy(np.zeros(v.size, np.bool_)).to(self.engine.device)
+        return functools.reduce(torch.logical_or, masks).expand(v.size)
 
     def _result(
         self, stream: str, report: SlotReport, output: Any, whole: bool, record: bool, ms: float
@@ -301,7 +333,7 @@ class Session:
         changed = self._mask(report, self.plan.input)
         frame = self._frames[stream]
         self._frames[stream] += 1
-        stats = frame_stats(self.plan, report, frame, whole, int(changed.sum()), ms)
+        stats = frame_stats(self.plan, report, frame, whole, ms)
         self._stats[stream].add(stats, report)
         self._all.add(stats, report)
         active = None

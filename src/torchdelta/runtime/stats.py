@@ -137,7 +137,7 @@ def _plus(a: list, b: list) -> list:
 
 
 def frame_stats(
-    plan: Plan, report: SlotReport, frame: int, first: bool, changed_px: int, ms: float
+    plan: Plan, report: SlotReport, frame: int, first: bool, ms: float
 ) -> FrameStats:
     """Turn an engine's counts into shares."""
     whole = plan.macs
@@ -149,7 +149,7 @@ def frame_stats(
             worked += step.macs * work / area
     if first:
         return FrameStats(frame, True, 1.0, 1.0, 1.0, ms)
-    changed = changed_px / prod(plan.size)
+    changed = report.input_px / prod(plan.size)
     return FrameStats(
         frame, False, changed, spent / whole if whole else 0.0, worked / whole if whole else 0.0, ms
     )

@@ -43,6 +43,7 @@ class Slot(ctypes.Structure):
         ("active_px", ctypes.c_void_p),
         ("active", ctypes.c_void_p),
         ("changed", ctypes.c_void_p),
+        ("changed_px", ctypes.c_void_p),
         ("forced", ctypes.c_void_p),
     )
 

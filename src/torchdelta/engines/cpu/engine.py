@@ -163,12 +163,13 @@ class _Call:
         self.error: BaseException | None = None
         n, steps = len(frames), len(plan.steps)
         self._active_px = np.empty((n, steps), dtype=np.int64)
-        self._changed = torch.zeros(
-            n, sum(prod(plan.values[v].size) for v in engine._reported), dtype=torch.bool
-        )
-        self._active = (
-            torch.zeros(n, sum(map(prod, engine._sizes)), dtype=torch.bool) if record else None
-        )
+        self._changed_px = np.empty((n, len(engine._reported)), dtype=np.int64)
+        # numpy's zeros cost nothing until they are read
+        masks_px = sum(prod(plan.values[v].size) for v in engine._reported)
+        self._changed = torch.from_numpy(np.zeros((n, masks_px), np.bool_))
+        self._active: Tensor | None = None
+        if record:
+            self._active = torch.from_numpy(np.zeros((n, sum(map(prod, engine._sizes))), np.bool_))
         self._masks = [m.contiguous() for m in self._forced.values()]
         sets = np.zeros(steps, dtype=np.uint64)
         for i, mask in zip(self._forced, self._masks, strict=True):
@@ -192,6 +193,7 @@ class _Call:
                 active_px=self._active_px[k].ctypes.data,
                 active=None if self._active is None else self._active[k].data_ptr(),
                 changed=self._changed[k].data_ptr(),
+                changed_px=self._changed_px[k].ctypes.data,
                 forced=sets.ctypes.data if self._forced else None,
             )
 
@@ -224,20 +226,23 @@ class _Call:
             work_px = list(active_px)
             for i in self._engine._foreign:
                 work_px[i] = prod(self._engine._sizes[i]) if active_px[i] else 0
-            out[slot] = report = SlotReport(self._split_changed(k), active_px, work_px)
+            changed_px = dict(zip(self._engine._reported, self._changed_px[k].tolist(), strict=True))
+            input_px = changed_px[self._engine.plan.input]
+            report = SlotReport(self._split_changed(k, changed_px), active_px, work_px, input_px)
+            out[slot] = report
             if self._active is not None:
                 report.active = self._split_active(k, active_px)
             if step_ms is not None:
                 report.step_ms = (step_ms / len(self._order)).tolist()
         return out
 
-    def _split_changed(self, k: int) -> dict[int, Tensor]:
+    def _split_changed(self, k: int, changed_px: Mapping[int, int]) -> dict[int, Tensor]:
         masks, at = {}, 0
         for value in self._engine._reported:
             size = self._engine.plan.values[value].size
             mask = self._changed[k, at : at + prod(size)].view(size)
             at += prod(size)
-            if bool(mask.any()):
+            if changed_px[value]:
                 masks[value] = mask
         return masks
 

@@ -1,0 +1,157 @@
+"""How far results are from the dense network's, in float32."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from torchdelta.api import relative_error
+from torchdelta.engines.torch_engine import ieee_float32
+from torchdelta.plan import Plan
+from torchdelta.runtime.frames import Frame, check_frame
+
+# relative L2 that rounding may cost a contestant on a whole frame; where PyTorch itself, eager in
+# the same dtype, is worse than half of it, twice PyTorch's error
+ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+# of whole numbers (classes …) this share may flip where two candidates are nearly equal
+FLIPS = 0.02
+
+
+class Reference:
+    """The dense network, eager in float32, and a frame as it sees it."""
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.plan, self.device, self.dtype = plan, device, dtype
+        self._model = copy.deepcopy(model).to(device, torch.float32)
+        self._model.to(memory_format=torch.channels_last)
+
+    def input(self, frames: Sequence[Frame]) -> Tensor:
+        """Normalise frames, one per stream: [N, C, H, W] float32."""
+        rows = []
+        for frame in frames:
+            checked = check_frame(frame, self.plan, self.device, self.dtype)
+            rows.append(self.plan.preprocess.apply(checked, torch.float32).permute(2, 0, 1))
+        return torch.stack(rows)
+
+    @torch.no_grad()
+    def dense(self, x: Tensor) -> Any:
+        """Run the network on [N, C, H, W]."""
+        with ieee_float32(self.device):
+            x = x.to(self.device, torch.float32)
+            return self._model(x.contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def allowance(self, x: Tensor) -> float:
+        """Give the relative L2 error that rounding to the compute dtype may cost."""
+        if self.dtype == torch.float32:
+            return ROUNDING[self.dtype]
+        low = copy.deepcopy(self._model).to(self.dtype)
+        error = relative_error(low(x.to(self.dtype)), self.dense(x))
+        return max(ROUNDING[self.dtype], 2 * error)
+
+
+def difference(mine: Any, dense: Any, allowance: float) -> str | None:
+    """Say how a result differs from the dense network's by more than rounding, or None."""
+    a, b = tensors(mine), tensors(dense)
+    if [t.shape for t in a] != [t.shape for t in b]:
+        shapes = (", ".join(str(list(t.shape)) for t in part) for part in (a, b))
+        return "it gives {}, the dense network {}".format(*shapes)
+    for got, expected in zip(a, b, strict=True):
+        if expected.is_floating_point():
+            error = relative_error(got, expected)
+            if not error <= allowance:
+                return f"relative L2 error {error:.2g}, expected <= {allowance:.2g}"
+        elif expected.numel() and float((got.cpu() != expected.cpu()).float().mean()) > FLIPS:
+            return f"more than {FLIPS:.0%} of its whole numbers differ"
+    return None
+
+
+def tensors(result: Any) -> list[Tensor]:
+    """Give a result's tensors, in order."""
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+@dataclass
+class Spread:
+    """Mean and worst of a figure over the sampled frames."""
+
+    values: list[float] = field(default_factory=list)
+    high_is_bad: bool = True
+
+    def summary(self) -> dict[str, float]:
+        """Give both."""
+        worst = max(self.values) if self.high_is_bad else min(self.values)
+        return {"mean": statistics.fmean(self.values), "worst": worst}
+
+
+class Quality:
+    """Gathers the errors of sampled frames: against dense on the frame, and on the published input.
+
+    value_range: of the network's input, the peak of a picture's PSNR; None where it is normalised
+    """
+
+    def __init__(self, size: tuple[int, int], value_range: float | None) -> None:
+        self._size, self._value_range = size, value_range
+        self._error, self._layer_error = Spread(), Spread()
+        self._outputs: dict[str, tuple[Spread, Spread]] = {}
+        self._agree: list[bool] = []
+        self._psnr_db = Spread(high_is_bad=False)
+
+    def add(self, output: Any, on_frame: Any, on_published: Any) -> None:
+        """Count one frame of one stream: our result, and the dense network's two."""
+        self._error.values.append(relative_error(output, on_frame))
+        self._layer_error.values.append(relative_error(output, on_published))
+        paths, _ = pytree.tree_flatten_with_path(output)
+        triples = zip(
+            paths, pytree.tree_leaves(on_frame), pytree.tree_leaves(on_published), strict=True
+        )
+        for (path, mine), frame, published in triples:
+            if isinstance(mine, Tensor):
+                name = pytree.keystr(path) or "output"
+                error, layer_error = self._outputs.setdefault(name, (Spread(), Spread()))
+                error.values.append(relative_error(mine, frame))
+                layer_error.values.append(relative_error(mine, published))
+        mine, dense = tensors(output), tensors(on_frame)
+        if len(mine) == 1:
+            self._add_task(mine[0], dense[0])
+
+    def _add_task(self, mine: Tensor, dense: Tensor) -> None:
+        if not mine.is_floating_point():
+            return
+        if mine.dim() == 2 and mine.shape[0] == 1 and mine.shape[1] > 1:
+            self._agree.append(int(mine.argmax()) == int(dense.argmax()))
+        if mine.dim() == 4 and tuple(mine.shape[2:]) == self._size:
+            mine, dense = mine.double().cpu(), dense.double().cpu()
+            mse = float((mine - dense).square().mean())
+            peak = self._value_range or float(dense.max() - dense.min())
+            # equal pictures: what float32 can tell apart
+            floor = (peak * torch.finfo(torch.float32).eps) ** 2
+            self._psnr_db.values.append(10 * math.log10(peak * peak / max(mse, floor, 1e-300)))
+
+    def summary(self) -> dict[str, Any] | None:
+        """Give the figures, None where no frame was sampled."""
+        if not self._error.values:
+            return None
+        peak = "range of the input" if self._value_range else "max - min of the dense output"
+        return {
+            "frames": len(self._error.values),
+            "error": self._error.summary(),
+            "layer_error": self._layer_error.summary(),
+            "outputs": {
+                name: {"error": error.summary(), "layer_error": layer_error.summary()}
+                for name, (error, layer_error) in self._outputs.items()
+            },
+            "top1_agreement": statistics.fmean(self._agree) if self._agree else None,
+            "psnr_db": self._psnr_db.summary() if self._psnr_db.values else None,
+            "psnr_peak": peak if self._psnr_db.values else None,
+        }

@@ -1,0 +1,272 @@
+"""What a run of `bench` says: the figures, as one JSON object and as a table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from torchdelta.bench.measure import Times
+from torchdelta.errors import SinkError
+
+SHOWN_STEPS = 12
+MIB = 2**20
+
+
+def spread(values_ms: Sequence[float]) -> dict[str, float]:
+    """Sum times up: mean, median, 20th and 80th percentile."""
+    p20, p80 = np.percentile(values_ms, (20, 80))
+    return {
+        "mean": statistics.fmean(values_ms),
+        "median": statistics.median(values_ms),
+        "p20": float(p20),
+        "p80": float(p80),
+    }
+
+
+def figures(times: Times, by_median: bool) -> dict[str, Any]:
+    """Work out what the times say.
+
+    by_median: the leading figures are medians (forced activity) instead of those of the totals,
+               which are the same as those of the means
+    """
+    ours = spread(times.ours_ms)
+    peers = {name: spread(ms) for name, ms in times.peers_ms.items()}
+    shares = {
+        "mean": statistics.fmean(times.mac_share),
+        "median": statistics.median(times.mac_share),
+    }
+    leading = "median" if by_median else "mean"
+    best, speedup = _speedup(ours, peers, leading)
+    _, speedup_median = _speedup(ours, peers, "median")
+    decode_ms = statistics.fmean(times.decode_ms) if times.decode_ms else None
+    decoded = None
+    if best is not None and decode_ms is not None:
+        decoded = (peers[best][leading] + decode_ms) / (ours[leading] + decode_ms)
+    return {
+        "ours_ms": ours[leading],
+        "peers_ms": {name: ms[leading] for name, ms in peers.items()},
+        "best_peer": best,
+        "speedup": speedup,
+        "mac_share": shares[leading],
+        "changed_input": statistics.fmean(times.changed_input),
+        "efficiency": None if speedup is None else shares[leading] * speedup,
+        "ours_ms_median": ours["median"],
+        "peers_ms_median": {name: ms["median"] for name, ms in peers.items()},
+        "speedup_median": speedup_median,
+        "mac_share_median": shares["median"],
+        "efficiency_median": None if speedup_median is None else shares["median"] * speedup_median,
+        "first_ms": times.first_ms,
+        "decode_ms": decode_ms,
+        "speedup_with_decoding": decoded,
+        "sampled_frames": max(map(len, times.peers_ms.values()), default=0),
+        "ours": ours,
+        "peers": peers,
+    }
+
+
+def _speedup(
+    ours: Mapping[str, float], peers: Mapping[str, Mapping[str, float]], by: str
+) -> tuple[str | None, float | None]:
+    """Find the peer with the lowest mean or median, and how much faster ours is."""
+    if not peers:
+        return None, None
+    # a peer's time does not depend on the frame, so its mean over the samples stands for its mean
+    # over all frames, and the quotient of means is that of the totals
+    best = min(peers, key=lambda name: peers[name][by])
+    return best, peers[best][by] / ours[by]
+
+
+def commit() -> str | None:
+    """Give the git commit of the checkout that this package runs from, None where it is none.
+
+    "+" at its end stands for changes that are in no commit.
+    """
+    folder = Path(__file__).resolve().parents[1]
+
+    def git(*args: str) -> subprocess.CompletedProcess[str]:
+        # without optional locks git only reads
+        return subprocess.run(
+            ["git", "-C", str(folder), *args],
+            capture_output=True, text=True, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+
+    with contextlib.suppress(OSError):
+        # installed somewhere below another project's checkout, that one's commit says nothing
+        if git("ls-files", "--error-unmatch", "__init__.py").returncode == 0:
+            name = git("rev-parse", "--short", "HEAD").stdout.strip()
+            changed = git("status", "--porcelain", "--", ".").stdout.strip()
+            return f"{name}{'+' if changed else ''}" or None
+    return None
+
+
+def check_target(path: Path) -> None:
+    """Refuse a JSON file that could not be written, before the work; raises SinkError."""
+    if path.is_dir():
+        raise SinkError(f"{path} is a folder; give --json a file name")
+    folder = path.parent
+    if not folder.is_dir():
+        raise SinkError(f"{path}: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK):
+        raise SinkError(f"{path}: the folder {folder} cannot be written to")
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write the record whole or not at all; raises SinkError."""
+    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    part: str | None = None
+    try:
+        fd, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp keeps its files to the user alone
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(part, 0o666 & ~mask)
+        os.replace(part, path)
+    except OSError as error:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)
+        raise SinkError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(v) for key, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def show(record: Mapping[str, Any], out: Console) -> None:
+    """Print a record: the table, the figures, the conditions, the notes."""
+    out.print(_times_table(record))
+    for line in (*_result_lines(record), *_quality_lines(record), *_condition_lines(record)):
+        out.print(line, highlight=False, markup=False, soft_wrap=True)
+    if record["steps"]:
+        out.print(_steps_table(record["steps"]))
+    for note in record["notes"]:
+        out.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _times_table(record: Mapping[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False, title="ms per frame", title_justify="left")
+    table.add_column("contestant")
+    for column in ("median", "20%", "80%", "mean"):
+        table.add_column(column, justify="right")
+    rows = {f"torchdelta ({record['engine']})": record["ours"], **record["peers"]}
+    for name, ms in rows.items():
+        mark = " (best)" if name == record["best_peer"] else ""
+        cells = (_number(ms[key]) for key in ("median", "p20", "p80", "mean"))
+        table.add_row(f"{name}{mark}", *cells)
+    return table
+
+
+def _number(value: float) -> str:
+    """Print two places, more for what is small."""
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+
+
+def _result_lines(record: Mapping[str, Any]) -> list[str]:
+    forced = record["active"] is not None
+    leading = "medians" if forced else "totals"
+    lines = []
+    if record["speedup"] is not None:
+        of_medians = "" if forced else f", {_number(record['speedup_median'])}x of medians"
+        lines.append(
+            f"speedup     {_number(record['speedup'])}x over {record['best_peer']} (of {leading})"
+            f"{of_medians}"
+        )
+    of_median = "" if forced else f", median {record['mac_share_median']:.1%}"
+    lines.append(
+        f"MAC share   {record['mac_share']:.1%}{of_median}; changed input "
+        f"{record['changed_input']:.1%}"
+    )
+    if record["efficiency"] is not None:
+        of_medians = "" if forced else f", {_number(record['efficiency_median'])} of medians"
+        lines.append(
+            f"efficiency  {_number(record['efficiency'])}{of_medians} (MAC share x speedup)"
+        )
+    first = f"first frame {record['first_ms']:.1f} ms"
+    if record["decode_ms"] is not None:
+        first += f"; decoding {record['decode_ms']:.2f} ms a frame, in no figure above"
+        if record["speedup_with_decoding"] is not None:
+            first += f" (with it the speedup is {_number(record['speedup_with_decoding'])}x)"
+    return [*lines, first]
+
+
+def _quality_lines(record: Mapping[str, Any]) -> list[str]:
+    quality = record["quality"]
+    if quality is None:
+        return ["quality     not measured: forced active sets are not what has changed"]
+
+    def both(key: str, what: Mapping[str, Any]) -> str:
+        return f"{what[key]['mean']:.4f} (worst {what[key]['worst']:.4f})"
+
+    lines = [
+        f"quality     error {both('error', quality)} against dense on the frame, layer error "
+        f"{both('layer_error', quality)} against dense on the published input"
+    ]
+    if len(quality["outputs"]) > 1:
+        lines += [
+            f"            {name}: error {both('error', one)}, layer error "
+            f"{both('layer_error', one)}"
+            for name, one in quality["outputs"].items()
+        ]
+    if quality["top1_agreement"] is not None:
+        lines.append(f"            top-1 agrees on {quality['top1_agreement']:.1%}")
+    if quality["psnr_db"] is not None:
+        psnr_db = quality["psnr_db"]
+        lines.append(
+            f"            PSNR {psnr_db['mean']:.1f} dB (worst {psnr_db['worst']:.1f}), peak: "
+            f"{quality['psnr_peak']}"
+        )
+    lines[-1] += f"; {quality['frames']} frames"
+    return lines
+
+
+def _condition_lines(record: Mapping[str, Any]) -> list[str]:
+    source = record["source"]
+    if record["active"] is not None:
+        source = f"{record['active']:.1%} of every map forced active"
+    streams = record["streams"]
+    h, w = record["size"]
+    isa = f", {record['isa']}" if record["isa"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return [
+        f"state       {record['state_bytes'] / MIB:.1f} MiB; peak memory of the process before "
+        f"the peers came {record['peak_rss_bytes'] / MIB:.0f} MiB",
+        f"conditions  {record['model']}, {source}, {h}x{w}, {streams} "
+        f"stream{'s' if streams > 1 else ''}, {record['frames']} frames, peers on "
+        f"{record['sampled_frames']}; {record['dtype']}, tolerance {record['tolerance']:g}, "
+        f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}",
+        f"            {record['device']}{isa}; {versions}; commit {record['commit']}",
+    ]
+
+
+def _steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
+    title = f"slowest steps of ours, measured apart ({len(steps)} in all)"
+    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
+    table.add_column("step", overflow="fold")
+    table.add_column("operation")
+    for column in ("shape", "ms", "active", "MAC share"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for step in steps[:SHOWN_STEPS]:
+        ms = "-" if step["ms"] is None else f"{step['ms']:.3f}"
+        table.add_row(
+            step["name"], step["op"], "x".join(map(str, step["shape"])), ms,
+            f"{step['active_share']:.1%}", f"{step['mac_share']:.2%}",
+        )  # fmt: skip
+    return table

@@ -1,0 +1,246 @@
+"""`torchdelta bench`: ours and the peers in one run, on the same frames."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import re
+import resource
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+import torchdelta
+from torchdelta.api import CompiledModel
+from torchdelta.bench import report
+from torchdelta.bench.forced import forced_masks
+from torchdelta.bench.measure import Moment, Race, sampled_steps
+from torchdelta.bench.peers import Peer, Workload, make_peers, parse_peers
+from torchdelta.bench.quality import Quality, Reference, difference
+from torchdelta.capture.load import LoadedModel, load_model
+from torchdelta.cli.clip import Clip, Made, Material
+from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
+from torchdelta.cli.info import cpu
+from torchdelta.cli.options import Dtype, Engine
+from torchdelta.cli.outputs import check_outputs
+from torchdelta.cli.progress import Meter
+from torchdelta.engines.torch_engine import ieee_float32
+from torchdelta.errors import EngineError, ModelError
+
+# frames that ours runs before anything is timed
+WARM_UP_FRAMES = 4
+# of the pass that times single steps
+STEP_FRAMES = 60
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The options of `torchdelta bench`; size is (h, w), and one of source and active is given."""
+
+    model: str
+    weights: Path | None = None
+    size: tuple[int, int] | None = None
+    source: str | None = None
+    active: float | None = None
+    streams: int = 1
+    engine: Engine = Engine.auto
+    dtype: Dtype = Dtype.fp32
+    tolerance: float = 0.04
+    profile: Path | None = None
+    peers: str | None = None
+    frames: int | None = None
+    steps: bool = False
+    json: Path | None = None
+
+
+def bench(options: BenchOptions, out: Console, log: Console) -> None:
+    """Measure; the figures go to `out`, what happens meanwhile to `log`."""
+
+    def say(text: str) -> None:
+        log.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kinds, asked = parse_peers(options.peers, device)
+    if options.json is not None:
+        report.check_target(options.json)
+        check_outputs([("--json", options.json)], _inputs(options))
+    loaded = load_model(options.model, options.weights, size=options.size)
+    material = _material(options, loaded)
+    say(f"compiling {loaded.name} at {material.size[0]}x{material.size[1]}")
+    compiled = compile_loaded(
+        loaded, material.peek(CALIBRATION_FRAMES), tolerance=options.tolerance,
+        engine=options.engine, dtype=options.dtype, profile=options.profile,
+    )  # fmt: skip
+    race = _race(options, loaded, compiled, material.size)
+    with ieee_float32(device):
+        x, allowance = _warm_up(race, list(islice(material.moments(), WARM_UP_FRAMES)))
+        # before the peers, whose memory is not ours
+        peak_rss_bytes = _peak_rss_bytes()
+        work = Workload(loaded.model, x, compiled.dtype, torch.get_num_threads())
+        race.peers, left_out = make_peers(
+            kinds, work, lambda mine: difference(mine, race.reference.dense(x), allowance),
+            asked=asked, say=say,
+        )  # fmt: skip
+        with Meter(log, material.count) as meter:
+            times = race.run(material.moments(), _sampled(options, material), meter.add)
+        steps = _slowest_steps(options, compiled, race, material, log) if options.steps else None
+    notes = [*loaded.notes, *left_out]
+    if not loaded.has_weights:
+        notes.append("the peers run the same prepared weights as ours")
+    record = {
+        **_conditions(options, loaded, compiled, material),
+        **report.figures(times, by_median=options.active is not None),
+        "quality": race.quality.summary() if race.quality else None,
+        "state_bytes": race.session.state_bytes,
+        "peak_rss_bytes": peak_rss_bytes,
+        "device": _device_name(device),
+        "isa": getattr(race.session.engine, "isa", None),
+        "threads": work.threads,
+        "versions": _versions(device, race.peers),
+        "commit": report.commit() or torchdelta.__version__,
+        "steps": steps,
+        "notes": notes,
+    }
+    report.show(record, out)
+    if options.json is not None:
+        report.write_json(options.json, record)
+        out.print(f"wrote {options.json}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _inputs(options: BenchOptions) -> list[tuple[str, Path]]:
+    """What is read, and must not be written to."""
+    given = (
+        ("the source", Path(options.source) if options.source else None),
+        ("the model", Path(options.model) if options.model.endswith(".pt2") else None),
+        ("the weights", options.weights),
+        ("the profile", options.profile),
+    )
+    return [(name, path) for name, path in given if path is not None]
+
+
+def _material(options: BenchOptions, loaded: LoadedModel) -> Material:
+    if options.source is not None:
+        return Clip(
+            options.source, gray=loaded.channels == 1,
+            size=options.size or (loaded.size if loaded.fixed_size else None),
+            streams=options.streams, frames=options.frames,
+        )  # fmt: skip
+    assert options.active is not None
+    size = options.size or loaded.size
+    if size is None:
+        raise ModelError(f"{loaded.name} does not say what size it is for; give --size HxW")
+    return Made(
+        channels=loaded.channels, size=size, streams=options.streams, share=options.active,
+        frames=options.frames,
+    )  # fmt: skip
+
+
+def _sampled(options: BenchOptions, material: Material) -> frozenset[int]:
+    if options.active is not None:
+        return frozenset(range(1, material.count))
+    return frozenset(sampled_steps(material.count))
+
+
+def _race(
+    options: BenchOptions, loaded: LoadedModel, compiled: CompiledModel, size: tuple[int, int]
+) -> Race:
+    """Open the session; the peers come later."""
+    reference = Reference(loaded.model, compiled.plan, compiled.device, compiled.dtype)
+    low, high = loaded.input_range
+    value_range = None if loaded.mean or loaded.std else high - low
+    forced = None
+    if options.active is not None:
+        forced = forced_masks(compiled.plan, options.active, compiled.device)
+    return Race(
+        compiled.session(slots=options.streams),
+        reference,
+        quality=Quality(size, value_range) if options.active is None else None,
+        forced=forced,
+    )
+
+
+def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
+    """Run ours, and check its first frame of each stream, which is computed whole.
+
+    Returns the inputs [N, C, H, W] of that frame, and the relative L2 error that rounding may cost.
+    Raises: EngineError where ours computes something else than the dense network.
+    """
+    allowance, inputs = 0.0, race.reference.input(race.place(moments[0].frames))
+    for index, moment in enumerate(moments):
+        results = race.step(race.session, race.place(moment.frames))
+        if index:
+            continue
+        allowance = race.reference.allowance(inputs[:1])
+        for row, stream in enumerate(race.streams):
+            dense = race.reference.dense(inputs[row : row + 1])
+            wrong = difference(results[stream].output, dense, allowance)
+            if wrong is not None:
+                raise EngineError(
+                    f"the {race.session.engine.name} engine's first frame of stream {stream} is "
+                    f"not the dense network's: {wrong}; no figures of a wrong network"
+                )
+    for stream in race.streams:
+        race.session.reset(stream)
+    return inputs, allowance
+
+
+def _slowest_steps(
+    options: BenchOptions, compiled: CompiledModel, race: Race, material: Material, log: Console
+) -> list[dict[str, Any]]:
+    """Run once more, each step timed, which would have cost the others time."""
+    session = compiled.session(slots=options.streams, timed=True)
+    count = min(STEP_FRAMES, material.count)
+    with Meter(log, count) as meter:
+        steps = race.slowest_steps(session, islice(material.moments(), count), meter.add)
+    return [asdict(step) for step in steps]
+
+
+def _conditions(
+    options: BenchOptions, loaded: LoadedModel, compiled: CompiledModel, material: Material
+) -> dict[str, Any]:
+    return {
+        "model": loaded.name,
+        "source": material.name,
+        "active": options.active,
+        "size": list(material.size),
+        "streams": options.streams,
+        "engine": compiled.engine,
+        "dtype": options.dtype.value,
+        "tolerance": options.tolerance,
+        "frames": material.count,
+        "prepared": not loaded.has_weights,
+    }
+
+
+def _peak_rss_bytes() -> int:
+    """Give the most memory that the process has held so far."""
+    with contextlib.suppress(OSError):
+        # getrusage counts the parent's memory too, where that started this process
+        found = re.search(r"^VmHWM:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+        if found:
+            return int(found[1]) * KIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu()[0]
+
+
+def _versions(device: torch.device, peers: Sequence[Peer]) -> dict[str, str]:
+    versions = {
+        "torchdelta": torchdelta.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    for peer in peers:
+        versions.setdefault(peer.packages[0], peer.version())
+    if device.type == "cuda":
+        versions["cuda"] = str(torch.version.cuda)
+    return versions

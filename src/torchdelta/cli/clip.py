@@ -1,0 +1,109 @@
+"""What `torchdelta bench` runs on: a clip that is played again and again, or made frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchdelta.bench.forced import changed_inside, disc_mask, made_frame
+from torchdelta.bench.measure import Moment
+from torchdelta.cli.feed import Size, resized
+from torchdelta.errors import SourceError
+from torchdelta.video.source import open_source
+
+Picture = NDArray[np.uint8]
+
+# with --active every frame costs alike
+MADE_FRAMES = 31
+
+
+class Material(Protocol):
+    """Frames for N streams, the same ones each time.
+
+    name: of the source, None for made frames;  size: (h, w);  count: frames of each stream
+    """
+
+    name: str | None
+    size: Size
+    count: int
+
+    def peek(self, count: int) -> Picture:
+        """Give up to `count` frames of the first stream: [n, H, W, C] uint8."""
+
+    def moments(self) -> Iterator[Moment]:
+        """Play all streams from their beginnings, `count` frames of each."""
+
+
+class Clip:
+    """A video file or a folder of images; stream n of N begins at n/N of it.
+
+    Raises: SourceError where it cannot be read to the end, cannot be played twice (a camera), or
+    holds fewer than two frames.
+    """
+
+    def __init__(
+        self, spec: str, *, gray: bool, size: Size | None, streams: int, frames: int | None
+    ) -> None:
+        if spec.isdecimal():
+            raise SourceError(
+                f"camera {spec} cannot be played twice; record a clip (run --save) and give that"
+            )
+        self._spec, self._gray, self._streams = spec, gray, streams
+        with open_source(spec, gray=gray) as source:
+            self.name: str | None = source.name
+            self.size = size or source.size
+            # several streams begin all over the clip, so they need its whole length
+            end = frames if streams == 1 else None
+            self._length = sum(1 for _ in islice(source, end))
+        self.count = min(frames or self._length, self._length)
+        if self.count < 2:
+            raise SourceError(f"{spec}: one frame only; the first one is computed whole and apart")
+
+    def _play(self, stream: int) -> Iterator[Picture]:
+        """Play for ever, from the stream's own beginning; after the last frame comes the first."""
+        start = stream * self._length // self._streams
+        while True:
+            with open_source(self._spec, gray=self._gray) as source:
+                for frame in islice(source, start, None):
+                    yield resized(frame, self.size)
+            start = 0
+
+    def peek(self, count: int) -> Picture:
+        """Give the first frames of the clip: [n, H, W, C] uint8."""
+        return np.stack(list(islice(self._play(0), min(count, self.count))))
+
+    def moments(self) -> Iterator[Moment]:
+        """Play all streams from their beginnings."""
+        players = [self._play(n) for n in range(self._streams)]
+        for _ in range(self.count):
+            start = time.perf_counter()
+            frames = [next(player) for player in players]
+            yield Moment(frames, (time.perf_counter() - start) * 1e3 / len(frames))
+
+
+class Made:
+    """Two made frames per stream in turn, which differ inside the discs of the input map."""
+
+    def __init__(
+        self, *, channels: int, size: Size, streams: int, share: float, frames: int | None
+    ) -> None:
+        self.name: str | None = None
+        self.size, self.count = size, frames or MADE_FRAMES
+        self._channels = channels
+        mask = disc_mask(size, share)
+        still = [made_frame(size, channels, n) for n in range(streams)]
+        self._turns = (still, [changed_inside(frame, mask) for frame in still])
+
+    def peek(self, count: int) -> Picture:
+        """Give different made frames: [n, H, W, C] uint8."""
+        return np.stack([made_frame(self.size, self._channels, n) for n in range(count)])
+
+    def moments(self) -> Iterator[Moment]:
+        """Give the two frames in turn."""
+        for index in range(self.count):
+            yield Moment(self._turns[index % 2])

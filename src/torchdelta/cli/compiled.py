@@ -1,0 +1,50 @@
+"""From a loaded model to a compiled one, the same for every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import torchdelta
+from torchdelta.api import CompiledModel
+from torchdelta.capture.load import LoadedModel
+from torchdelta.capture.prepare import prepare_untrained
+from torchdelta.cli.options import Dtype, Engine
+
+# frames on which an untrained network's batch norms are measured
+CALIBRATION_FRAMES = 6
+
+
+def compile_loaded(
+    loaded: LoadedModel,
+    frames: NDArray[np.uint8],
+    *,
+    tolerance: float,
+    engine: Engine,
+    dtype: Dtype,
+    profile: Path | None,
+) -> CompiledModel:
+    """Compile for the first frame; a network without weights is prepared on all of them.
+
+    loaded: its model is prepared and moved to the device in place
+    frames: [N, H, W, C] uint8
+    """
+    if not loaded.has_weights:
+        prepare_untrained(loaded.model, loaded.model_input(frames))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    example = torch.from_numpy(frames[:1]).permute(0, 3, 1, 2).contiguous()
+    return torchdelta.compile(
+        loaded.model.to(device),
+        example.to(device),
+        tolerance=tolerance,
+        engine=engine.value,
+        dtype=dtype.value,
+        profile=profile,
+        input_range=loaded.input_range,
+        mean=loaded.mean,
+        std=loaded.std,
+        color=loaded.color,
+    )
