@@ -1,12 +1,18 @@
-# make demo | test | test-long | mutants | lint   (each sets up .venv first)
+# make demo | test | test-long | test-native | test-asan | test-arm | mutants | lint
+# each sets up .venv first; make native rebuilds the cpu engine's library (docs/developing.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+NATIVE := $(wildcard native/*.txt native/inplace/*.txt native/src/* native/src/isa/*)
+LIBRARY := src/torchdelta/engines/cpu/libtorchdelta_native.so
+# the CMake and Ninja of .venv, where the system has none
+CMAKE := PATH="$$PATH:$(CURDIR)/$(BIN)" cmake
+CASES := build/native_cases.bin
 
-.PHONY: venv demo test test-long mutants lint clean
+.PHONY: venv native demo test test-long test-native test-asan test-arm mutants lint clean
 
-venv: $(VENV)/.installed
+venv: $(VENV)/.installed $(LIBRARY)
 
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -15,6 +21,18 @@ $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
+
+# pip goes on without the library where its build fails; here that is an error
+$(LIBRARY): $(NATIVE) | $(VENV)/.installed
+	@if command -v $(CXX) c++ >/dev/null; then $(MAKE) --no-print-directory native; \
+	else echo "no C++ compiler: the cpu engine is left out"; fi
+
+# the build folder may be pip's, with a CMake that is gone by now
+native: $(VENV)/.installed
+	@rm -f native/inplace/CMakeCache.txt
+	@$(CMAKE) -S native/inplace -B native/inplace -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
+	@$(CMAKE) --build native/inplace
+	@touch -c $(LIBRARY)
 
 demo: venv
 	$(BIN)/torchdelta demo

@@ -28,7 +28,7 @@ constexpr int kPixels[kVectors + 1] = {0, 12, 12, 8, 6};
 #endif
 constexpr int kMostPixels = 12;
 // bytes of weights that are used again and again before the next ones come
-constexpr int kChunkBytes = 24 * 1024;
+constexpr int kChunkBytes = 64 * 1024;
 
 // How T is multiplied: input numbers per multiply-add, and what a packed weight is.
 template <class T>
@@ -53,9 +53,10 @@ struct Segment {
   int tap, n_taps;
 };
 
-// Part of a segment whose weights stay in the first cache: numbers k0 .. k1 of the segment.
+// What is multiplied before the block's next pixels come: numbers k0 .. k1 of some segments, of equal
+// length and in equal distances.
 struct Chunk {
-  int segment, k0, k1;
+  int segment, n_segments, k0, k1;
   size_t weights;  // in steps of the panel, from its first
 };
 
@@ -94,9 +95,19 @@ struct PackedConv : Packed {
   }
 };
 
-// q: one pointer per pixel; acc: [M][kRow]; bias: what the sums start from, null: from acc
+// Where a register block finds its numbers: one pointer per pixel for each of some runs.
+template <class T>
+struct Rows {
+  const T* const* first;  // of the first run
+  int next;               // pointers from a run's to the next one's
+  int runs;
+  int offset;             // of the convolution group's first channel
+};
+
+// Adds numbers k0 .. k1 of each run to the sums acc [M][kRow]; bias: what the sums start from, null:
+// from acc.
 template <int M, int NV>
-void multiply(const float* const* q, int k0, int k1, const float* weights, float* acc,
+void multiply(const Rows<float>& rows, int k0, int k1, const float* weights, float* acc,
               const float* bias) {
   V sum[M][NV];
 #pragma GCC unroll 16
@@ -104,21 +115,24 @@ void multiply(const float* const* q, int k0, int k1, const float* weights, float
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v)
       sum[m][v] = vload(bias ? bias + v * kWidth : acc + m * kRow + v * kWidth);
-  const float* in[M];
+  const float* const* q = rows.first;
+  for (int run = 0; run < rows.runs; ++run, q += rows.next) {
+    const float* in[M];
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) in[m] = q[m];
+    for (int m = 0; m < M; ++m) in[m] = q[m] + rows.offset;
 #pragma GCC unroll 2
-  for (int k = k0; k < k1; ++k) {
-    V w[NV];
+    for (int k = k0; k < k1; ++k) {
+      V w[NV];
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) w[v] = vload(weights + v * kWidth);
+      for (int v = 0; v < NV; ++v) w[v] = vload(weights + v * kWidth);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const V x = vset(in[m][k]);
+      for (int m = 0; m < M; ++m) {
+        const V x = vset(in[m][k]);
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) sum[m][v] = vfma(x, w[v], sum[m][v]);
+        for (int v = 0; v < NV; ++v) sum[m][v] = vfma(x, w[v], sum[m][v]);
+      }
+      weights += NV * kWidth;
     }
-    weights += NV * kWidth;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
@@ -129,7 +143,7 @@ void multiply(const float* const* q, int k0, int k1, const float* weights, float
 #if defined(TD_AVX512_BF16)
 // as above in pairs of numbers; an odd last one is paired with 0
 template <int M, int NV>
-void multiply(const bf16* const* q, int k0, int k1, const uint32_t* weights, float* acc,
+void multiply(const Rows<bf16>& rows, int k0, int k1, const uint32_t* weights, float* acc,
               const float* bias) {
   __m512 sum[M][NV];
 #pragma GCC unroll 16
@@ -137,31 +151,25 @@ void multiply(const bf16* const* q, int k0, int k1, const uint32_t* weights, flo
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v)
       sum[m][v] = vload(bias ? bias + v * kWidth : acc + m * kRow + v * kWidth).v;
-  const bf16* in[M];
+  const bf16* const* q = rows.first;
+  for (int run = 0; run < rows.runs; ++run, q += rows.next) {
+    const bf16* in[M];
 #pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) in[m] = q[m];
-  int k = k0;
-  for (; k + 2 <= k1; k += 2) {
-    __m512i w[NV];
+    for (int m = 0; m < M; ++m) in[m] = q[m] + rows.offset;
+    for (int k = k0; k < k1; k += 2) {
+      const bool pair = k + 1 < k1;
+      __m512bh w[NV];
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) w[v] = _mm512_loadu_si512(weights + v * kWidth);
+      for (int v = 0; v < NV; ++v) w[v] = (__m512bh)_mm512_loadu_si512(weights + v * kWidth);
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      int32_t pair;
-      std::memcpy(&pair, in[m] + k, 4);
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      for (int m = 0; m < M; ++m) {
+        int32_t two = 0;
+        std::memcpy(&two, in[m] + k, pair ? 4 : 2);
+        const __m512bh x = (__m512bh)_mm512_set1_epi32(two);
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], x, (__m512bh)w[v]);
-    }
-    weights += NV * kWidth;
-  }
-  if (k < k1) {
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      const __m512bh x = (__m512bh)_mm512_set1_epi32(in[m][k].bits);
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v)
-        sum[m][v] = _mm512_dpbf16_ps(sum[m][v], x, (__m512bh)_mm512_loadu_si512(weights + v * kWidth));
+        for (int v = 0; v < NV; ++v) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], x, w[v]);
+      }
+      weights += NV * kWidth;
     }
   }
 #pragma GCC unroll 16
@@ -172,7 +180,7 @@ void multiply(const bf16* const* q, int k0, int k1, const uint32_t* weights, flo
 #endif
 
 template <class T>
-using Multiplier = void (*)(const T* const*, int, int, const typename Multiply<T>::Weight*, float*,
+using Multiplier = void (*)(const Rows<T>&, int, int, const typename Multiply<T>::Weight*, float*,
                             const float*);
 
 template <class T, int NV, int M>
@@ -282,9 +290,16 @@ std::vector<Chunk> make_chunks(const std::vector<Segment>& segments, int c_in, i
     const int length = segments[s].n_taps * c_in;
     const int pieces = (length + most - 1) / most;
     const int piece = round_up((length + pieces - 1) / pieces, step);
+    const bool joins = s && pieces == 1 && segments[s].n_taps == segments[s - 1].n_taps &&
+                       out.back().k0 == 0 && length * (out.back().n_segments + 1) <= most;
+    if (joins) {
+      ++out.back().n_segments;
+      weights += size_t(length + step - 1) / step;
+      continue;
+    }
     for (int k = 0; k < length; k += piece) {
       const int end = std::min(length, k + piece);
-      out.push_back({s, k, end, weights});
+      out.push_back({s, 1, k, end, weights});
       weights += size_t(end - k + step - 1) / step;
     }
   }
@@ -407,10 +422,9 @@ class ConvTask {
     const size_t sums = sizeof(float) * count_ * kRow;
     const size_t rows = sizeof(T*) * size_t(most_taps_ + 1) * (count_ + kMostPixels);
     unsigned char* bytes = static_cast<unsigned char*>(
-        scratch.get(sums + rows + count_ * (sizeof(uint16_t) + 1) + 192));
+        scratch.get(sums + rows + 128));
     sums_ = reinterpret_cast<float*>(bytes);
     rows_ = reinterpret_cast<const T**>(bytes + (sums + 63) / 64 * 64);
-    chosen_ = reinterpret_cast<uint16_t*>(bytes + (sums + rows + 127) / 64 * 64);
   }
 
   void run() {
@@ -513,25 +527,29 @@ class ConvTask {
     const T* const* rows = rows_of(block);
     const Segment& segment = phase.segments[chunk.segment];
     const Multiplier<T> call = multiplier<T>(panel.nv, m);
-    const T* q[kMostPixels];
     if (block_inside(block)) {
-      for (int i = 0; i < m; ++i) q[i] = rows[segment.tap * p_.pixels + i] + panel.input_c0;
-      call(q, chunk.k0, chunk.k1, weights, sums, bias);
+      // segments of a chunk have as many taps each
+      const Rows<T> all{rows + segment.tap * p_.pixels, segment.n_taps * p_.pixels,
+                        chunk.n_segments, panel.input_c0};
+      call(all, chunk.k0, chunk.k1, weights, sums, bias);
       return;
     }
     // beside the edge: tap by tap, zeros outside
     constexpr int unit = Multiply<T>::kStep;
-    for (int k = chunk.k0; k < chunk.k1;) {
-      const int tap = k / p_.c_in, begin = k - tap * p_.c_in;
-      const int end = std::min(p_.c_in, begin + chunk.k1 - k);
-      for (int i = 0; i < m; ++i) {
-        const T* row = rows[(segment.tap + tap) * p_.pixels + i];
-        q[i] = row ? row + panel.input_c0 : p_.zeros.data();
+    const T* q[kMostPixels];
+    for (int s = 0; s < chunk.n_segments; ++s) {
+      for (int k = chunk.k0; k < chunk.k1;) {
+        const int tap = k / p_.c_in, begin = k - tap * p_.c_in;
+        const int end = std::min(p_.c_in, begin + chunk.k1 - k);
+        for (int i = 0; i < m; ++i) {
+          const T* row = rows[(segment.tap + s * segment.n_taps + tap) * p_.pixels + i];
+          q[i] = row ? row + panel.input_c0 : p_.zeros.data();
+        }
+        call({q, 0, 1, 0}, begin, end, weights, sums, bias);
+        bias = nullptr;
+        weights += size_t(end - begin + unit - 1) / unit * panel.nv * kWidth;
+        k += end - begin;
       }
-      call(q, begin, end, weights, sums, bias);
-      bias = nullptr;
-      weights += size_t(end - begin + unit - 1) / unit * panel.nv * kWidth;
-      k += end - begin;
     }
   }
 
@@ -546,7 +564,6 @@ class ConvTask {
   const T* base_ = nullptr;
   float* sums_;
   const T** rows_;
-  uint16_t* chosen_;
   uint16_t order_[kBlockPx];
 };
 

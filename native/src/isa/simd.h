@@ -112,10 +112,12 @@ TD_INLINE uint32_t vbits(Mask m) { return m.m; }
 TD_INLINE Mask vor(Mask a, Mask b) { return {__mmask16(a.m | b.m)}; }
 TD_INLINE float vsum(V a) { return _mm512_reduce_add_ps(a.v); }
 TD_INLINE float vlargest(V a) { return _mm512_reduce_max_ps(a.v); }
-// a * 2^n for whole n in -126 .. 127
-TD_INLINE V vscale2(V a, V n) {
-  const __m512i e = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
-  return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(e))};
+// a * 2^n for whole n in -252 .. 254
+TD_INLINE V vscale2(V a, V n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+// a = mantissa * 2^exponent with 1 <= mantissa < 2, for normal a > 0
+TD_INLINE V vexponent(V a) { return {_mm512_getexp_ps(a.v)}; }
+TD_INLINE V vmantissa(V a) {
+  return {_mm512_getmant_ps(a.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src)};
 }
 
 #elif defined(TD_AVX2)
@@ -178,8 +180,20 @@ TD_INLINE float vlargest(V a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 TD_INLINE V vscale2(V a, V n) {
-  const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127)), 23);
-  return {_mm256_mul_ps(a.v, _mm256_castsi256_ps(e))};
+  // in two steps: 2^n itself may be no number
+  const __m256i whole = _mm256_cvtps_epi32(n.v), half = _mm256_srai_epi32(whole, 1);
+  const __m256i bias = _mm256_set1_epi32(127);
+  const __m256i e = _mm256_slli_epi32(_mm256_add_epi32(half, bias), 23);
+  const __m256i f = _mm256_slli_epi32(_mm256_add_epi32(_mm256_sub_epi32(whole, half), bias), 23);
+  return {_mm256_mul_ps(_mm256_mul_ps(a.v, _mm256_castsi256_ps(e)), _mm256_castsi256_ps(f))};
+}
+TD_INLINE V vexponent(V a) {
+  const __m256i e = _mm256_srli_epi32(_mm256_castps_si256(a.v), 23);
+  return {_mm256_cvtepi32_ps(_mm256_sub_epi32(e, _mm256_set1_epi32(127)))};
+}
+TD_INLINE V vmantissa(V a) {
+  const __m256 low = _mm256_and_ps(a.v, _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffff)));
+  return {_mm256_or_ps(low, _mm256_set1_ps(1.0f))};
 }
 
 #elif defined(TD_NEON)
@@ -242,8 +256,20 @@ TD_INLINE Mask vor(Mask a, Mask b) { return {vorrq_u32(a.m, b.m)}; }
 TD_INLINE float vsum(V a) { return vaddvq_f32(a.v); }
 TD_INLINE float vlargest(V a) { return vmaxvq_f32(a.v); }
 TD_INLINE V vscale2(V a, V n) {
-  const int32x4_t e = vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n.v), vdupq_n_s32(127)), 23);
-  return {vmulq_f32(a.v, vreinterpretq_f32_s32(e))};
+  // in two steps: 2^n itself may be no number
+  const int32x4_t whole = vcvtnq_s32_f32(n.v), half = vshrq_n_s32(whole, 1);
+  const int32x4_t bias = vdupq_n_s32(127);
+  const int32x4_t e = vshlq_n_s32(vaddq_s32(half, bias), 23);
+  const int32x4_t f = vshlq_n_s32(vaddq_s32(vsubq_s32(whole, half), bias), 23);
+  return {vmulq_f32(vmulq_f32(a.v, vreinterpretq_f32_s32(e)), vreinterpretq_f32_s32(f))};
+}
+TD_INLINE V vexponent(V a) {
+  const int32x4_t e = vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_f32(a.v), 23));
+  return {vcvtq_f32_s32(vsubq_s32(e, vdupq_n_s32(127)))};
+}
+TD_INLINE V vmantissa(V a) {
+  const uint32x4_t low = vandq_u32(vreinterpretq_u32_f32(a.v), vdupq_n_u32(0x7fffff));
+  return {vreinterpretq_f32_u32(vorrq_u32(low, vdupq_n_u32(0x3f800000)))};
 }
 
 #endif
@@ -251,6 +277,12 @@ TD_INLINE V vscale2(V a, V n) {
 // the second number, unless the first is NaN: NaN of either side survives
 TD_INLINE V vmax_nan(V a, V b) { return vselect(vne(a, a), a, vmax(a, b)); }
 TD_INLINE V vmin_nan(V a, V b) { return vselect(vne(a, a), a, vmin(a, b)); }
+
+// the numbers that are left of a row, as many as a vector takes
+template <class T>
+TD_INLINE V vload_some(const T* p, int left) {
+  return left >= kWidth ? vload(p) : vload(p, left);
+}
 
 // what a number becomes when it is stored as T
 template <class T>

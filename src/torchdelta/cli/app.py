@@ -259,60 +259,66 @@ BENCH_EPILOG = "\n\n".join(
 )
 
 
+ClipOption = Annotated[
+    str | None,
+    typer.Option("--source", metavar="CLIP", help="Video file or folder of images to measure on."),
+]
+ActiveOption = Annotated[
+    float | None,
+    typer.Option(
+        "--active",
+        callback=check_share,
+        metavar="SHARE",
+        help="Instead of a clip: force this share of every map active, 0.05 for 5 %.",
+    ),
+]
+StreamsOption = Annotated[
+    int, typer.Option("--streams", min=1, metavar="N", help="Streams run together.")
+]
+PeersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--peers",
+        metavar="LIST",
+        help="Of torch,compile,onnxruntime,openvino (on a GPU: torch,cudagraph,compile), or "
+        "none. Default: all that are installed.",
+    ),
+]
+FramesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--frames",
+        min=2,
+        metavar="N",
+        help="Frames of each stream; default: the whole clip, 31 with --active.",
+    ),
+]
+StepsOption = Annotated[
+    bool, typer.Option("--steps", help="Also time each step of ours, in a pass of its own.")
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="All figures as one JSON object."),
+]
+
+
 @app.command(epilog=BENCH_EPILOG)
 @guarded
 def bench(
     model: ModelOption,
     weights: WeightsOption = None,
     size: SizeOption = None,
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--source", metavar="CLIP", help="Video file or folder of images to measure on."
-        ),
-    ] = None,
-    active: Annotated[
-        float | None,
-        typer.Option(
-            "--active",
-            callback=check_share,
-            metavar="SHARE",
-            help="Instead of a clip: force this share of every map active, 0.05 for 5 %.",
-        ),
-    ] = None,
-    streams: Annotated[
-        int, typer.Option("--streams", min=1, metavar="N", help="Streams run together.")
-    ] = 1,
+    source: ClipOption = None,
+    active: ActiveOption = None,
+    streams: StreamsOption = 1,
     engine: EngineOption = Engine.auto,
     dtype: DtypeOption = Dtype.fp32,
     tolerance: ToleranceOption = 0.04,
     profile: ProfileOption = None,
-    peers: Annotated[
-        str | None,
-        typer.Option(
-            "--peers",
-            metavar="LIST",
-            help="Of torch,compile,onnxruntime,openvino (on a GPU: torch,cudagraph,compile), or "
-            "none. Default: all that are installed.",
-        ),
-    ] = None,
-    frames: Annotated[
-        int | None,
-        typer.Option(
-            "--frames",
-            min=2,
-            metavar="N",
-            help="Frames of each stream; default: the whole clip, 31 with --active.",
-        ),
-    ] = None,
-    steps: Annotated[
-        bool,
-        typer.Option("--steps", help="Also time each step of ours, in a pass of its own."),
-    ] = False,
-    json: Annotated[
-        Path | None,
-        typer.Option("--json", metavar="FILE", help="All figures as one JSON object."),
-    ] = None,
+    peers: PeersOption = None,
+    frames: FramesOption = None,
+    steps: StepsOption = False,
+    json: RecordOption = None,
 ) -> None:
     """Measure speed and quality against other runtimes, in one run on the same frames."""
     if (source is None) == (active is None):
