@@ -24,7 +24,8 @@ $(VENV)/.installed: pyproject.toml
 
 # pip goes on without the library where its build fails; here that is an error
 $(LIBRARY): $(NATIVE) | $(VENV)/.installed
-	@if command -v $(CXX) c++ >/dev/null; then $(MAKE) --no-print-directory native; \
+	@if command -v $(CXX) >/dev/null || command -v c++ >/dev/null; then \
+		$(MAKE) --no-print-directory native; \
 	else echo "no C++ compiler: the cpu engine is left out"; fi
 
 # the build folder may be pip's, with a CMake that is gone by now

@@ -40,6 +40,28 @@ class Squeeze(nn.Module):
         return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid()
 
 
+class OfSlice(nn.Module):
+    """A layer on some of the channels: its input is a view into a wider buffer."""
+
+    def __init__(self, layer: nn.Module, begin: int, end: int) -> None:
+        super().__init__()
+        self.layer, self.begin, self.end = layer, begin, end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, self.begin : self.end])
+
+
+class SideBySide(nn.Module):
+    """Layers on one input whose results lie in one buffer."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.layers], 1)
+
+
 def _bn(channels: int) -> nn.BatchNorm2d:
     bn = nn.BatchNorm2d(channels)
     bn.running_mean.uniform_(-1, 1)
@@ -71,6 +93,61 @@ def _shuffle(x: Tensor) -> Tensor:
 
 conv, deconv = nn.Conv2d, nn.ConvTranspose2d
 
+
+def _depthwise(channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return conv(channels, channels, kernel, stride, kernel // 2, groups=channels)
+
+
+# channels around whole vectors (4, 8, 16) and gate groups (64), wide maps, views with an offset:
+# kernels of an instruction set take other paths there
+WIDE_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
+    "conv-3x3-16-64": ("conv2d", lambda: conv(16, 64, 3, padding=1), (16, 13, 17)),
+    "conv-3x3-17-65": ("conv2d", lambda: conv(17, 65, 3, padding=1), (17, 9, 63)),
+    "conv-3x3-70": ("conv2d", lambda: conv(70, 70, 3, padding=1), (70, 9, 11)),
+    "conv-3x3-s2-16-130": ("conv2d", lambda: conv(16, 130, 3, 2, 1), (16, 7, 63)),
+    "conv-1x1-130": ("conv2d", lambda: conv(130, 130, 1), (130, 7, 9)),
+    "conv-1x1-64-128": ("conv2d", lambda: conv(64, 128, 1), (64, 3, 130)),
+    "conv-1x1-s2-33": ("conv2d", lambda: conv(33, 40, 1, 2), (33, 7, 63)),
+    "conv-groups-of-3": ("conv2d", lambda: conv(9, 12, 3, padding=1, groups=3), (9, 9, 17)),
+    "conv-groups-of-16": ("conv2d", lambda: conv(32, 40, 3, padding=1, groups=2), (32, 9, 11)),
+    "conv-groups-of-40": ("conv2d", lambda: conv(80, 96, 3, 2, 1, groups=2), (80, 9, 11)),
+    "conv-depthwise-16-wide": ("conv2d", lambda: _depthwise(16, 3), (16, 7, 63)),
+    "conv-depthwise-33-s2": ("conv2d", lambda: _depthwise(33, 3, 2), (33, 7, 130)),
+    "conv-depthwise-130": ("conv2d", lambda: _depthwise(130, 3), (130, 5, 9)),
+    "conv-depthwise-5-16-s2": ("conv2d", lambda: _depthwise(16, 5, 2), (16, 9, 130)),
+    "conv-depthwise-5-33": ("conv2d", lambda: _depthwise(33, 5), (33, 9, 63)),
+    "conv-depthwise-5-130-s2": ("conv2d", lambda: _depthwise(130, 5, 2), (130, 9, 7)),
+    "conv-depthwise-1px": ("conv2d", lambda: _depthwise(20, 3), (20, 1, 1)),
+    "conv-depthwise-relu6": ("conv2d", lambda: nn.Sequential(_depthwise(24, 3), nn.ReLU6()),
+                             (24, 9, 11)),
+    "conv-of-slice": ("conv2d", lambda: OfSlice(conv(5, 9, 3, padding=1), 4, 9), (12, 9, 17)),
+    "conv-1x1-of-slice": ("conv2d", lambda: OfSlice(conv(17, 33, 1), 3, 20), (21, 7, 9)),
+    "conv-depthwise-of-slice": ("conv2d", lambda: OfSlice(_depthwise(19, 3), 1, 20), (24, 9, 17)),
+    "conv-side-by-side": ("conv2d", lambda: SideBySide(conv(6, 20, 3, padding=1), conv(6, 13, 1),
+                                                       conv(6, 70, 1)), (6, 9, 11)),
+    "conv-residual-70": ("conv2d", lambda: nn.Sequential(Residual(70), nn.ReLU()), (70, 7, 9)),
+    "deconv-17-70": ("conv_transpose2d", lambda: deconv(17, 70, 4, 2, 1), (17, 5, 9)),
+    "deconv-of-slice": ("conv_transpose2d", lambda: OfSlice(deconv(6, 9, 3, 2, 1), 2, 8),
+                        (11, 7, 9)),
+    "maxpool-70": ("max_pool2d", lambda: nn.MaxPool2d(3, 2, 1), (70, 9, 17)),
+    "maxpool-of-slice": ("max_pool2d", lambda: OfSlice(nn.MaxPool2d(2), 3, 20), (24, 9, 17)),
+    "avgpool-70": ("avg_pool2d", lambda: nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+                   (70, 9, 17)),
+    "adaptive-avg-70": ("adaptive_pool2d", lambda: nn.AdaptiveAvgPool2d((3, 2)), (70, 9, 7)),
+    "global-avg-of-slice": ("global_reduce", lambda: OfSlice(nn.AdaptiveAvgPool2d(1), 3, 20),
+                            (24, 35, 20)),
+    "squeeze-excite-70": ("binary", lambda: Squeeze(70), (70, 19, 17)),
+    "bilinear-70": ("bilinear", lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (70, 5, 7)),
+    "nearest-70": ("remap", lambda: nn.Upsample(scale_factor=2), (70, 5, 7)),
+    "act-silu-130": ("pointwise", lambda: nn.SiLU(), (130, 5, 7)),
+    "prelu-70": ("pointwise", lambda: nn.PReLU(70, 0.2), (70, 5, 7)),
+    "bn-70": ("affine", lambda: _bn(70), (70, 5, 7)),
+    "softmax-70": ("softmax", lambda: nn.Softmax(1), (70, 5, 7)),
+    "channel-shuffle-130": ("remap", lambda: nn.ChannelShuffle(2), (130, 5, 7)),
+    "pixel-shuffle-280": ("pixel_shuffle", lambda: nn.PixelShuffle(2), (280, 5, 7)),
+    "pixel-unshuffle-17": ("pixel_unshuffle", lambda: nn.PixelUnshuffle(2), (17, 6, 8)),
+    "cat-twice-33": ("copy", lambda: Fn(_twice), (33, 5, 7)),
+}  # fmt: skip
 
 OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "conv-1x1": ("conv2d", lambda: conv(7, 5, 1), (7, 7, 63)),
@@ -207,6 +284,7 @@ OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "argmax": ("dense", lambda: Fn(lambda x: x.argmax(1)), (6, 9, 7)),
     "topk": ("dense", lambda: Fn(lambda x: x.topk(2, 1)[0]), (6, 9, 7)),
     "avgpool1d": ("dense", lambda: Fn(lambda x: F.avg_pool1d(x.flatten(2), 3)), (6, 9, 7)),
+    **WIDE_CASES,
 }  # fmt: skip
 
 

@@ -10,13 +10,14 @@ import pytest
 
 def require(module: str) -> ModuleType:
     """Import a module of the extra "models"; without it the caller is skipped, or fails."""
-    if _is_required("data"):
+    if is_required("data"):
         return importlib.import_module(module)
     found: ModuleType = pytest.importorskip(module)
     return found
 
 
-def _is_required(what: str) -> bool:
+def is_required(what: str) -> bool:
+    """Whether TORCHDELTA_REQUIRE names what must not be missing: data, cuda, or an engine."""
     return what in os.environ.get("TORCHDELTA_REQUIRE", "").split(",")
 
 
@@ -27,7 +28,7 @@ def data() -> Path:
     folder = Path(os.environ.get("TORCHDELTA_DATA") or root.parent / "shared" / "data").resolve()
     if not (folder / "clips").is_dir():
         reason = f"no clips in {folder}; set TORCHDELTA_DATA to the data folder"
-        if _is_required("data"):
+        if is_required("data"):
             pytest.fail(reason)
         pytest.skip(reason)
     return folder

@@ -6,18 +6,64 @@ import os
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import torchdelta
 from cases import OP_CASES
-from torchdelta.engines import ENGINES
+from torchdelta.engines import ENGINES, Engine
+from torchdelta.engines.cpu import CpuEngine, bind
+from torchdelta.plan import Plan
 from torchdelta.runtime.session import Session
 
 # `make test-long`: wider ranges
 LONG = bool(os.environ.get("TORCHDELTA_LONG"))
-# engines that run here; a test checks that none is missing
-ENGINE_CASES = [name for name, engine in ENGINES.items() if engine.usable()[0]]
+
+
+def _engine_cases() -> list[str]:
+    """List the engines that run here, each once; tests check that none is missing."""
+    return [
+        f"cpu-{bind.choose_isa()}" if name == "cpu" else name
+        for name, engine in ENGINES.items()
+        if engine.usable()[0]
+    ]
+
+
+# an engine's name, with the instruction set where it has several
+ENGINE_CASES = _engine_cases()
+# the same kernels in other instruction sets: what each of them does alone needs a test there
+ISA_CASES = [
+    case
+    for case in (f"cpu-{isa}" for isa in (bind.isas() if CpuEngine.usable()[0] else []))
+    if case not in ENGINE_CASES
+]
+HALF_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_engine(case: str, plan: Plan, device: torch.device, dtype: torch.dtype) -> Engine:
+    """Make the engine of a case."""
+    name, _, isa = case.partition("-")
+    if isa:
+        return CpuEngine(plan, device, dtype, isa=isa)
+    return ENGINES[name](plan, device, dtype)
+
+
+def computes_in(case: str, dtype: torch.dtype) -> bool:
+    """Say whether an engine has a dtype; what it refuses is no case."""
+    name, _, isa = case.partition("-")
+    return name != "cpu" or dtype == torch.float32 or (
+        dtype == torch.bfloat16 and isa == "avx512_bf16"
+    )  # fmt: skip
+
+
+# (engine, dtype), with ids
+HALF_CASES = [
+    pytest.param(case, dtype, id=f"{case}-{name}")
+    for case in (*ENGINE_CASES, *ISA_CASES)
+    for name, dtype in HALF_DTYPES.items()
+    if computes_in(case, dtype)
+]
 
 
 @cache
@@ -40,8 +86,8 @@ def new_session(
     profile: torchdelta.Profile | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Session:
-    """Open a session on a named engine; its state starts out as NaN."""
-    ready = ENGINES[engine](fast.plan, fast.device, dtype)
+    """Open a session on the engine of a case; its state starts out as NaN."""
+    ready = make_engine(engine, fast.plan, fast.device, dtype)
     session = Session(ready, slots, tolerance, profile or torchdelta.Profile())
     for buffer in session._state.buffers:
         if buffer.is_floating_point():

@@ -5,14 +5,21 @@ import torch
 from torch import nn
 
 import torchdelta
-from support import ENGINE_CASES, LONG, move, new_session
+from support import ENGINE_CASES, LONG, computes_in, move, new_session
 
 # `make test-long` runs ten times as many
 FRAMES, LOOP = 100_000 if LONG else 10_000, 50
 
 
-@pytest.mark.parametrize("engine", ENGINE_CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("engine", "dtype"),
+    [
+        pytest.param(case, dtype, id=f"{case}-{name}")
+        for case in ENGINE_CASES
+        for name, dtype in {"fp32": torch.float32, "bf16": torch.bfloat16}.items()
+        if computes_in(case, dtype)
+    ],
+)
 def test_ten_thousand_frames(engine: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(

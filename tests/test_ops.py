@@ -6,8 +6,21 @@ from torch import Tensor
 
 import torchdelta
 from cases import OP_CASES
-from support import ENGINE_CASES, LONG, compiled, move, new_session, snapshot, untouched_outside
+from conftest import is_required
+from support import (
+    ENGINE_CASES,
+    HALF_CASES,
+    ISA_CASES,
+    LONG,
+    compiled,
+    computes_in,
+    move,
+    new_session,
+    snapshot,
+    untouched_outside,
+)
 from torchdelta.engines import ENGINES
+from torchdelta.engines.cpu import bind
 from torchdelta.ops import OPS, Bilinear, Dense
 
 # relative L2 against the stock operation in float32; other orders of summation, nothing else
@@ -16,7 +29,7 @@ FP32 = 1e-5
 HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
-@pytest.mark.parametrize("engine", ENGINE_CASES)
+@pytest.mark.parametrize("engine", [*ENGINE_CASES, *ISA_CASES])
 @pytest.mark.parametrize("case", OP_CASES)
 def test_op(engine: str, case: str) -> None:
     """Single pixels, patches, all and nothing change; each time the result is the dense one."""
@@ -52,8 +65,7 @@ def test_op(engine: str, case: str) -> None:
     assert moved > 1e-2
 
 
-@pytest.mark.parametrize("engine", ENGINE_CASES)
-@pytest.mark.parametrize("dtype", HALF, ids=["fp16", "bf16"])
+@pytest.mark.parametrize(("engine", "dtype"), HALF_CASES)
 @pytest.mark.parametrize(
     "case", [c for c in OP_CASES if OP_CASES[c][0] != "dense"][:: 1 if LONG else 3]
 )
@@ -106,10 +118,21 @@ def test_every_registered_op_has_cases() -> None:
 
 
 def test_every_engine_is_tested() -> None:
-    missing = {name: ENGINES[name].usable()[1] for name in ENGINES if name not in ENGINE_CASES}
-    assert "torch" in ENGINE_CASES
+    tested = {case.partition("-")[0] for case in ENGINE_CASES}
+    missing = {name: ENGINES[name].usable()[1] for name in ENGINES if name not in tested}
+    assert "torch" in tested
     # the only reasons why an engine may be left out here
     assert all("GPU" in why or "compiler" in why for why in missing.values()), missing
+    assert not [name for name in missing if is_required(name)], missing
+
+
+@pytest.mark.skipif("cpu" not in {c.partition("-")[0] for c in ENGINE_CASES}, reason="no library")
+def test_every_instruction_set_is_tested() -> None:
+    cases = [*ENGINE_CASES, *ISA_CASES]
+    assert {case for case in cases if "-" in case} == {f"cpu-{isa}" for isa in bind.isas()}
+    # and every dtype that one of them has
+    halves = [(case, dtype) for case in cases for dtype in HALF if computes_in(case, dtype)]
+    assert [tuple(param.values) for param in HALF_CASES] == halves
 
 
 def test_work_counts_what_the_stock_convolution_receives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,10 +155,11 @@ def test_work_counts_what_the_stock_convolution_receives(monkeypatch: pytest.Mon
             assert 0 < stats.mac_share < stats.work_share < 0.05
 
 
+@pytest.mark.parametrize("engine", [*ENGINE_CASES, *ISA_CASES])
 @pytest.mark.filterwarnings("ignore:frame values run")
-def test_gathered_tiles_do_not_read_padding_as_zero_in_max_pools() -> None:
+def test_padding_is_not_read_as_zero_in_max_pools(engine: str) -> None:
     fast, model = compiled("maxpool-3-s2-p1")
-    session = new_session(fast, "torch", tolerance=0.0)
+    session = new_session(fast, engine, tolerance=0.0)
     x = -1 - torch.rand(1, *OP_CASES["maxpool-3-s2-p1"][2])
     session.step({"s": x})
     x = x.clone()

@@ -261,7 +261,7 @@ class Frame {
   // Takes blocks of the lists until there are none left.
   void run_tasks(int i, int thread, int threads) {
     const Step& step = program_.steps[i];
-    const bool by_group = step.code == Code::conv2d || step.code == Code::conv_transpose2d;
+    const bool by_group = engine_.packed[i] && engine_.packed[i]->by_group;
     const int groups = by_group ? (program_.values[step.output].c + kGroup - 1) / kGroup : 1;
     size_t total = 0;
     for (int t = 0; t < threads; ++t) total += space_.lists[t].count;

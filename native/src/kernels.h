@@ -25,6 +25,8 @@ enum Publish : uint8_t { kGated = 0, kWhole = 1, kForced = 2 };
 struct Packed {
   virtual ~Packed() = default;
   size_t bytes = 0;
+  // the kernel takes one channel group at a time
+  bool by_group = false;
 };
 
 // Memory of one thread, kept between frames.

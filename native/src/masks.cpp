@@ -111,13 +111,15 @@ void unpack(const uint64_t* mask, int h, int w, uint8_t* out) {
 }
 
 void pack_row(const uint8_t* bytes, int w, uint64_t* out) {
-  const int words = words_of(w);
-  for (int i = 0; i < words; ++i) {
-    uint64_t bits = 0;
-    const int n = std::min(64, w - i * 64);
-    for (int b = 0; b < n; ++b) bits |= uint64_t(bytes[i * 64 + b] != 0) << b;
-    out[i] = bits;
+  std::fill_n(out, words_of(w), 0);
+  int x = 0;
+  for (; x + 8 <= w; x += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, bytes + x, 8);
+    // moves the lowest bit of each byte to its place in the top byte
+    out[x / 64] |= (eight & 0x0101010101010101) * 0x0102040810204080 >> 56 << (x % 64);
   }
+  for (; x < w; ++x) out[x / 64] |= uint64_t(bytes[x] != 0) << (x % 64);
 }
 
 }  // namespace td

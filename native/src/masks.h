@@ -25,7 +25,7 @@ bool gather_rows(const Axis& axis, const uint64_t* changed, int words, int y, ui
 // Appends the pixels of row y to a list and returns how many.
 size_t list_row(const uint64_t* row, int words, int y, int slot, Pixel* out);
 
-// One byte per pixel from bits, and back.
+// One byte per pixel, 0 or 1, from bits, and back.
 void unpack(const uint64_t* mask, int h, int w, uint8_t* out);
 void pack_row(const uint8_t* bytes, int w, uint64_t* out);
 

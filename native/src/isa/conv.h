@@ -27,6 +27,8 @@ constexpr int kVectors = 4;
 constexpr int kPixels[kVectors + 1] = {0, 12, 12, 8, 6};
 #endif
 constexpr int kMostPixels = 12;
+// numbers of an input row that are asked for before they are needed; the rest follows by itself
+constexpr int kFetch = 128;
 // bytes of weights that are used again and again before the next ones come
 constexpr int kChunkBytes = 64 * 1024;
 
@@ -361,6 +363,7 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
   const RawConv raw(program, step);
   auto packed = std::make_unique<PackedConv<T>>();
   PackedConv<T>& p = *packed;
+  p.by_group = true;
   p.stride_y = raw.transposed ? 1 : raw.sy;
   p.stride_x = raw.transposed ? 1 : raw.sx;
   p.phases_y = raw.transposed ? raw.sy : 1;
@@ -428,11 +431,12 @@ class ConvTask {
   }
 
   void run() {
-    for (size_t i = 0; i < p_.phases.size(); ++i) run_phase(int(i));
-    // a phase's rows lie where its pixels stand in the list of all phases
     Finisher<T> finish(job_);
     const std::vector<Panel>& panels = p_.panels[group_];
     const int c0 = panels.front().c0, n = panels.back().c0 + panels.back().n - c0;
+    for (int i = 0; i < count_; ++i) finish.prefetch(pixels_[i], c0, n);
+    for (size_t i = 0; i < p_.phases.size(); ++i) run_phase(int(i));
+    // a phase's rows lie where its pixels stand in the list of all phases
     for (int i = 0; i < count_; ++i) finish(pixels_[order_[i]], c0, n, sums_ + size_t(i) * kRow);
   }
 
@@ -503,8 +507,9 @@ class ConvTask {
       if (inside) {
         for (const Segment& s : phase.segments) {
           const Tap& tap = phase.taps[s.tap];
-          rows[s.tap * p_.pixels + i] =
-              base_ + (ptrdiff_t(y + tap.dy) * in_.w + (x + tap.dx)) * pitch_;
+          const T* const row = base_ + (ptrdiff_t(y + tap.dy) * in_.w + (x + tap.dx)) * pitch_;
+          rows[s.tap * p_.pixels + i] = row;
+          fetch(row, std::min(kFetch, s.n_taps * p_.c_in));
         }
         continue;
       }

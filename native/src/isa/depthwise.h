@@ -47,14 +47,14 @@ inline std::unique_ptr<Packed> prepare_depthwise(const Program& program, const S
 template <class T>
 class DepthwiseTask {
  public:
-  DepthwiseTask(const Job& job, int group)
+  explicit DepthwiseTask(const Job& job)
       : job_(job), p_(static_cast<const PackedDepthwise&>(*job.packed)),
-        in_(job.program->values[job.step->inputs[0]]), pitch_(job.pitch(job.step->inputs[0])),
-        c0_(group * kGroup), n_(std::min(kGroup, p_.channels - c0_)) {
-    together_ = pick<1, 1>();
-    if (p_.kh == 3 && p_.kw == 3 && p_.dx == 1) together_ = p_.sx == 1 ? pick<3, 1>() : p_.sx == 2 ? pick<3, 2>() : together_;
-    if (p_.kh == 5 && p_.kw == 5 && p_.dx == 1) together_ = p_.sx == 1 ? pick<5, 1>() : p_.sx == 2 ? pick<5, 2>() : together_;
-    known_ = together_ != pick<1, 1>();
+        in_(job.program->values[job.step->inputs[0]]), pitch_(job.pitch(job.step->inputs[0])) {
+    if (p_.dx != 1 || p_.kh != p_.kw) return;
+    if (p_.kh == 3 && p_.sx == 1) together_ = pick<3, 1>();
+    if (p_.kh == 3 && p_.sx == 2) together_ = pick<3, 2>();
+    if (p_.kh == 5 && p_.sx == 1) together_ = pick<5, 1>();
+    if (p_.kh == 5 && p_.sx == 2) together_ = pick<5, 2>();
   }
 
   void run(size_t begin, size_t end) {
@@ -62,26 +62,43 @@ class DepthwiseTask {
     alignas(64) float rows[kTogether * kRow];
     for (size_t i = begin; i < end;) {
       const Pixel& p = job_.pixels[i];
-      const T* const base = job_.base<T>(job_.step->inputs[0], p.slot) + c0_;
+      const T* const base = job_.base<T>(job_.step->inputs[0], p.slot);
       int count = std::min<int>({kTogether, p.run, int(end - i)});
       const int y = p.y * p_.sy - p_.pad_y, x = p.x * p_.sx - p_.pad_x;
       const bool rows_inside = y >= 0 && y + (p_.kh - 1) * p_.dy < in_.h;
       // how many of the run's windows lie inside the map
       const int reach = (p_.kw - 1) * p_.dx;
       const int fit = x < 0 || x + reach >= in_.w ? 0 : (in_.w - 1 - reach - x) / p_.sx + 1;
-      if (known_ && rows_inside && fit > 0) {
-        count = std::min(count, fit);
-        (this->*together_[count])(base + (ptrdiff_t(y) * in_.w + x) * pitch_, rows);
-      } else {
-        count = 1;
-        one(base, y, x, rows);
+      const bool known = together_ && rows_inside && fit > 0;
+      count = known ? std::min(count, fit) : 1;
+      // all of a pixel's channels before the next pixel: they lie side by side in memory
+      for (c0_ = 0; c0_ < p_.channels; c0_ += kGroup) {
+        n_ = std::min(kGroup, p_.channels - c0_);
+        if (i + count < end) fetch_next(job_.pixels[i + count], finish);
+        if (known)
+          (this->*together_[count])(base + (ptrdiff_t(y) * in_.w + x) * pitch_ + c0_, rows);
+        else
+          one(base + c0_, y, x, rows);
+        for (int k = 0; k < count; ++k) finish(job_.pixels[i + k], c0_, n_, rows + k * kRow);
       }
-      for (int k = 0; k < count; ++k) finish(job_.pixels[i + k], c0_, n_, rows + k * kRow);
       i += count;
     }
   }
 
  private:
+  // Asks for the group's part of the next pixels: the lowest row of their windows (the others have
+  // been read for the line above) and what is stored.
+  TD_INLINE void fetch_next(const Pixel& p, Finisher<T>& finish) const {
+    const int y = std::min(p.y * p_.sy - p_.pad_y + (p_.kh - 1) * p_.dy, in_.h - 1);
+    const int x = std::max(p.x * p_.sx - p_.pad_x, 0);
+    const int count = std::min<int>(kTogether, p.run);
+    const T* at = job_.base<T>(job_.step->inputs[0], p.slot) + c0_;
+    at += (ptrdiff_t(y) * in_.w + x) * pitch_;
+    const int inputs = std::min((count - 1) * p_.sx + p_.kw, in_.w - x);
+    for (int k = 0; k < inputs; ++k) fetch(at + ptrdiff_t(k) * pitch_, n_);
+    for (int k = 0; k < count; ++k) finish.prefetch_at(p, k, c0_, n_);
+  }
+
   using Together = void (DepthwiseTask::*)(const T*, float*) const;
 
   template <int K, int S>
@@ -149,14 +166,14 @@ class DepthwiseTask {
   const Job& job_;
   const PackedDepthwise& p_;
   const Value& in_;
-  const int pitch_, c0_, n_;
-  const Together* together_;
-  bool known_;
+  const int pitch_;
+  int c0_ = 0, n_ = 0;  // the group
+  const Together* together_ = nullptr;
 };
 
 template <class T>
-void run_depthwise(const Job& job, size_t begin, size_t end, int group) {
-  DepthwiseTask<T>(job, group).run(begin, end);
+void run_depthwise(const Job& job, size_t begin, size_t end) {
+  DepthwiseTask<T>(job).run(begin, end);
 }
 
 }  // namespace TD_ISA

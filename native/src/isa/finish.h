@@ -25,6 +25,21 @@ class Finisher {
   Finisher& operator=(const Finisher&) = delete;
   ~Finisher() { flush(); }
 
+  // Asks for what completing a pixel will read, while there is something else to do.
+  TD_INLINE void prefetch(const Pixel& p, int c0, int n) {
+    if (int(p.slot) != slot_) enter(p.slot);
+    const size_t at = size_t(p.y) * w_ + p.x;
+    fetch(out_ + at * pitch_ + c0, n);
+    if (residual_) fetch(other_ + at * other_pitch_ + c0, n);
+  }
+
+  // The same for the pixel `right` places to the right, of a slot that may be another than the last's.
+  TD_INLINE void prefetch_at(const Pixel& p, int right, int c0, int n) const {
+    if (int(p.slot) != slot_) return;
+    const size_t at = size_t(p.y) * w_ + p.x + right;
+    fetch(out_ + at * pitch_ + c0, n);
+  }
+
   // row: channels c0 .. c0 + n of the recomputed pixel, in float32; kRow of them may be written
   TD_INLINE void operator()(const Pixel& p, int c0, int n, float* row) {
     if (int(p.slot) != slot_) enter(p.slot);

@@ -298,6 +298,13 @@ TD_INLINE V as_stored<bf16>(V a) {
 }
 #endif
 
+// asks for the cache lines of n numbers
+template <class T>
+TD_INLINE void fetch(const T* p, int n) {
+  const char* at = reinterpret_cast<const char*>(p);
+  for (const char* const end = at + n * sizeof(T); at < end; at += 64) __builtin_prefetch(at);
+}
+
 // the first n lanes, 0 in the others
 TD_INLINE V vfirst(V a, int n) {
 #if defined(TD_AVX512) || defined(TD_AVX512_BF16)

@@ -16,6 +16,8 @@ import torchdelta
 from torchdelta import engines
 from torchdelta.capture.load import load_model
 from torchdelta.cli.options import Dtype
+from torchdelta.engines.cpu import bind
+from torchdelta.errors import TorchdeltaError
 
 PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "timm", "torchvision", "triton")
 # what the kernels of a CPU engine would be chosen by
@@ -77,6 +79,7 @@ def environment(out: Console) -> None:
         ("versions", _versions()),
         ("devices", _devices()),
         ("engines", _engines()),
+        ("native cpu engine", _native()),
     ):
         table = Table(title=title, title_justify="left", show_header=False, expand=False)
         table.add_column(no_wrap=True)
@@ -146,4 +149,23 @@ def _engines() -> list[tuple[str, str]]:
     return [
         (name, f"available ({reason})" if ready and reason else "available" if ready else reason)
         for name, ready, reason in engines.available()
+    ]
+
+
+def _native() -> list[tuple[str, str]]:
+    """What the cpu engine was built with, and what it shares the process with."""
+    wanted = os.environ.get(bind.ISA_VARIABLE)
+    try:
+        isas = ", ".join(bind.isas()) or "none that this CPU has"
+    except TorchdeltaError:
+        # the table of engines says why
+        isas = "none"
+    runtimes = bind.openmp_runtimes()
+    openmp = "\n".join(runtimes) or "none found"
+    if len(runtimes) > 1:
+        openmp += "\nwarning: several OpenMP runtimes, whose threads take the cores from each other"
+    return [
+        ("instruction sets", isas),
+        (bind.ISA_VARIABLE, wanted or "not set: the first one"),
+        ("OpenMP", openmp),
     ]

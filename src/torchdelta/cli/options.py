@@ -24,6 +24,7 @@ class Engine(StrEnum):
 
     auto = "auto"
     torch = "torch"
+    cpu = "cpu"
 
 
 class Dtype(StrEnum):

@@ -85,8 +85,9 @@ def library() -> ctypes.CDLL:
     path = library_path()
     if path is None:
         raise EngineError(
-            "the native library was not built: no C++ compiler with OpenMP was there when "
-            "torchdelta was installed; install one (for example g++) and install torchdelta again"
+            "the native library was not built when torchdelta was installed: that needs an x86-64 "
+            "or AArch64 processor and a C++17 compiler with OpenMP (for example g++); install "
+            "torchdelta again, `pip install -v` shows what fails"
         )
     try:
         # the library names no OpenMP runtime: it uses the one that PyTorch has loaded, because two

@@ -1,0 +1,69 @@
+// Goes through the active pixels for operations that compute each pixel on its own.
+#pragma once
+
+#include <algorithm>
+
+#include "../kernels.h"
+#include "finish.h"
+#include "simd.h"
+
+namespace td {
+namespace TD_ISA {
+
+// The state of one of a step's inputs, as the current slot has it.
+template <class T>
+class Map {
+ public:
+  Map(const Job& job, int input)
+      : job_(job), value_(job.step->inputs[input]), pitch(job.pitch(value_)),
+        h(job.program->values[value_].h), w(job.program->values[value_].w),
+        c(job.program->values[value_].c) {}
+  void enter(int slot) { base_ = job_.base<T>(value_, slot); }
+  const T* at(int y, int x) const { return base_ + (ptrdiff_t(y) * w + x) * pitch; }
+
+ private:
+  const Job& job_;
+  const int value_;
+  const T* base_ = nullptr;
+
+ public:
+  const int pitch, h, w, c;
+};
+
+inline const Value& output_of(const Job& job) { return job.program->values[job.step->output]; }
+
+// One copy for all operations: next to what they compute, a call costs little.
+template <class Out>
+__attribute__((noinline)) void complete(Finisher<Out>& finish, const Pixel& p, int c0, int n,
+                                        float* row) {
+  finish(p, c0, n, row);
+}
+
+// op.enter(slot), op.at(pixel), then op(c0, n, row) for each group: it writes channels c0 .. c0 + n
+// to row, where whole vectors of them have room.
+// Out: how the output is stored.
+template <class Out, class Op>
+void run_pixels(const Job& job, size_t begin, size_t end, Op op) {
+  Finisher<Out> finish(job);
+  const int channels = output_of(job).c;
+  alignas(64) float row[kRow];
+  int slot = -1;
+  for (size_t i = begin; i < end; ++i) {
+    const Pixel& p = job.pixels[i];
+    if (int(p.slot) != slot) op.enter(slot = p.slot);
+    op.at(p);
+    for (int c0 = 0; c0 < channels; c0 += kGroup) {
+      const int n = std::min(kGroup, channels - c0);
+      op(c0, n, row);
+      complete(finish, p, c0, n, row);
+    }
+  }
+}
+
+template <class T>
+TD_INLINE void load_row(const T* from, int n, float* row) {
+  for (int c = 0; c < n; c += kWidth) vstore(row + c, vload_some(from + c, n - c));
+}
+
+}  // namespace TD_ISA
+}  // namespace td

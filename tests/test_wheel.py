@@ -1,0 +1,115 @@
+"""The package as users get it: a wheel with the native library, and one without a compiler."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from conftest import require
+
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARY = "torchdelta/engines/cpu/libtorchdelta_native.so"
+BUILD_TIMEOUT_S = 600
+# one build for the tests of this file
+pytestmark = pytest.mark.xdist_group("wheel")
+
+SMOKE = """
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import torchdelta
+
+folder, engine = Path(sys.argv[1]).resolve(), sys.argv[2]
+assert Path(torchdelta.__file__).resolve().is_relative_to(folder), torchdelta.__file__
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(3, 18, 3, padding=1), nn.ReLU(), nn.Conv2d(18, 5, 1)).eval()
+frame = torch.rand(1, 3, 23, 31)
+fast = torchdelta.compile(model, frame, tolerance=0, input_range=(0, 1), engine=engine)
+for shift in range(3):
+    frame[:, :, 4 + shift, 7] = torch.rand(1, 3)
+    with torch.no_grad():
+        error = torchdelta.relative_error(fast(frame), model(frame))
+    assert error < 1e-5, error
+print(fast.engine, fast.engine_reason)
+"""
+
+
+def pip(*args: str, **env: str) -> None:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *args]
+    done = subprocess.run(
+        command, env={**os.environ, **env}, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def build_wheel(folder: Path, **env: str) -> Path:
+    require("scikit_build_core")
+    options = ("--no-build-isolation", "--no-deps", "--wheel-dir", str(folder))
+    pip("wheel", *options, str(ROOT), **env)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def run_installed(wheel: Path, folder: Path, code: str, *args: str) -> str:
+    """Install a wheel into an empty folder and run code that sees it before the sources."""
+    target = folder / "site"
+    pip("install", "--no-deps", "--target", str(target), str(wheel))
+    env = {**os.environ, "PYTHONPATH": str(target)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target), *args],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_wheel_holds_package_library_and_license(wheel: Path) -> None:
+    assert wheel.name.startswith("torchdelta-")
+    assert "-py3-none-" in wheel.name
+    assert not wheel.name.endswith("-any.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert names.count(LIBRARY) == 1
+    info = next(n for n in names if n.endswith("/METADATA")).removesuffix("/METADATA")
+    assert {"torchdelta/demo/demo_net.pt", f"{info}/entry_points.txt",
+            f"{info}/licenses/LICENSE"} <= set(names)  # fmt: skip
+    assert {n.split("/")[0] for n in names} == {"torchdelta", info}
+
+
+def test_the_installed_wheel_runs_on_the_cpu_engine(wheel: Path, tmp_path: Path) -> None:
+    assert run_installed(wheel, tmp_path, SMOKE, "cpu").startswith("cpu ")
+
+
+def test_without_a_compiler_the_torch_engine_is_left(tmp_path: Path) -> None:
+    wheel = build_wheel(tmp_path, CXX="/bin/false")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert LIBRARY not in zipfile.ZipFile(wheel).namelist()
+    said = run_installed(wheel, tmp_path, SMOKE, "auto")
+    assert said.startswith("torch ")
+    assert "compiler" in said
+
+
+def test_sdist_holds_the_native_sources(tmp_path: Path) -> None:
+    require("scikit_build_core")
+    code = "import sys, scikit_build_core.build as b; print(b.build_sdist(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {n.partition("/")[2] for n in tar.getnames()}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "native" / "src").rglob("*.*")}
+    assert sources | {"native/CMakeLists.txt", "LICENSE", "pyproject.toml"} <= names
+    assert not [n for n in names if n.endswith((".so", ".o"))]
