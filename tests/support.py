@@ -21,22 +21,15 @@ from torchdelta.runtime.session import Session
 LONG = bool(os.environ.get("TORCHDELTA_LONG"))
 
 
-def _engine_cases() -> list[str]:
-    """List the engines that run here, each once; tests check that none is missing."""
-    return [
-        f"cpu-{bind.choose_isa()}" if name == "cpu" else name
-        for name, engine in ENGINES.items()
-        if engine.usable()[0]
-    ]
-
-
-# an engine's name, with the instruction set where it has several
-ENGINE_CASES = _engine_cases()
-# the same kernels in other instruction sets: what each of them does alone needs a test there
+# engines that run here; a test checks that none is missing
+ENGINE_NAMES = [name for name, engine in ENGINES.items() if engine.usable()[0]]
+# an engine each, with the instruction set where it has several
+ENGINE_CASES = [f"cpu-{bind.choose_isa()}" if n == "cpu" else n for n in ENGINE_NAMES]
+# the same kernels in other instruction sets, for the tests of single operations
 ISA_CASES = [
-    case
-    for case in (f"cpu-{isa}" for isa in (bind.isas() if CpuEngine.usable()[0] else []))
-    if case not in ENGINE_CASES
+    f"cpu-{isa}"
+    for isa in (bind.isas() if "cpu" in ENGINE_NAMES else ())
+    if f"cpu-{isa}" not in ENGINE_CASES
 ]
 HALF_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -434,14 +434,13 @@ class ConvTask {
     Finisher<T> finish(job_);
     const std::vector<Panel>& panels = p_.panels[group_];
     const int c0 = panels.front().c0, n = panels.back().c0 + panels.back().n - c0;
-    for (int i = 0; i < count_; ++i) finish.prefetch(pixels_[i], c0, n);
-    for (size_t i = 0; i < p_.phases.size(); ++i) run_phase(int(i));
+    for (size_t i = 0; i < p_.phases.size(); ++i) run_phase(int(i), finish);
     // a phase's rows lie where its pixels stand in the list of all phases
     for (int i = 0; i < count_; ++i) finish(pixels_[order_[i]], c0, n, sums_ + size_t(i) * kRow);
   }
 
  private:
-  void run_phase(int index) {
+  void run_phase(int index, Finisher<T>& finish) {
     const Phase& phase = p_.phases[index];
     int n = 0;
     uint16_t* const order = order_ + done_;
@@ -455,15 +454,17 @@ class ConvTask {
     if (!n) return;
     // register blocks of nearly equal size
     const int blocks = (n + p_.pixels - 1) / p_.pixels;
+    const std::vector<Panel>& panels = p_.panels[group_];
+    const int c0 = panels.front().c0, channels = panels.back().c0 + panels.back().n - c0;
     float* const sums = sums_ + size_t(done_) * kRow;
     for (int b = 0; b < blocks; ++b) {
       const int from = n * b / blocks, to = n * (b + 1) / blocks;
       find_rows(phase, order + from, to - from, b);
     }
-    for (const Panel& panel : p_.panels[group_]) {
+    for (const Panel& panel : panels) {
       const float* bias = p_.bias.data() + panel.bias;
       const typename Multiply<T>::Weight* weights = p_.aligned(panel.weights[index]);
-      const int within = panel.c0 - p_.panels[group_].front().c0;
+      const int within = panel.c0 - c0;
       if (phase.chunks.empty()) {
         // nothing reaches these outputs but the bias
         for (int i = 0; i < n; ++i)
@@ -474,6 +475,11 @@ class ConvTask {
         const Chunk& chunk = phase.chunks[c];
         for (int b = 0; b < blocks; ++b) {
           const int from = n * b / blocks, to = n * (b + 1) / blocks;
+          if (c == 0 && within == 0) {
+            for (int i = from; i < to; ++i)
+              finish.prefetch(pixels_[order[i]], c0, channels);
+            if (b + 1 < blocks) fetch_rows(phase, b + 1, n * (b + 2) / blocks - to);
+          }
           run_chunk(phase, panel, chunk, b, to - from,
                     weights + chunk.weights * panel.nv * kWidth,
                     sums + size_t(from) * kRow + within, c == 0 ? bias : nullptr);
@@ -507,9 +513,8 @@ class ConvTask {
       if (inside) {
         for (const Segment& s : phase.segments) {
           const Tap& tap = phase.taps[s.tap];
-          const T* const row = base_ + (ptrdiff_t(y + tap.dy) * in_.w + (x + tap.dx)) * pitch_;
-          rows[s.tap * p_.pixels + i] = row;
-          fetch(row, std::min(kFetch, s.n_taps * p_.c_in));
+          rows[s.tap * p_.pixels + i] =
+              base_ + (ptrdiff_t(y + tap.dy) * in_.w + (x + tap.dx)) * pitch_;
         }
         continue;
       }
@@ -520,6 +525,15 @@ class ConvTask {
             exists ? base_ + (ptrdiff_t(iy) * in_.w + ix) * pitch_ : nullptr;
       }
     }
+  }
+
+  // Asks for the beginnings of the input rows of a block inside the map; the rest follows by itself.
+  void fetch_rows(const Phase& phase, int block, int m) {
+    if (!block_inside(block)) return;
+    const T* const* const rows = rows_of(block);
+    for (const Segment& s : phase.segments)
+      for (int i = 0; i < m; ++i)
+        fetch(rows[s.tap * p_.pixels + i], std::min(kFetch, s.n_taps * p_.c_in));
   }
 
   // a flag behind the block's rows

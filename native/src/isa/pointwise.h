@@ -150,7 +150,7 @@ TD_INLINE V vgelu(V x) {
   // minimax of R(t) / t, error of Phi 8.7e-9
   static constexpr float kTail[] = {0x1.ea0470p-4f,  0x1.ee6b1cp-4f, 0x1.9a10a0p-4f,
                                     0x1.06976ep-3f,  -0x1.b77db4p-5f, 0x1.a7e0e4p-3f,
-                                    -0x1.436ed6p-3f, 0x1.265724p-5f};
+                                    -0x1.436ed6p-3f, 0x1.265772p-5f};
   const V a = vabs(x);
   const V t = vdiv(vset(1), vfma(vset(0.3f), a, vset(1)));
   const V bell = vexp(vmul(vmul(vset(-0.5f), a), a));
@@ -169,7 +169,7 @@ TD_INLINE V vmish(V x) {
   // beyond 20 the factor rounds to 1
   const V e = vexp(vmin(vset(20), x));
   const V d = vmul(e, vadd(e, vset(2)));
-  return vdiv(vmul(x, d), vadd(d, vset(2)));
+  return vmul(x, vdiv(d, vadd(d, vset(2))));
 }
 
 TD_INLINE V vsoftplus(V x, float beta, float threshold) {

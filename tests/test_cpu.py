@@ -1,0 +1,406 @@
+"""The cpu engine alone: bit for bit what it gives on a whole frame, threads, slots, refusals."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchdelta
+from cases import OP_CASES
+from random_nets import compiled_net
+from support import (
+    ENGINE_CASES,
+    ENGINE_NAMES,
+    ISA_CASES,
+    compiled,
+    make_engine,
+    move,
+    new_session,
+    same_bits,
+    snapshot,
+)
+from torchdelta import EngineError
+from torchdelta.engines import choose
+from torchdelta.engines.cpu import CpuEngine, bind
+from torchdelta.ops import OPS
+
+if "cpu" not in ENGINE_NAMES:
+    # test_every_engine_is_tested says whether that may be
+    pytest.skip(CpuEngine.usable()[1], allow_module_level=True)
+
+BEST = next(case for case in ENGINE_CASES if case.startswith("cpu-"))
+CPU_CASES = [BEST, *ISA_CASES]
+CPU = torch.device("cpu")
+NATIVE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
+NATIVE_OPS = sorted(set(OPS) - {"dense"})
+KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "patch")
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let the native engine use n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def history(shape: Sequence[int], seed: int, kinds: Sequence[str] = KINDS) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(1, *shape, generator=generator)
+    frames = []
+    for kind in kinds:
+        x = move(x, kind, generator)
+        frames.append(x)
+    return frames
+
+
+def state_after(
+    fast: torchdelta.CompiledModel, engine: str, frames: Sequence[Tensor], n: int = 1
+) -> list[Tensor]:
+    """Run frames at tolerance 0 on n threads in a state that begins as NaN; gives the buffers."""
+    session = new_session(fast, engine, 0.0)
+    assert not session.engine.foreign_steps()
+    with threads(n):
+        for x in frames:
+            session.step({"s": x})
+    return snapshot(session)
+
+
+def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+    assert all(bool(same_bits(x, y).all()) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("engine", CPU_CASES)
+@pytest.mark.parametrize("case", NATIVE_CASES)
+def test_p1_bit_for_bit(engine: str, case: str) -> None:
+    """After any history the state is that of a whole run on the last frame, on 1 and 2 threads."""
+    fast, _ = compiled(case)
+    frames = history(OP_CASES[case][2], 11)
+    whole = state_after(fast, engine, frames[-1:])
+    assert_same(state_after(fast, engine, frames), whole)
+    assert_same(state_after(fast, engine, frames, 2), whole)
+    assert_same(state_after(fast, engine, frames[-1:], 2), whole)
+
+
+@pytest.mark.parametrize("engine", CPU_CASES)
+@pytest.mark.parametrize("op", NATIVE_OPS)
+def test_p1_bit_for_bit_in_networks(engine: str, op: str) -> None:
+    """The same through random networks; 5 threads have less than a row each in the small maps."""
+    for seed in (0, 1):
+        fast, _ = compiled_net(op, seed)
+        frames = history(fast.plan.shape, 12 + seed)
+        whole = state_after(fast, engine, frames[-1:])
+        for n in (1, 2, 5):
+            assert_same(state_after(fast, engine, frames, n), whole)
+
+
+@pytest.mark.parametrize("engine", CPU_CASES)
+@pytest.mark.parametrize("case", NATIVE_CASES)
+def test_p4_slots_bit_for_bit(engine: str, case: str) -> None:
+    """Three slots in one step give what three sessions give; one without a frame stays as it is."""
+    fast, _ = compiled(case)
+    histories = {s: history(OP_CASES[case][2], 20 + n) for n, s in enumerate("abc")}
+    shared = new_session(fast, engine, 0.04, slots=3)
+    alone = {s: new_session(fast, engine, 0.04) for s in "abc"}
+    with threads(2):
+        for t in range(len(KINDS)):
+            absent = "abc"[t % 3] if t else ""
+            frames = {s: histories[s][t] for s in "abc" if s != absent}
+            shared.step(frames)
+            for s, x in frames.items():
+                alone[s].step({s: x})
+    for slot, s in enumerate("abc"):
+        assert_same([b[slot] for b in snapshot(shared)], [b[0] for b in snapshot(alone[s])])
+
+
+def test_sessions_in_several_threads_bit_for_bit() -> None:
+    """Frames of several sessions overlap in one native program, each on two threads."""
+    fast, _ = compiled_net("conv2d", 0)
+    engine = make_engine(BEST, fast.plan, fast.device, torch.float32)
+    kinds = [*KINDS, *["patch", "pixel", "all"] * 8]
+
+    def run(seed: int) -> list[Tensor]:
+        session = torchdelta.Session(engine, 1, 0.02, torchdelta.Profile())
+        frames = history(fast.plan.shape, seed, kinds)
+        return [session.step({"s": x})["s"].output["out"] for x in frames]
+
+    with threads(2):
+        alone = [run(seed) for seed in range(4)]
+        together: list[list[Tensor]] = [[] for _ in alone]
+
+        def work(seed: int) -> None:
+            # the number of threads is each Python thread's own
+            torch.set_num_threads(2)
+            together[seed] = run(seed)
+
+        workers = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    for a, b in zip(alone, together, strict=True):
+        assert len(b) == len(kinds)
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("engine", CPU_CASES)
+@pytest.mark.parametrize(
+    ("shape", "color"),
+    [((3, 63, 130), "rgb"), ((1, 7, 63), "rgb"), ((4, 13, 1), "rgb"), ((3, 1, 7), "bgr"),
+     ((3, 9, 64), "bgr")],
+)  # fmt: skip
+def test_layouts_of_a_frame_give_the_same_state(
+    engine: str, shape: tuple[int, int, int], color: str
+) -> None:
+    """uint8 [H, W, C], a cut-out of a larger picture, [C, H, W], float in any order."""
+    c, h, w = shape
+    torch.manual_seed(0)
+    # a range of 0..255 leaves uint8 and float the same numbers
+    fast = torchdelta.compile(nn.Conv2d(c, 5, 1).eval(), torch.rand(1, *shape), tolerance=0.0,
+                              input_range=(0, 255), color=color)  # fmt: skip
+    picture = np.random.default_rng(1).integers(0, 256, (2, h + 3, w + 5, c), dtype=np.uint8)
+    first, second = picture[:, 1 : h + 1, 2 : w + 2]
+    packed = torch.from_numpy(second.copy())
+    layouts: list[object] = [
+        np.ascontiguousarray(second), second, packed.permute(2, 0, 1),
+        packed.permute(2, 0, 1).contiguous(), packed.permute(2, 0, 1).float(),
+        packed.permute(2, 0, 1).float().contiguous(), packed.numpy().astype(np.float32),
+    ]  # fmt: skip
+    states = []
+    for frame in layouts:
+        session = new_session(fast, engine, 0.0)
+        session.step({"s": first})
+        session.step({"s": frame})
+        states.append(snapshot(session))
+    expected = second[:, :, ::-1] if color == "bgr" else second
+    published = states[0][fast.plan.values[fast.plan.input].buffer][0]
+    assert torch.equal(published, torch.from_numpy(expected.astype(np.float32)))
+    for state in states[1:]:
+        assert_same(states[0], state)
+
+
+@pytest.mark.parametrize("engine", CPU_CASES)
+@pytest.mark.parametrize("size", [(1, 1), (7, 63), (13, 64), (9, 130), (63, 1), (2, 65)])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_input_gate_is_the_torch_engines(engine: str, size: tuple[int, int], channels: int) -> None:
+    """On changes that are far from the threshold both publish the same pixels."""
+    h, w = size
+    torch.manual_seed(0)
+    fast = torchdelta.compile(nn.Conv2d(channels, 2, 1).eval(), torch.rand(1, channels, h, w),
+                              input_range=(0, 1), mean=(0.4,) * channels,
+                              std=(0.2,) * channels)  # fmt: skip
+    sessions = [new_session(fast, case, 0.04) for case in ("torch", engine)]
+    generator = torch.Generator().manual_seed(2)
+    x = 0.2 + 0.2 * torch.rand(1, channels, h, w, generator=generator)
+    pixels = [(0, 0), (h - 1, w - 1), (h // 2, w // 2), (0, w - 1), (h // 3, min(63, w - 1))]
+    for y0, x0 in pixels:
+        x = x + 1e-4
+        x[0, :, y0, x0] += 0.5 * (1 if x[0, 0, y0, x0] < 0.5 else -1)
+        results = [session.step({"s": x})["s"] for session in sessions]
+        assert torch.equal(results[0].changed, results[1].changed), (y0, x0)
+        with threads(3):
+            again = sessions[1].step({"s": x})["s"]
+        assert not again.changed.any()
+
+
+class Fails(Exception):
+    pass
+
+
+def test_foreign_steps_run_and_their_errors_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x).cumsum(3) / 8)
+
+    torch.manual_seed(0)
+    model = Net().eval()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 17, 19), tolerance=0, input_range=(0, 1),
+                              engine="cpu")  # fmt: skip
+    session = fast.session(slots=2)
+    (name,) = session.engine.foreign_steps()
+    assert "cumsum" in name
+    frames = history((3, 17, 19), 3)
+    oracle = session.engine._oracle
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise Fails("from within")
+
+    for t, x in enumerate(frames):
+        if t == 4:
+            with monkeypatch.context() as patch:
+                patch.setattr(oracle, "run_step", fail)
+                with pytest.raises(Fails, match="from within"):
+                    session.step({"a": x, "b": x})
+        results = session.step({"a": x, "b": 1 - x})
+        for stream, frame in (("a", x), ("b", 1 - x)):
+            result = results[stream]
+            # a stream whose frame failed starts anew
+            assert result.stats.first == (t in (0, 4))
+            with torch.no_grad():
+                assert torchdelta.relative_error(result.output, model(frame)) < 1e-5
+    assert session.step({"a": frames[-1]}, record=True)["a"].active[name].sum() == 0
+
+
+def test_unknown_instruction_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ", ".join(bind.isas())
+    monkeypatch.setenv(bind.ISA_VARIABLE, "avx9")
+    usable, why = CpuEngine.usable()
+    assert not usable
+    assert why == f"TORCHDELTA_CPU_ISA is 'avx9', this CPU can run {here}"
+    conv, x = nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8)
+    with pytest.raises(EngineError, match=rf"avx9.*{here}"):
+        torchdelta.compile(conv, x, engine="cpu")
+    fast = torchdelta.compile(conv, x)
+    assert fast.engine == "torch"
+    assert "avx9" in fast.engine_reason
+    monkeypatch.delenv(bind.ISA_VARIABLE)
+    with pytest.raises(EngineError, match="unknown instruction set avx9"):
+        CpuEngine(fast.plan, CPU, torch.float32, isa="avx9")
+
+
+@pytest.mark.parametrize("isa", bind.isas())
+def test_the_variable_picks_the_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(bind.ISA_VARIABLE, isa)
+    fast = torchdelta.compile(nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8), engine="cpu")
+    assert fast.session().engine.isa == isa
+    if isa != "avx512_bf16":
+        with pytest.raises(EngineError, match=f"bf16 needs a CPU with AVX512-BF16.*{isa}"):
+            choose("cpu", CPU, torch.bfloat16)
+
+
+def test_half_precision_and_other_devices_are_refused() -> None:
+    conv, x = nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8)
+    with pytest.raises(EngineError, match="computes in fp32 and bf16, not in torch.float16"):
+        torchdelta.compile(conv, x, engine="cpu", dtype="fp16")
+    assert torchdelta.compile(conv, x, dtype="fp16").engine == "torch"
+    with pytest.raises(EngineError, match="runs on the CPU, the model is on cuda"):
+        choose("cpu", torch.device("cuda"))
+
+
+@pytest.fixture
+def other_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Let a test put another library in place of the one that is loaded."""
+    bind.library.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    bind.library.cache_clear()
+
+
+def test_without_the_library_auto_takes_the_torch_engine(
+    other_library: pytest.MonkeyPatch,
+) -> None:
+    other_library.setattr(bind, "library_path", lambda: None)
+    usable, why = CpuEngine.usable()
+    assert not usable
+    assert "compiler" in why
+    conv, x = nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8)
+    fast = torchdelta.compile(conv, x)
+    assert fast.engine == "torch"
+    assert "was not built" in fast.engine_reason
+    with pytest.raises(EngineError, match="was not built"):
+        torchdelta.compile(conv, x, engine="cpu")
+
+
+def test_a_library_that_does_not_load_or_fit_is_refused(
+    other_library: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / bind.LIBRARY
+    path.write_bytes(b"no library")
+    with other_library.context() as patch:
+        patch.setattr(bind, "library_path", lambda: path)
+        assert "does not load" in CpuEngine.usable()[1]
+    other_library.setattr(bind, "ABI", -1)
+    assert "this version of torchdelta needs -1" in CpuEngine.usable()[1]
+
+
+def test_a_damaged_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchdelta.engines.cpu.blob import write_program
+
+    plan = compiled("conv-3x3")[0].plan
+    program = write_program(plan, torch.float32, [plan.input])
+    isa = bind.isas()[0]
+    bind.NativeProgram(program, isa)
+    for wrong, message in (
+        (program[:-8], "cut off or damaged"),
+        (program[:100], "cut off or damaged"),
+        (b"\1" + program[1:], "no program of this version"),
+        (program + bytes(8), "more bytes than steps"),
+    ):
+        with pytest.raises(EngineError, match=message):
+            bind.NativeProgram(wrong, isa)
+
+
+def test_weight_and_scratch_bytes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.Conv2d(64, 128, 3, padding=1)).eval()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 30, 40), input_range=(0, 1), engine="cpu")
+    engine = make_engine(BEST, fast.plan, CPU, torch.float32)
+    weights = sum(p.numel() * 4 for p in model.parameters())
+    # whole vectors of channels, and a cache line to align to
+    assert weights <= engine.weight_bytes <= 1.1 * weights + 4096
+    assert engine.scratch_bytes == 0
+    session = torchdelta.Session(engine, 1, 0.0, torchdelta.Profile())
+    frames = history((3, 30, 40), 5, [*KINDS, "all", "all"])
+    sizes = []
+    for x in frames:
+        session.step({"s": x})
+        sizes.append(engine.scratch_bytes)
+    # masks and lists of a whole frame are there from the first on
+    assert 0 < sizes[0] < session.state_bytes
+    assert sizes[-1] == sizes[0]
+
+
+@pytest.mark.parametrize("norm", ["rms", "max"])
+@pytest.mark.parametrize("engine", [*ENGINE_CASES, *ISA_CASES])
+@pytest.mark.parametrize("channels", [1, 5, 16, 63, 64, 65, 130])
+def test_a_group_is_published_from_its_threshold_on(
+    engine: str, channels: int, norm: str
+) -> None:
+    """Every group of a value moves by 2 % less than the threshold, then by 2 % more."""
+    tail = nn.Conv2d(channels, 1, 1)
+    first = nn.Conv2d(1, channels, 1, bias=False)
+    with torch.no_grad():
+        # rms and max differ; the largest stands at the end of each group
+        scale = torch.ones(channels)
+        scale[63::64] = scale[-1] = 2.0
+        first.weight.copy_(scale[:, None, None, None])
+    x = torch.rand(1, 1, 5, 9)
+    fast = torchdelta.compile(nn.Sequential(first, tail).eval(), x, input_range=(0, 1))
+    value = fast.plan.steps[0].output
+    name = fast.plan.values[value].name
+    # every input pixel that differs goes in
+    profile = torchdelta.Profile({"input": 0.0}, rms={name: 1.0}, norm=norm)
+    session = new_session(fast, engine, 0.1, profile=profile)
+    session.step({"s": x})
+    assert session._state.thresholds[0, value] == pytest.approx(0.1)
+    before = session._state.view(value, 0).clone()
+    groups = [scale[c : c + 64] for c in range(0, channels, 64)]
+    for g, part in enumerate(groups):
+        size = part.max() if norm == "max" else part.square().mean().sqrt()
+        for factor, moves in ((0.98, False), (1.02, True)):
+            y = x.clone()
+            y[0, 0, 2, 3] += factor * 0.1 / size
+            session.reset("s")
+            session.step({"s": x})
+            session.step({"s": y})
+            after = session._state.view(value, 0)
+            moved = (after != before).any(1 if after.ndim == 2 else 2)
+            assert bool((after != before)[2, 3, 64 * g]) == moves
+            assert int(moved.sum()) <= 1
+
+
+def test_several_openmp_runtimes_are_listed() -> None:
+    """PyTorch's is there, and the library brings no other one."""
+    assert len(bind.openmp_runtimes()) == 1
