@@ -32,6 +32,16 @@ void or_shifted(const uint64_t* in, int in_words, uint64_t* out, int out_words, 
   }
 }
 
+// Bits 0, 2, 4 ... as bits 0, 1, 2 ...
+uint64_t even_bits(uint64_t x) {
+  x &= 0x5555555555555555;
+  x = (x | x >> 1) & 0x3333333333333333;
+  x = (x | x >> 2) & 0x0f0f0f0f0f0f0f0f;
+  x = (x | x >> 4) & 0x00ff00ff00ff00ff;
+  x = (x | x >> 8) & 0x0000ffff0000ffff;
+  return (x | x >> 16) & 0x00000000ffffffff;
+}
+
 }  // namespace
 
 void spread_row(const Axis& axis, const uint64_t* in, uint64_t* out) {
@@ -40,6 +50,21 @@ void spread_row(const Axis& axis, const uint64_t* in, uint64_t* out) {
     // out[x] reads in[x - pad + t * dilation]: in moves up by pad - t * dilation
     for (int t = 0; t < axis.kernel; ++t)
       or_shifted(in, in_words, out, out_words, axis.pad - t * axis.dilation);
+    out[out_words - 1] &= tail_mask(axis.n_out);
+    return;
+  }
+  if (axis.window && axis.stride == 2) {
+    // the same with the places 2 x, of which there are some words more than outputs
+    constexpr int kMost = 64;
+    uint64_t places[2 * kMost];
+    for (int from = 0; from < out_words; from += kMost) {
+      const int count = std::min(kMost, out_words - from);
+      std::fill_n(places, 2 * count, 0);
+      for (int t = 0; t < axis.kernel; ++t)
+        or_shifted(in, in_words, places, 2 * count, axis.pad - t * axis.dilation - 128 * from);
+      for (int k = 0; k < count; ++k)
+        out[from + k] |= even_bits(places[2 * k]) | even_bits(places[2 * k + 1]) << 32;
+    }
     out[out_words - 1] &= tail_mask(axis.n_out);
     return;
   }

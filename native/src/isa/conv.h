@@ -29,6 +29,8 @@ constexpr int kPixels[kVectors + 1] = {0, 12, 12, 8, 6};
 constexpr int kMostPixels = 12;
 // numbers of an input row that are asked for before they are needed; the rest follows by itself
 constexpr int kFetch = 128;
+// multiply-adds per output up to which a task takes all channels of its pixels
+constexpr size_t kShortSum = 256;
 // bytes of weights that are used again and again before the next ones come
 constexpr int kChunkBytes = 64 * 1024;
 
@@ -363,7 +365,6 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
   const RawConv raw(program, step);
   auto packed = std::make_unique<PackedConv<T>>();
   PackedConv<T>& p = *packed;
-  p.by_group = true;
   p.stride_y = raw.transposed ? 1 : raw.sy;
   p.stride_x = raw.transposed ? 1 : raw.sx;
   p.phases_y = raw.transposed ? raw.sy : 1;
@@ -395,6 +396,8 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
       p.phases.push_back(std::move(phase));
     }
   }
+  // short sums: a pixel's place in memory is worth more than the weights'
+  p.by_group = p.phases.front().steps > kShortSum;
   size_t size = 0;
   for (auto& group : p.panels)
     for (Panel& panel : group)
@@ -416,11 +419,10 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
 template <class T>
 class ConvTask {
  public:
-  ConvTask(const Job& job, size_t begin, size_t end, int group, Scratch& scratch)
+  ConvTask(const Job& job, size_t begin, size_t end, Scratch& scratch)
       : job_(job), p_(static_cast<const PackedConv<T>&>(*job.packed)),
         in_(job.program->values[job.step->inputs[0]]), pitch_(job.pitch(job.step->inputs[0])),
-        pixels_(job.pixels + begin), count_(int(end - begin)), group_(group) {
-    most_taps_ = 0;
+        pixels_(job.pixels + begin), count_(int(end - begin)) {
     for (const Phase& phase : p_.phases) most_taps_ = std::max(most_taps_, int(phase.taps.size()));
     const size_t sums = sizeof(float) * count_ * kRow;
     const size_t rows = sizeof(T*) * size_t(most_taps_ + 1) * (count_ + kMostPixels);
@@ -430,76 +432,86 @@ class ConvTask {
     rows_ = reinterpret_cast<const T**>(bytes + (sums + 63) / 64 * 64);
   }
 
-  void run() {
+  // Channel groups first .. last.
+  void run(int first, int last) {
     Finisher<T> finish(job_);
-    const std::vector<Panel>& panels = p_.panels[group_];
-    const int c0 = panels.front().c0, n = panels.back().c0 + panels.back().n - c0;
-    for (size_t i = 0; i < p_.phases.size(); ++i) run_phase(int(i), finish);
-    // a phase's rows lie where its pixels stand in the list of all phases
-    for (int i = 0; i < count_; ++i) finish(pixels_[order_[i]], c0, n, sums_ + size_t(i) * kRow);
+    for (size_t i = 0; i < p_.phases.size(); ++i) {
+      choose(p_.phases[i]);
+      if (!chosen_) continue;
+      for (int b = 0; b < blocks_; ++b) find_rows(p_.phases[i], b);
+      for (int group = first; group <= last; ++group) {
+        run_group(int(i), group, finish);
+        const std::vector<Panel>& panels = p_.panels[group];
+        const int c0 = panels.front().c0, n = panels.back().c0 + panels.back().n - c0;
+        for (int k = 0; k < chosen_; ++k)
+          finish(pixels_[order_[k]], c0, n, sums_ + size_t(k) * kRow);
+      }
+    }
   }
 
  private:
-  void run_phase(int index, Finisher<T>& finish) {
-    const Phase& phase = p_.phases[index];
-    int n = 0;
-    uint16_t* const order = order_ + done_;
+  // Picks the task's pixels of one phase and cuts them into register blocks of nearly equal size.
+  void choose(const Phase& phase) {
+    chosen_ = 0;
     if (p_.phases.size() == 1) {
-      for (; n < count_; ++n) order[n] = uint16_t(n);
+      for (; chosen_ < count_; ++chosen_) order_[chosen_] = uint16_t(chosen_);
     } else {
       for (int i = 0; i < count_; ++i)
         if (pixels_[i].y % p_.phases_y == phase.ry && pixels_[i].x % p_.phases_x == phase.rx)
-          order[n++] = uint16_t(i);
+          order_[chosen_++] = uint16_t(i);
     }
-    if (!n) return;
-    // register blocks of nearly equal size
-    const int blocks = (n + p_.pixels - 1) / p_.pixels;
-    const std::vector<Panel>& panels = p_.panels[group_];
+    blocks_ = (chosen_ + p_.pixels - 1) / p_.pixels;
+    for (int b = 0; b <= blocks_; ++b) begin_[b] = uint16_t(chosen_ * b / std::max(1, blocks_));
+  }
+
+  // Sums one group's channels of the chosen pixels.
+  void run_group(int index, int group, Finisher<T>& finish) {
+    const Phase& phase = p_.phases[index];
+    const std::vector<Panel>& panels = p_.panels[group];
     const int c0 = panels.front().c0, channels = panels.back().c0 + panels.back().n - c0;
-    float* const sums = sums_ + size_t(done_) * kRow;
-    for (int b = 0; b < blocks; ++b) {
-      const int from = n * b / blocks, to = n * (b + 1) / blocks;
-      find_rows(phase, order + from, to - from, b);
-    }
     for (const Panel& panel : panels) {
       const float* bias = p_.bias.data() + panel.bias;
       const typename Multiply<T>::Weight* weights = p_.aligned(panel.weights[index]);
-      const int within = panel.c0 - c0;
+      float* const sums = sums_ + panel.c0 - c0;
       if (phase.chunks.empty()) {
         // nothing reaches these outputs but the bias
-        for (int i = 0; i < n; ++i)
-          std::memcpy(sums + size_t(i) * kRow + within, bias, sizeof(float) * panel.n);
+        for (int i = 0; i < chosen_; ++i)
+          std::memcpy(sums + size_t(i) * kRow, bias, sizeof(float) * panel.n);
         continue;
       }
       for (size_t c = 0; c < phase.chunks.size(); ++c) {
         const Chunk& chunk = phase.chunks[c];
-        for (int b = 0; b < blocks; ++b) {
-          const int from = n * b / blocks, to = n * (b + 1) / blocks;
-          if (c == 0 && within == 0) {
-            for (int i = from; i < to; ++i)
-              finish.prefetch(pixels_[order[i]], c0, channels);
-            if (b + 1 < blocks) fetch_rows(phase, b + 1, n * (b + 2) / blocks - to);
+        for (int b = 0; b < blocks_; ++b) {
+          if (c == 0 && panel.c0 == c0) {
+            for (int i = begin_[b]; i < begin_[b + 1]; ++i)
+              finish.prefetch(pixels_[order_[i]], c0, channels);
+            if (b + 1 < blocks_) fetch_rows(phase, b + 1);
           }
-          run_chunk(phase, panel, chunk, b, to - from,
-                    weights + chunk.weights * panel.nv * kWidth,
-                    sums + size_t(from) * kRow + within, c == 0 ? bias : nullptr);
+          run_chunk(phase, panel, chunk, b, weights + chunk.weights * panel.nv * kWidth,
+                    sums + size_t(begin_[b]) * kRow, c == 0 ? bias : nullptr);
         }
       }
     }
-    done_ += n;
+  }
+
+  // Input pixel that a pixel's taps are counted from.
+  TD_INLINE Tap origin(const Pixel& p) const {
+    if (p_.phases.size() == 1) return {p.y * p_.stride_y, p.x * p_.stride_x};
+    return {p.y / p_.phases_y * p_.stride_y, p.x / p_.phases_x * p_.stride_x};
   }
 
   const T** rows_of(int block) { return rows_ + size_t(block) * (most_taps_ * p_.pixels + 1); }
 
   // Finds where each pixel's taps lie. Inside the map only a segment's first is wanted.
-  void find_rows(const Phase& phase, const uint16_t* order, int m, int block) {
+  void find_rows(const Phase& phase, int block) {
     const T** rows = rows_of(block);
+    const uint16_t* const order = order_ + begin_[block];
+    const int m = begin_[block + 1] - begin_[block];
     const Tap& first = phase.taps.empty() ? kNone : phase.taps.front();
     const Tap& last = phase.taps.empty() ? kNone : phase.taps.back();
     bool inside = true;
     for (int i = 0; i < m; ++i) {
-      const Pixel& p = pixels_[order[i]];
-      const int y = p.y / p_.phases_y * p_.stride_y, x = p.x / p_.phases_x * p_.stride_x;
+      const auto [y, x] = origin(pixels_[order[i]]);
       inside &= y + first.dy >= 0 && y + last.dy < in_.h && x + first.dx >= 0 && x + last.dx < in_.w;
     }
     block_inside(block) = inside;
@@ -509,7 +521,7 @@ class ConvTask {
         slot_ = p.slot;
         base_ = job_.base<T>(job_.step->inputs[0], p.slot);
       }
-      const int y = p.y / p_.phases_y * p_.stride_y, x = p.x / p_.phases_x * p_.stride_x;
+      const auto [y, x] = origin(p);
       if (inside) {
         for (const Segment& s : phase.segments) {
           const Tap& tap = phase.taps[s.tap];
@@ -528,8 +540,9 @@ class ConvTask {
   }
 
   // Asks for the beginnings of the input rows of a block inside the map; the rest follows by itself.
-  void fetch_rows(const Phase& phase, int block, int m) {
+  void fetch_rows(const Phase& phase, int block) {
     if (!block_inside(block)) return;
+    const int m = begin_[block + 1] - begin_[block];
     const T* const* const rows = rows_of(block);
     for (const Segment& s : phase.segments)
       for (int i = 0; i < m; ++i)
@@ -541,8 +554,9 @@ class ConvTask {
     return *reinterpret_cast<bool*>(rows_of(block) + most_taps_ * p_.pixels);
   }
 
-  void run_chunk(const Phase& phase, const Panel& panel, const Chunk& chunk, int block, int m,
+  void run_chunk(const Phase& phase, const Panel& panel, const Chunk& chunk, int block,
                  const typename Multiply<T>::Weight* weights, float* sums, const float* bias) {
+    const int m = begin_[block + 1] - begin_[block];
     const T* const* rows = rows_of(block);
     const Segment& segment = phase.segments[chunk.segment];
     const Multiplier<T> call = multiplier<T>(panel.nv, m);
@@ -578,17 +592,20 @@ class ConvTask {
   const Value& in_;
   const int pitch_;
   const Pixel* pixels_;
-  const int count_, group_;
-  int most_taps_, done_ = 0, slot_ = -1;
+  const int count_;
+  int most_taps_ = 0, slot_ = -1;
+  int chosen_ = 0, blocks_ = 0;
   const T* base_ = nullptr;
   float* sums_;
   const T** rows_;
-  uint16_t order_[kBlockPx];
+  uint16_t order_[kBlockPx];        // the chosen pixels
+  uint16_t begin_[kBlockPx + 2];    // of the register blocks among them
 };
 
 template <class T>
 void run_conv(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) {
-  ConvTask<T>(job, begin, end, group, scratch).run();
+  const int last = int(static_cast<const PackedConv<T>&>(*job.packed).panels.size()) - 1;
+  ConvTask<T>(job, begin, end, scratch).run(group < 0 ? 0 : group, group < 0 ? last : group);
 }
 
 }  // namespace TD_ISA
