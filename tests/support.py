@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 import torchdelta
@@ -57,6 +59,11 @@ HALF_CASES = [
     for name, dtype in HALF_DTYPES.items()
     if computes_in(case, dtype)
 ]
+
+
+def each(cases: Iterable[str]) -> list[ParameterSet]:
+    """Make parameters of op cases; one worker runs all tests of a case, which it compiles once."""
+    return [pytest.param(case, marks=pytest.mark.xdist_group(case)) for case in cases]
 
 
 @cache

@@ -19,6 +19,7 @@ from support import (
     ENGINE_NAMES,
     ISA_CASES,
     compiled,
+    each,
     make_engine,
     move,
     new_session,
@@ -81,7 +82,7 @@ def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("engine", FEW_CASES)
-@pytest.mark.parametrize("case", NATIVE_CASES)
+@pytest.mark.parametrize("case", each(NATIVE_CASES))
 def test_p1_bit_for_bit(engine: str, case: str) -> None:
     """After any history the state is that of a whole run on the last frame, on 1 and 2 threads."""
     fast, _ = compiled(case)
@@ -94,22 +95,22 @@ def test_p1_bit_for_bit(engine: str, case: str) -> None:
 
 
 @pytest.mark.parametrize("engine", FEW_CASES)
-@pytest.mark.parametrize("op", NATIVE_OPS)
+@pytest.mark.parametrize("op", each(NATIVE_OPS))
 def test_p1_bit_for_bit_in_networks(engine: str, op: str) -> None:
     """The same through random networks; 5 threads have less than a row each in the small maps."""
-    for seed in (0, 1):
+    for seed, counts in enumerate(((1, 2), (5,))):
         fast, _ = compiled_net(op, seed)
         frames = history(fast.plan.shape, 12 + seed)
         foreign = make_engine(engine, fast.plan, CPU, torch.float32).foreign_steps()
         whole = state_after(fast, engine, frames[-1:])
-        for n in (1, 2, 5):
+        for n in counts:
             if foreign:
                 # PyTorch's own sums may hang on the number of threads
                 whole = state_after(fast, engine, frames[-1:], n)
             assert_same(state_after(fast, engine, frames, n), whole)
 
 
-@pytest.mark.parametrize("case", NATIVE_CASES)
+@pytest.mark.parametrize("case", each(NATIVE_CASES))
 def test_p4_slots_bit_for_bit(case: str) -> None:
     """Three slots in one step give what three sessions give; one without a frame stays as it is."""
     fast, _ = compiled(case)
@@ -292,7 +293,7 @@ def test_the_variable_picks_the_instruction_set(isa: str, monkeypatch: pytest.Mo
 
 def test_half_precision_and_other_devices_are_refused() -> None:
     conv, x = nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8)
-    with pytest.raises(EngineError, match="computes in fp32 and bf16, not in torch.float16"):
+    with pytest.raises(EngineError, match="computes in fp32 and bf16, not in"):
         torchdelta.compile(conv, x, engine="cpu", dtype="fp16")
     assert torchdelta.compile(conv, x, dtype="fp16").engine == "torch"
     with pytest.raises(EngineError, match="runs on the CPU, the model is on cuda"):

@@ -15,6 +15,7 @@ from support import (
     LONG,
     compiled,
     computes_in,
+    each,
     move,
     new_session,
     snapshot,
@@ -28,10 +29,11 @@ from torchdelta.ops import OPS, Bilinear, Dense
 FP32 = 1e-5
 # half precision: one rounding of the result, and of each intermediate of a composed case
 HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
+SPARSE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
 
 
 @pytest.mark.parametrize("engine", [*ENGINE_CASES, *ISA_CASES])
-@pytest.mark.parametrize("case", OP_CASES)
+@pytest.mark.parametrize("case", each(OP_CASES))
 def test_op(engine: str, case: str) -> None:
     """Single pixels, patches, all and nothing change; each time the result is the dense one."""
     op, _, shape = OP_CASES[case]
@@ -67,9 +69,7 @@ def test_op(engine: str, case: str) -> None:
 
 
 @pytest.mark.parametrize(("engine", "dtype"), HALF_CASES)
-@pytest.mark.parametrize(
-    "case", [c for c in OP_CASES if OP_CASES[c][0] != "dense"][:: 1 if LONG else 3]
-)
+@pytest.mark.parametrize("case", each(SPARSE_CASES[:: 1 if LONG else 3]))
 def test_op_half(engine: str, dtype: torch.dtype, case: str) -> None:
     """The half dtypes stay within a rounding of the float32 result."""
     shape = OP_CASES[case][2]
@@ -86,7 +86,7 @@ def test_op_half(engine: str, dtype: torch.dtype, case: str) -> None:
         assert torchdelta.relative_error(result.output, expected) <= HALF[dtype], kind
 
 
-@pytest.mark.parametrize("case", [c for c in OP_CASES if OP_CASES[c][0] != "dense"])
+@pytest.mark.parametrize("case", each(SPARSE_CASES))
 def test_footprint_is_what_the_stock_operation_reads(case: str) -> None:
     """A NaN at one input pixel reaches exactly the footprint's outputs."""
     fast, _ = compiled(case)

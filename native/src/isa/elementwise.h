@@ -1,4 +1,4 @@
-// Operations that compute each pixel from the pixel at its own place (ops/pointwise.py), and copies.
+// Operations that compute a pixel from the one at its own place (ops/pointwise.py), and copies.
 #pragma once
 
 #include "pixels.h"
@@ -37,8 +37,9 @@ struct Affine : Copy<T> {
         shift(job.step->params.arrays[1].data()) {}
   TD_INLINE void operator()(int c0, int n, float* row) const {
     for (int c = 0; c < n; c += kWidth) {
-      const V x = vload_some(this->from + c0 + c, n - c);
-      vstore(row + c, vfma(x, vload_some(scale + c0 + c, n - c), vload_some(shift + c0 + c, n - c)));
+      const int at = c0 + c, left = n - c;
+      vstore(row + c, vfma(vload_some(this->from + at, left), vload_some(scale + at, left),
+                           vload_some(shift + at, left)));
     }
   }
 
@@ -73,11 +74,13 @@ struct Binary {
     for (Map<T>& in : maps) in.enter(slot);
   }
   TD_INLINE void at(const Pixel& p) {
-    for (int i = 0; i < 2; ++i) sides[i].at(maps[i].at(0, 0), p);
+    for (int i = 0; i < 2; ++i) sides[i].at(maps[i].base, p);
   }
   TD_INLINE void operator()(int c0, int n, float* row) const {
-    for (int c = 0; c < n; c += kWidth)
-      vstore(row + c, binary(fn, alpha, sides[0].load(c0 + c, n - c), sides[1].load(c0 + c, n - c)));
+    for (int c = 0; c < n; c += kWidth) {
+      const V a = sides[0].load(c0 + c, n - c), b = sides[1].load(c0 + c, n - c);
+      vstore(row + c, binary(fn, alpha, a, b));
+    }
   }
 
   Map<T> maps[2];

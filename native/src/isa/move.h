@@ -90,13 +90,12 @@ struct Reshape {
   void enter(int slot) { in.enter(slot); }
   void at(const Pixel& p) { place = p.y * shape_out.w + p.x; }
   TD_INLINE void operator()(int c0, int n, float* row) const {
-    const T* const base = in.at(0, 0);
     const int step = shape_out.h * shape_out.w, area = shape_in.h * shape_in.w;
     for (int k = 0; k < n; ++k) {
       const int number = (c0 + k) * step + place;
       // a vector has the area 1: its numbers are channels
       const int c = number / area;
-      row[k] = to_float(base[ptrdiff_t(number - c * area) * in.pitch + c]);
+      row[k] = to_float(in.base[ptrdiff_t(number - c * area) * in.pitch + c]);
     }
   }
 

@@ -12,22 +12,17 @@ namespace TD_ISA {
 
 // The state of one of a step's inputs, as the current slot has it.
 template <class T>
-class Map {
- public:
+struct Map {
   Map(const Job& job, int input)
-      : job_(job), value_(job.step->inputs[input]), pitch(job.pitch(value_)),
-        h(job.program->values[value_].h), w(job.program->values[value_].w),
-        c(job.program->values[value_].c) {}
-  void enter(int slot) { base_ = job_.base<T>(value_, slot); }
-  const T* at(int y, int x) const { return base_ + (ptrdiff_t(y) * w + x) * pitch; }
+      : job(job), value(job.step->inputs[input]), pitch(job.pitch(value)),
+        h(job.program->values[value].h), w(job.program->values[value].w),
+        c(job.program->values[value].c) {}
+  void enter(int slot) { base = job.base<T>(value, slot); }
+  TD_INLINE const T* at(int y, int x) const { return base + (ptrdiff_t(y) * w + x) * pitch; }
 
- private:
-  const Job& job_;
-  const int value_;
-  const T* base_ = nullptr;
-
- public:
-  const int pitch, h, w, c;
+  const Job& job;
+  const int value, pitch, h, w, c;
+  const T* base = nullptr;
 };
 
 inline const Value& output_of(const Job& job) { return job.program->values[job.step->output]; }

@@ -144,7 +144,7 @@ struct MaxPool {
   Walk walk{};
 };
 
-// Max pools of large windows: neighbouring pixels share the maxima of their columns.
+// Max pools over runs of pixels, which share the maxima of their columns where windows are large.
 template <class T>
 class MaxPoolRuns {
  public:
