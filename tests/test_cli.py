@@ -26,6 +26,7 @@ from typer.testing import CliRunner, Result
 import torchdelta
 from conftest import require
 from torchdelta.cli.app import app
+from torchdelta.engines.cpu import bind
 from torchdelta.video.sink import VideoWriter
 
 KEYS = [
@@ -447,8 +448,26 @@ def test_explain_compares_on_a_frame_that_is_not_empty(
 
 def test_env_names_versions_devices_and_engines() -> None:
     text = call("env").stdout
-    for word in ("torchdelta", torch.__version__.split("+")[0], "cpu", "cuda", "engines", "torch"):
+    for word in ("torchdelta", torch.__version__.split("+")[0], "cpu", "cuda", "engines", "torch",
+                 "instruction sets", "TORCHDELTA_CPU_ISA", "OpenMP"):  # fmt: skip
         assert word in text
+    assert ("several OpenMP runtimes" in text) == (len(bind.openmp_runtimes()) > 1)
+
+
+def test_env_says_why_the_cpu_engine_is_missing_and_what_fights_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bind.library.cache_clear()
+    monkeypatch.setattr(bind, "library_path", lambda: None)
+    monkeypatch.setattr(bind, "openmp_runtimes", lambda: ["/a/libgomp.so.1", "/b/libiomp5.so"])
+    monkeypatch.setenv("TORCHDELTA_CPU_ISA", "avx2")
+    try:
+        text = " ".join(call("env").stdout.split())
+    finally:
+        bind.library.cache_clear()
+    for words in ("was not built", "compiler", "instruction sets │ none", "avx2",
+                  "/b/libiomp5.so", "warning: several OpenMP runtimes"):  # fmt: skip
+        assert words in text
 
 
 def test_demo_runs(folder: Path) -> None:

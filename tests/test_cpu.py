@@ -1,5 +1,7 @@
 """The cpu engine alone: bit for bit what it gives on a whole frame, threads, slots, refusals."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -418,6 +420,12 @@ def test_a_group_is_published_from_its_threshold_on(engine: str, channels: int, 
             assert not moved.any()
 
 
-def test_several_openmp_runtimes_are_listed() -> None:
-    """PyTorch's is there, and the library brings no other one."""
-    assert len(bind.openmp_runtimes()) == 1
+def test_the_library_shares_the_openmp_runtime_of_pytorch() -> None:
+    code = (
+        "import torch, torchdelta\nfrom torchdelta.engines.cpu import bind\n"
+        "frame = torch.rand(1, 3, 40, 50)\ntorch.set_num_threads(2)\n"
+        "torchdelta.compile(torch.nn.Conv2d(3, 8, 3).eval(), frame, engine='cpu')(frame)\n"
+        "print(len(bind.openmp_runtimes()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"

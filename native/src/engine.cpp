@@ -258,36 +258,45 @@ class Frame {
     }
   }
 
-  // Takes blocks of the lists until there are none left.
+  // Works through this thread's share of the tasks, then helps the others. Neighbouring tasks of one
+  // thread use neighbouring weights.
   void run_tasks(int i, int thread, int threads) {
-    const Step& step = program_.steps[i];
     const bool by_group = engine_.packed[i] && engine_.packed[i]->by_group;
-    const int groups = by_group ? (program_.values[step.output].c + kGroup - 1) / kGroup : 1;
+    const Value& out = program_.values[program_.steps[i].output];
+    const int groups = by_group ? (out.c + kGroup - 1) / kGroup : 1;
     size_t total = 0;
     for (int t = 0; t < threads; ++t) total += space_.lists[t].count;
     if (!total) return;
-    const size_t block = block_px(total, groups, threads);
+    const size_t block = block_px(program_.steps[i].code, total, groups, threads);
     const Job job = make_job(i);
-    const int tasks_of_all = count_tasks(block, groups, threads);
-    for (;;) {
-      int task = space_.next[i].fetch_add(1, std::memory_order_relaxed);
-      if (task >= tasks_of_all) return;
-      // neighbouring tasks share their weights: groups outside, blocks inside
-      const int blocks = tasks_of_all / groups;
-      const int group = task / blocks;
-      int rest = task % blocks;
-      for (int t = 0; t < threads; ++t) {
-        const List& l = space_.lists[t];
-        const int here = int((l.count + block - 1) / block);
-        if (rest >= here) {
-          rest -= here;
-          continue;
-        }
-        const size_t from = l.begin + size_t(rest) * block;
-        const size_t to = std::min(l.begin + l.count, from + block);
-        engine_.kernels->run(job, from, to, by_group ? group : -1, space_.scratch[thread]);
-        break;
+    const int tasks = count_tasks(block, groups, threads);
+    for (int k = 0; k < threads; ++k) {
+      const int owner = (thread + k) % threads;
+      const int begin = int(long(tasks) * owner / threads);
+      const int end = int(long(tasks) * (owner + 1) / threads);
+      std::atomic<int>& next = space_.next[size_t(i) * threads + owner];
+      for (;;) {
+        const int task = begin + next.fetch_add(1, std::memory_order_relaxed);
+        if (task >= end) break;
+        run_task(job, task, tasks / groups, block, by_group, space_.scratch[thread]);
       }
+    }
+  }
+
+  // Groups outside, blocks of the threads' lists inside.
+  void run_task(const Job& job, int task, int blocks, size_t block, bool by_group,
+                Scratch& scratch) const {
+    int rest = task % blocks;
+    for (const List& list : space_.lists) {
+      const int here = int((list.count + block - 1) / block);
+      if (rest >= here) {
+        rest -= here;
+        continue;
+      }
+      const size_t from = list.begin + size_t(rest) * block;
+      const size_t to = std::min(list.begin + list.count, from + block);
+      engine_.kernels->run(job, from, to, by_group ? task / blocks : -1, scratch);
+      return;
     }
   }
 
@@ -298,8 +307,12 @@ class Frame {
   }
 
   // Several tasks for each thread, or its share is left to chance; none smaller than is worth it.
-  static size_t block_px(size_t total, int groups, int threads) {
-    constexpr size_t kUnit = 12, kTasksEach = 4;
+  static size_t block_px(Code code, size_t total, int groups, int threads) {
+    // an output of these is hundreds of inputs
+    if (code == Code::tile_sum || code == Code::tile_max || code == Code::adaptive_avg ||
+        code == Code::adaptive_max)
+      return 1;
+    constexpr size_t kUnit = 12, kTasksEach = 8;
     const size_t wanted = size_t(threads) * kTasksEach;
     const size_t blocks = std::max<size_t>(1, (wanted + groups - 1) / groups);
     const size_t px = (total / blocks + kUnit - 1) / kUnit * kUnit;
@@ -389,9 +402,10 @@ void Workspace::prepare(const Program& program, const Engine& engine, int slots,
   n_values_ = static_cast<int>(program.values.size());
   if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
   lists.assign(threads, {0, 0});
-  if (next_size_ != program.steps.size()) {
-    next_size_ = program.steps.size();
-    next.reset(new std::atomic<int>[next_size_ + 1]);
+  const size_t counters = program.steps.size() * threads;
+  if (next_size_ < counters) {
+    next_size_ = counters;
+    next.reset(new std::atomic<int>[next_size_]);
   }
   for (size_t i = 0; i < next_size_; ++i) next[i].store(0, std::memory_order_relaxed);
   any_.assign(size_t(n_values_) * slots, 0);

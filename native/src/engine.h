@@ -37,6 +37,7 @@ class Workspace {
 
   std::vector<Scratch> scratch;
   std::vector<List> lists;
+  // per step and thread: how many of the thread's tasks have been taken
   std::unique_ptr<std::atomic<int>[]> next;
   std::unique_ptr<Pixel[]> pixels;
   // per slot, for steps of their own active sets and for those with forced ones (see `Publish`)

@@ -93,6 +93,7 @@ struct PackedConv : Packed {
   std::vector<float> bias;
   std::vector<T> zeros;
   int pixels;  // of a register block
+  const char* end() const { return reinterpret_cast<const char*>(weights.data() + weights.size()); }
   const Weight* aligned(size_t at) const {
     return reinterpret_cast<const Weight*>((reinterpret_cast<uintptr_t>(weights.data()) + 63) &
                                            ~uintptr_t(63)) + at;
@@ -106,6 +107,7 @@ struct Rows {
   int next;               // pointers from a run's to the next one's
   int runs;
   int offset;             // of the convolution group's first channel
+  const char* ahead;      // weights that are wanted next: one cache line is asked for in every step
 };
 
 // Adds numbers k0 .. k1 of each run to the sums acc [M][kRow]; bias: what the sums start from, null:
@@ -120,6 +122,7 @@ void multiply(const Rows<float>& rows, int k0, int k1, const float* weights, flo
     for (int v = 0; v < NV; ++v)
       sum[m][v] = vload(bias ? bias + v * kWidth : acc + m * kRow + v * kWidth);
   const float* const* q = rows.first;
+  const char* ahead = rows.ahead;
   for (int run = 0; run < rows.runs; ++run, q += rows.next) {
     const float* in[M];
 #pragma GCC unroll 16
@@ -129,6 +132,8 @@ void multiply(const Rows<float>& rows, int k0, int k1, const float* weights, flo
       V w[NV];
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) w[v] = vload(weights + v * kWidth);
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += 64;
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         const V x = vset(in[m][k]);
@@ -156,6 +161,7 @@ void multiply(const Rows<bf16>& rows, int k0, int k1, const uint32_t* weights, f
     for (int v = 0; v < NV; ++v)
       sum[m][v] = vload(bias ? bias + v * kWidth : acc + m * kRow + v * kWidth).v;
   const bf16* const* q = rows.first;
+  const char* ahead = rows.ahead;
   for (int run = 0; run < rows.runs; ++run, q += rows.next) {
     const bf16* in[M];
 #pragma GCC unroll 16
@@ -165,6 +171,8 @@ void multiply(const Rows<bf16>& rows, int k0, int k1, const uint32_t* weights, f
       __m512bh w[NV];
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) w[v] = (__m512bh)_mm512_loadu_si512(weights + v * kWidth);
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += 64;
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         int32_t two = 0;
@@ -488,10 +496,25 @@ class ConvTask {
             if (b + 1 < blocks_) fetch_rows(phase, b + 1);
           }
           run_chunk(phase, panel, chunk, b, weights + chunk.weights * panel.nv * kWidth,
-                    sums + size_t(begin_[b]) * kRow, c == 0 ? bias : nullptr);
+                    next_weights(chunk, panel, index, b), sums + size_t(begin_[b]) * kRow, c == 0 ? bias : nullptr);
         }
       }
     }
+  }
+
+  // The part of the next chunk that a block asks for, one line a step. Behind a panel's weights lie
+  // the next one's.
+  const char* next_weights(const Chunk& chunk, const Panel& panel, int index, int block) const {
+    const size_t steps = chunk_steps(chunk);
+    const char* next = reinterpret_cast<const char*>(
+        p_.aligned(panel.weights[index] + (chunk.weights + steps) * panel.nv * kWidth));
+    const size_t part = std::min<size_t>(block, panel.nv) * steps * 64;
+    return std::min(next + part, p_.end() - steps * 64);
+  }
+
+  size_t chunk_steps(const Chunk& chunk) const {
+    constexpr int unit = Multiply<T>::kStep;
+    return size_t(chunk.k1 - chunk.k0 + unit - 1) / unit * chunk.n_segments;
   }
 
   // Input pixel that a pixel's taps are counted from.
@@ -555,7 +578,8 @@ class ConvTask {
   }
 
   void run_chunk(const Phase& phase, const Panel& panel, const Chunk& chunk, int block,
-                 const typename Multiply<T>::Weight* weights, float* sums, const float* bias) {
+                 const typename Multiply<T>::Weight* weights, const char* ahead, float* sums,
+                 const float* bias) {
     const int m = begin_[block + 1] - begin_[block];
     const T* const* rows = rows_of(block);
     const Segment& segment = phase.segments[chunk.segment];
@@ -563,7 +587,7 @@ class ConvTask {
     if (block_inside(block)) {
       // segments of a chunk have as many taps each
       const Rows<T> all{rows + segment.tap * p_.pixels, segment.n_taps * p_.pixels,
-                        chunk.n_segments, panel.input_c0};
+                        chunk.n_segments, panel.input_c0, ahead};
       call(all, chunk.k0, chunk.k1, weights, sums, bias);
       return;
     }
@@ -578,7 +602,7 @@ class ConvTask {
           const T* row = rows[(segment.tap + s * segment.n_taps + tap) * p_.pixels + i];
           q[i] = row ? row + panel.input_c0 : p_.zeros.data();
         }
-        call({q, 0, 1, 0}, begin, end, weights, sums, bias);
+        call({q, 0, 1, 0, ahead}, begin, end, weights, sums, bias);
         bias = nullptr;
         weights += size_t(end - begin + unit - 1) / unit * panel.nv * kWidth;
         k += end - begin;

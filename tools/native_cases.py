@@ -1,0 +1,177 @@
+"""Write the op cases with the states that the torch engine expects, for `native/tests/runner.cpp`.
+
+    python tools/native_cases.py FILE [CASE ...]
+
+The file consists of 8-byte words, int64 or float64, little endian; arrays of bytes stand as a count
+and the bytes, filled up to whole words.
+
+    magic, number of cases
+    case:   name bytes, program bytes (engines/cpu/blob.py)
+            compute dtype (0 float32, 1 bfloat16), norm (0 rms, 1 max), exact (1: all thresholds are 0)
+            float64 tolerance: relative L2 of a buffer against the expected one
+            frame: is float, strides of y, x, c in elements
+            number of buffers, their sizes in elements
+            number of values, of steps, bytes of all active sets, number of reported values, bytes of
+            all reported change masks
+            number of frames
+    frame:  whole, idle (1: no pixel may be active), float64 input threshold
+            thresholds bytes (float64 per value), frame bytes
+            number of expected buffers (0: none), their bytes (float32)
+
+Cases with a step that is left to PyTorch have no place here and are counted.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import torchdelta
+from cases import OP_CASES
+from support import compiled, move, new_session
+from torchdelta.engines.cpu.blob import foreign_reason, write_program
+from torchdelta.plan import Plan
+
+MAGIC = int.from_bytes(b"TDCASES1", "little")
+KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "origin")
+FEW = ("first", "patch", "same", "all", "pixel")
+# every n-th case also in uint8, in bfloat16, and with thresholds
+MORE = 3
+FP32, BF16 = 1e-5, 2e-2
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class History:
+    """One history of an op case; `tolerance` of the session, 0: with expected states."""
+
+    case: str
+    suffix: str = ""
+    dtype: torch.dtype = torch.float32
+    uint8: bool = False
+    tolerance: float = 0.0
+    norm: str = "rms"
+    kinds: tuple[str, ...] = KINDS
+
+
+def histories(cases: Sequence[str]) -> Iterator[History]:
+    """List what is written of the cases."""
+    for n, case in enumerate(cases):
+        yield History(case)
+        if n % MORE == 0:
+            yield History(case, "-uint8", uint8=True, kinds=FEW)
+        elif n % MORE == 1:
+            yield History(case, "-bf16", dtype=torch.bfloat16, kinds=FEW)
+        else:
+            norm = ("rms", "max")[n // MORE % 2]
+            yield History(case, f"-gated-{norm}", tolerance=TOLERANCE, norm=norm)
+
+
+class Writer:
+    """Collects the words of the file."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def words(self, *numbers: int) -> None:
+        self.parts.append(struct.pack(f"<{len(numbers)}q", *map(int, numbers)))
+
+    def number(self, number: float) -> None:
+        self.parts.append(struct.pack("<d", number))
+
+    def data(self, data: bytes) -> None:
+        self.words(len(data))
+        self.parts += [data, bytes(-len(data) % 8)]
+
+
+def reported(plan: Plan) -> list[int]:
+    """Give the values whose change masks are asked for: the input and what the outputs hold."""
+    outputs = [v for v in plan.outputs if isinstance(v, int)]
+    return sorted({plan.input, *(o for v in outputs for o in plan.values[v].owners)})
+
+
+def write_history(out: Writer, history: History) -> None:
+    """Write a case with its frames and the torch engine's states."""
+    fast, _ = compiled(history.case)
+    plan = fast.plan
+    profile = torchdelta.Profile(norm=history.norm)
+    session = new_session(fast, "torch", history.tolerance, profile=profile, dtype=history.dtype)
+    c, h, w = plan.shape
+    values = reported(plan)
+    exact = history.tolerance == 0
+    out.data((history.case + history.suffix).encode())
+    out.data(write_program(plan, history.dtype, values))
+    out.words(history.dtype == torch.bfloat16, history.norm == "max", exact)
+    out.number(FP32 if history.dtype == torch.float32 else BF16)
+    out.words(not history.uint8, *((w * c, c, 1) if history.uint8 else (w, 1, h * w)))
+    out.words(len(plan.buffers), *(b.h * b.w * b.c for b in plan.buffers))
+    active = sum(prod(plan.values[s.output].size) for s in plan.steps)
+    changed = sum(prod(plan.values[v].size) for v in values)
+    out.words(len(plan.values), len(plan.steps), active, len(values), changed)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(1, *plan.shape, generator=generator)
+    out.words(len(history.kinds))
+    for kind in history.kinds:
+        x = move(x, kind, generator)
+        if history.dtype == torch.bfloat16:
+            x = x.to(torch.bfloat16).float()
+        frame = (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8) if history.uint8 else x[0]
+        # in force for this frame; they are measured behind the first one
+        thresholds, limit = session._state.thresholds[0].copy(), session._state.input_threshold[0]
+        session.step({"s": frame.numpy() if history.uint8 else frame})
+        out.words(kind == "first", kind == "same")
+        out.number(limit)
+        out.data(thresholds.tobytes())
+        out.data(np.ascontiguousarray(frame.numpy()).tobytes())
+        buffers = session._state.buffers if exact else []
+        out.words(len(buffers))
+        for buffer in buffers:
+            out.data(expected(buffer))
+
+
+def expected(buffer: Tensor) -> bytes:
+    """Give one slot's numbers as float32."""
+    return buffer[0].float().contiguous().numpy().tobytes()
+
+
+def main(path: str, names: Sequence[str]) -> int:
+    """Write the cases named, or all; returns the exit code."""
+    unknown = set(names) - set(OP_CASES)
+    if unknown:
+        print(f"no such case: {', '.join(sorted(unknown))}", file=sys.stderr)
+        return 2
+    cases, foreign = [], 0
+    for case in names or OP_CASES:
+        plan = compiled(case)[0].plan
+        if any(foreign_reason(plan, step) for step in plan.steps):
+            foreign += 1
+        else:
+            cases.append(case)
+    out = Writer()
+    todo = list(histories(cases))
+    out.words(MAGIC, len(todo))
+    for history in todo:
+        write_history(out, history)
+    data = b"".join(out.parts)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(data)
+    print(f"{path}: {len(todo)} histories of {len(cases)} op cases, {len(data) / 1e6:.0f} MB; "
+          f"{foreign} cases left out: they have steps for PyTorch")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
