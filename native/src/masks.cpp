@@ -94,27 +94,10 @@ bool gather_rows(const Axis& axis, const uint64_t* changed, int words, int y, ui
 
 size_t list_row(const uint64_t* row, int words, int y, int slot, Pixel* out) {
   size_t count = 0;
-  int begin = -1;  // of the run that is open
-  auto close = [&](int end) {
+  for_runs(row, words, [&](int begin, int end) {
     for (int x = begin; x < end; ++x)
       out[count++] = {uint16_t(y), uint16_t(x), uint16_t(slot), uint16_t(end - x)};
-    begin = -1;
-  };
-  for (int word = 0; word < words; ++word) {
-    uint64_t bits = row[word];
-    const int base = word * 64;
-    if (begin >= 0 && !(bits & 1)) close(base);
-    while (bits) {
-      const int from = __builtin_ctzll(bits);
-      const uint64_t rest = ~(bits >> from);
-      const int length = rest ? __builtin_ctzll(rest) : 64;
-      if (begin < 0) begin = base + from;
-      if (from + length >= 64) break;
-      close(base + from + length);
-      bits &= ~uint64_t(0) << (from + length);
-    }
-  }
-  if (begin >= 0) close(words * 64);
+  });
   return count;
 }
 

@@ -22,6 +22,31 @@ void spread_row(const Axis& axis, const uint64_t* in, uint64_t* out);
 // ORs into `out` [words] the rows of `changed` [n_in, words] that output row y reads.
 bool gather_rows(const Axis& axis, const uint64_t* changed, int words, int y, uint64_t* out);
 
+// Calls run(begin, end) for every run of set bits of a row, from left to right.
+template <class Run>
+inline void for_runs(const uint64_t* row, int words, Run run) {
+  int begin = -1;  // of the run that is open
+  for (int word = 0; word < words; ++word) {
+    uint64_t bits = row[word];
+    const int base = word * 64;
+    if (begin >= 0 && !(bits & 1)) {
+      run(begin, base);
+      begin = -1;
+    }
+    while (bits) {
+      const int from = __builtin_ctzll(bits);
+      const uint64_t rest = ~(bits >> from);
+      const int length = rest ? __builtin_ctzll(rest) : 64;
+      if (begin < 0) begin = base + from;
+      if (from + length >= 64) break;
+      run(begin, base + from + length);
+      begin = -1;
+      bits &= ~uint64_t(0) << (from + length);
+    }
+  }
+  if (begin >= 0) run(begin, words * 64);
+}
+
 // Appends the pixels of row y to a list and returns how many.
 size_t list_row(const uint64_t* row, int words, int y, int slot, Pixel* out);
 

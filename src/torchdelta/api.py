@@ -343,7 +343,9 @@ class CompiledModel:
 
     def explain(self) -> str:
         """Return the plan as a table: step, shape, MACs, state, sparse or dense and why."""
-        return explain(self.plan, self.dtype, f"{self.engine} ({self.engine_reason})")
+        foreign = self._for_size(self._size).engine.foreign_steps()
+        name = f"{self.engine} ({self.engine_reason})"
+        return explain(self.plan, self.dtype, name, foreign)
 
     def preprocess(self, frame: Frame) -> Tensor:
         """Give one frame as the model sees it: [1, C, H, W] in the compute dtype."""

@@ -25,11 +25,11 @@ inline void read_row(const Program& program, const td_slot& slot, int y, float* 
   }
 }
 
-// Numbers per channel repeated until whole vectors are full: kWidth pixels.
+// Numbers per channel, repeated: from any channel on there is a whole vector of them.
 struct Pattern {
   std::vector<float> scale, shift, weight;
   Pattern(const Input& in, bool is_float) {
-    for (int i = 0; i < in.c * kWidth; ++i) {
+    for (int i = 0; i < in.c + kWidth; ++i) {
       scale.push_back((is_float ? in.scale_f32 : in.scale_u8)[i % in.c]);
       shift.push_back((is_float ? in.shift_f32 : in.shift_u8)[i % in.c]);
       weight.push_back(in.to_full_scale[i % in.c]);
@@ -37,26 +37,40 @@ struct Pattern {
   }
 };
 
-// A row of the network's input [W, C] as it would be published.
-template <class T>
-void normalise_row(const Program& program, const td_slot& slot, const Pattern& pattern, int y,
-                   float* out) {
-  const Input& in = program.input;
-  const int n = in.w * in.c;
-  const bool plain = !slot.frame_is_float && slot.stride_c == 1 && slot.stride_x == in.c && !in.reversed;
+// Whether bytes of the frame lie as the network's input does.
+inline bool is_plain(const Program& program, const td_slot& slot) {
+  return !slot.frame_is_float && slot.stride_c == 1 && slot.stride_x == program.input.c &&
+         !program.input.reversed;
+}
+
+// Numbers i0 .. i1 of row y of the network's input [W, C], as they would be published.
+// row: what read_row gave, unused where the frame is plain
+template <class T, class Out>
+TD_INLINE void normalise(const Program& program, const td_slot& slot, const Pattern& pattern, bool plain,
+                         int y, int i0, int i1, const float* row, Out* out) {
+  const int channels = program.input.c, step = kWidth % channels;
   const uint8_t* bytes = static_cast<const uint8_t*>(slot.frame) + int64_t(y) * slot.stride_y;
-  if (!plain) read_row(program, slot, y, out);
-  const int period = in.c * kWidth;
-  int i = 0;
+  int i = i0, c = i0 % channels;
   // the last pixels of a frame have no whole vector of bytes behind them
-  for (int at = 0; i + kWidth <= n; i += kWidth, at = at + kWidth == period ? 0 : at + kWidth) {
-    const V u = plain ? vload(bytes + i) : vload(out + i);
-    vstore(out + i, as_stored<T>(vfma(u, vload(&pattern.scale[at]), vload(&pattern.shift[at]))));
+  for (; i + kWidth <= i1; i += kWidth) {
+    const V u = plain ? vload(bytes + i) : vload(row + i);
+    vstore(out + i, as_stored<T>(vfma(u, vload(&pattern.scale[c]), vload(&pattern.shift[c]))));
+    c += step;
+    if (c >= channels) c -= channels;
   }
-  for (; i < n; ++i) {
-    const float u = plain ? float(bytes[i]) : out[i];
-    out[i] = to_float(from_float<T>(std::fma(u, pattern.scale[i % in.c], pattern.shift[i % in.c])));
+  for (; i < i1; ++i) {
+    const float u = plain ? float(bytes[i]) : row[i];
+    const float x = std::fma(u, pattern.scale[i % channels], pattern.shift[i % channels]);
+    out[i] = from_float<Out>(to_float(from_float<T>(x)));
   }
+}
+
+template <class T>
+void normalise_row(const InputJob& job, const Pattern& pattern, int y, float* out) {
+  const bool plain = is_plain(*job.program, *job.slot);
+  if (!plain) read_row(*job.program, *job.slot, y, out);
+  const int n = job.program->input.w * job.program->input.c;
+  normalise<T>(*job.program, *job.slot, pattern, plain, y, 0, n, out, out);
 }
 
 // out[x]: sum over the channels of row [w, channels]
@@ -81,14 +95,16 @@ inline void add_channels(const float* __restrict row, int w, int channels, float
 template <class T>
 void row_difference(const InputJob& job, const Pattern& pattern, int y, float* row, float* out) {
   const Input& in = job.program->input;
-  const int n = in.w * in.c, period = in.c * kWidth;
-  normalise_row<T>(*job.program, *job.slot, pattern, y, row);
+  const int n = in.w * in.c, step = kWidth % in.c;
+  normalise_row<T>(job, pattern, y, row);
   const T* stored =
       static_cast<const T*>(job.slot->buffers[job.program->values[in.value].buffer]) + size_t(y) * n;
-  for (int i = 0, at = 0; i < n; i += kWidth, at = at + kWidth == period ? 0 : at + kWidth) {
+  for (int i = 0, c = 0; i < n; i += kWidth) {
     const int m = n - i < kWidth ? n - i : kWidth;
     const V old = m == kWidth ? vload(stored + i) : vload(stored + i, m);
-    vstore(row + i, vmul(vabs(vsub(vload(row + i), old)), vload(&pattern.weight[at])));
+    vstore(row + i, vmul(vabs(vsub(vload(row + i), old)), vload(&pattern.weight[c])));
+    c += step;
+    if (c >= in.c) c -= in.c;
   }
   add_channels(row, in.w, in.c, out);
 }
@@ -108,7 +124,7 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
     for (int y = y0; y < y1; ++y) {
       uint64_t* const hot = job.hot + size_t(y) * job.words;
       std::fill_n(hot, job.words, 0);
-      normalise_row<T>(*job.program, *job.slot, pattern, y, row);
+      normalise_row<T>(job, pattern, y, row);
       const T* stored =
           static_cast<const T*>(job.slot->buffers[job.program->values[in.value].buffer]) +
           size_t(y) * n;
@@ -168,17 +184,15 @@ void publish_input(const InputJob& job, int y0, int y1, Scratch& scratch) {
   const Pattern pattern(in, job.slot->frame_is_float);
   float* const row = static_cast<float*>(scratch.get((n + kWidth) * sizeof(float)));
   T* const state = static_cast<T*>(job.slot->buffers[job.program->values[in.value].buffer]);
+  const bool plain = is_plain(*job.program, *job.slot);
   for (int y = y0; y < y1; ++y) {
     const uint64_t* const changed = job.changed + size_t(y) * job.words;
     if (!any_bit(changed, job.words)) continue;
-    normalise_row<T>(*job.program, *job.slot, pattern, y, row);
-    T* const out = state + size_t(y) * n;
-    for (int k = 0; k < job.words; ++k) {
-      for (uint64_t bits = changed[k]; bits; bits &= bits - 1) {
-        const int x = k * 64 + __builtin_ctzll(bits);
-        for (int c = 0; c < in.c; ++c) out[x * in.c + c] = from_float<T>(row[x * in.c + c]);
-      }
-    }
+    if (!plain) read_row(*job.program, *job.slot, y, row);
+    for_runs(changed, job.words, [&](int x0, int x1) {
+      normalise<T>(*job.program, *job.slot, pattern, plain, y, x0 * in.c, x1 * in.c, row,
+                   state + size_t(y) * n);
+    });
   }
 }
 

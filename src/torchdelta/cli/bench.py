@@ -98,7 +98,7 @@ def bench(options: BenchOptions, out: Console, log: Console) -> None:
         **_conditions(options, loaded, compiled, material),
         **report.figures(times, by_median=options.active is not None),
         "quality": race.quality.summary() if race.quality else None,
-        "state_bytes": race.session.state_bytes,
+        "state_bytes": race.session.state_bytes + race.session.engine.scratch_bytes,
         "peak_rss_bytes": peak_rss_bytes,
         "device": _device_name(device),
         "isa": getattr(race.session.engine, "isa", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 
 import torch
 from rich import box
@@ -21,12 +22,18 @@ def human(n: float, unit: str = "") -> str:
     return f"{n:.3g} T{unit}"
 
 
-def explain(plan: Plan, dtype: torch.dtype = torch.float32, engine: str = "") -> str:
+def explain(
+    plan: Plan,
+    dtype: torch.dtype = torch.float32,
+    engine: str = "",
+    foreign: Mapping[str, str] | None = None,
+) -> str:
     """Return the plan's table as text.
 
     Columns: step, operation with what is fused into it, output shape [C, H, W], MACs, state bytes
     per stream, and how it runs: sparse; whole (all of a small output when any input changed); or
     dense, with the reason.
+    foreign: steps that the engine leaves to PyTorch, each with the reason
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("step", "operation"):
@@ -44,7 +51,7 @@ def explain(plan: Plan, dtype: torch.dtype = torch.float32, engine: str = "") ->
             "x".join(map(str, value.shape)),
             human(step.macs) if step.macs else "",
             human(state, "B"),
-            _how(step),
+            _how(step, foreign or {}),
         )
     out = Console(file=io.StringIO(), width=118, color_system=None)
     dense = sum(step.dense for step in plan.steps)
@@ -66,12 +73,14 @@ def explain(plan: Plan, dtype: torch.dtype = torch.float32, engine: str = "") ->
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
 
 
-def _how(step: Step) -> str:
+def _how(step: Step, foreign: Mapping[str, str]) -> str:
     if step.dense:
         return f"dense: {step.reason}"
     how = "sparse"
     if step.op.kind == "whole":
         how = f"whole: {step.op.whole_reason}"
+    if step.name in foreign:
+        how += f", by PyTorch: {foreign[step.name]}"
     return how if step.op.shift_equivariant else f"{how}; fixed to its place"
 
 

@@ -373,7 +373,8 @@ class Session:
 
     def explain(self) -> str:
         """Return the plan as a table, with the engine and dtype that run it."""
-        return explain(self.plan, self.engine.dtype, self.engine.name)
+        engine = self.engine
+        return explain(self.plan, engine.dtype, engine.name, engine.foreign_steps())
 
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
