@@ -9,8 +9,12 @@ LIBRARY := src/torchdelta/engines/cpu/libtorchdelta_native.so
 # the CMake and Ninja of .venv, where the system has none
 CMAKE := PATH="$$PATH:$(CURDIR)/$(BIN)" cmake
 CASES := build/native_cases.bin
+PACKAGE := $(shell find src/torchdelta -name '*.py')
+ARM_CXX := aarch64-linux-gnu-g++
+ARM_QEMU := qemu-aarch64-static
+COMMA := ,
 
-.PHONY: venv native demo test test-long test-native test-asan test-arm mutants lint clean
+.PHONY: venv native demo test test-long test-native test-asan test-arm arm-tools mutants lint clean
 
 venv: $(VENV)/.installed $(LIBRARY)
 
@@ -46,6 +50,33 @@ test: venv
 
 test-long: venv
 	$(ONE_THREAD) TORCHDELTA_LONG=1 $(PYTEST)
+
+# the op cases without Python (native/tests/runner.cpp): on this CPU's instruction sets, under
+# sanitizers, on an emulated AArch64
+$(CASES): tools/native_cases.py tests/cases.py tests/support.py $(PACKAGE) | venv
+	$(ONE_THREAD) $(BIN)/python -W ignore tools/native_cases.py $@
+
+# $(call runner,FOLDER,OPTIONS): builds build/FOLDER/native_runner
+runner = $(CMAKE) -S native -B build/$(1) -G Ninja -DTORCHDELTA_RUNNER=ON $(2) >/dev/null && \
+	$(CMAKE) --build build/$(1) --target native_runner
+
+test-native: $(CASES)
+	@$(call runner,runner)
+	build/runner/native_runner $(CASES)
+
+test-asan: $(CASES)
+	@$(call runner,asan,-DTORCHDELTA_SANITIZE=address$(COMMA)undefined)
+	build/asan/native_runner $(CASES)
+
+test-arm: arm-tools $(CASES)
+	@$(call runner,arm,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=$(ARM_CXX) -DCMAKE_EXE_LINKER_FLAGS=-static)
+	$(ARM_QEMU) build/arm/native_runner $(CASES)
+
+arm-tools:
+	@command -v $(ARM_CXX) >/dev/null && command -v $(ARM_QEMU) >/dev/null || { echo "test-arm needs" \
+		"$(ARM_CXX) and $(ARM_QEMU): apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2; \
+		exit 1; }
 
 mutants: venv
 	$(ONE_THREAD) $(BIN)/python tools/mutants.py

@@ -10,7 +10,7 @@ and the bytes, filled up to whole words.
             compute dtype (0 float32, 1 bfloat16), norm (0 rms, 1 max), exact (1: all thresholds are 0)
             float64 tolerance: relative L2 of a buffer against the expected one
             frame: is float, strides of y, x, c in elements
-            number of buffers, their sizes in elements
+            number of buffers; of each, its elements and bytes per element (2 bfloat16, 4 float32)
             number of values, of steps, bytes of all active sets, number of reported values, bytes of
             all reported change masks
             number of frames
@@ -116,7 +116,9 @@ def write_history(out: Writer, history: History) -> None:
     out.words(history.dtype == torch.bfloat16, history.norm == "max", exact)
     out.number(FP32 if history.dtype == torch.float32 else BF16)
     out.words(not history.uint8, *((w * c, c, 1) if history.uint8 else (w, 1, h * w)))
-    out.words(len(plan.buffers), *(b.h * b.w * b.c for b in plan.buffers))
+    out.words(len(plan.buffers))
+    for b in plan.buffers:
+        out.words(b.h * b.w * b.c, (b.dtype or history.dtype).itemsize)
     active = sum(prod(plan.values[s.output].size) for s in plan.steps)
     changed = sum(prod(plan.values[v].size) for v in values)
     out.words(len(plan.values), len(plan.steps), active, len(values), changed)

@@ -95,13 +95,17 @@ struct Frame {
   std::vector<std::vector<float>> expected;  // per buffer; empty: none
 };
 
+struct Buffer {
+  size_t elements, item_bytes;  // 2: bfloat16, 4: float32
+};
+
 struct History {
   std::string name;
   std::vector<char> program;
   bool is_bf16, norm_is_max, exact, frame_is_float;
   double tolerance;
   int64_t stride_y, stride_x, stride_c;
-  std::vector<size_t> buffers;  // elements
+  std::vector<Buffer> buffers;
   size_t values, steps, active_bytes, reported, changed_bytes;
   std::vector<Frame> frames;
 };
@@ -168,7 +172,10 @@ History read_history(Reader& in) {
   h.frame_is_float = in.word() != 0;
   h.stride_y = in.word(), h.stride_x = in.word(), h.stride_c = in.word();
   const size_t n_buffers = in.count();
-  for (size_t i = 0; i < n_buffers; ++i) h.buffers.push_back(in.count());
+  for (size_t i = 0; i < n_buffers; ++i) {
+    const size_t elements = in.count();
+    h.buffers.push_back({elements, in.count()});
+  }
   h.values = in.count(), h.steps = in.count(), h.active_bytes = in.count();
   h.reported = in.count(), h.changed_bytes = in.count();
   const size_t n_frames = in.count();
@@ -181,8 +188,8 @@ struct Slot {
   explicit Slot(const History& h)
       : active_px(h.steps * sizeof(int64_t)), active(h.active_bytes), changed(h.changed_bytes),
         changed_px(h.reported * sizeof(int64_t)) {
-    for (size_t n : h.buffers) {
-      buffers.emplace_back(n * (h.is_bf16 ? 2 : sizeof(float)), kNan);
+    for (const Buffer& b : h.buffers) {
+      buffers.emplace_back(b.elements * b.item_bytes, kNan);
       addresses.push_back(buffers.back().at<void>());
     }
   }
@@ -221,7 +228,7 @@ struct Slot {
     return n;
   }
   float number(const History& h, size_t buffer, size_t i) const {
-    if (!h.is_bf16) return buffers[buffer].at<float>()[i];
+    if (h.buffers[buffer].item_bytes == 4) return buffers[buffer].at<float>()[i];
     const uint32_t u = uint32_t(buffers[buffer].at<uint16_t>()[i]) << 16;
     float out;
     std::memcpy(&out, &u, 4);
@@ -269,7 +276,7 @@ void compare_expected(const History& h, const Slot& slot, size_t t) {
 // Equal numbers, or NaN on both sides.
 void compare_bits(const History& h, const Slot& a, const Slot& b, const char* what) {
   for (size_t n = 0; n < h.buffers.size(); ++n)
-    for (size_t i = 0; i < h.buffers[n]; ++i) {
+    for (size_t i = 0; i < h.buffers[n].elements; ++i) {
       const float x = a.number(h, n, i), y = b.number(h, n, i);
       check(x == y || (std::isnan(x) && std::isnan(y)),
             std::string(what) + ": buffer " + std::to_string(n) + " differs at " +

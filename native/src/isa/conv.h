@@ -27,8 +27,6 @@ constexpr int kVectors = 4;
 constexpr int kPixels[kVectors + 1] = {0, 12, 12, 8, 6};
 #endif
 constexpr int kMostPixels = 12;
-// numbers of an input row that are asked for before they are needed; the rest follows by itself
-constexpr int kFetch = 128;
 // multiply-adds per output up to which a task takes all channels of its pixels
 constexpr size_t kShortSum = 256;
 // bytes of weights that are used again and again before the next ones come
@@ -405,7 +403,8 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
     }
   }
   // short sums: a pixel's place in memory is worth more than the weights'
-  p.by_group = p.phases.front().steps > kShortSum;
+  p.can_split = true;
+  p.splits = p.phases.front().steps > kShortSum;
   size_t size = 0;
   for (auto& group : p.panels)
     for (Panel& panel : group)
@@ -493,10 +492,10 @@ class ConvTask {
           if (c == 0 && panel.c0 == c0) {
             for (int i = begin_[b]; i < begin_[b + 1]; ++i)
               finish.prefetch(pixels_[order_[i]], c0, channels);
-            if (b + 1 < blocks_) fetch_rows(phase, b + 1);
           }
           run_chunk(phase, panel, chunk, b, weights + chunk.weights * panel.nv * kWidth,
-                    next_weights(chunk, panel, index, b), sums + size_t(begin_[b]) * kRow, c == 0 ? bias : nullptr);
+                    next_weights(chunk, panel, index, b), sums + size_t(begin_[b]) * kRow,
+                    c == 0 ? bias : nullptr);
         }
       }
     }
@@ -560,16 +559,6 @@ class ConvTask {
             exists ? base_ + (ptrdiff_t(iy) * in_.w + ix) * pitch_ : nullptr;
       }
     }
-  }
-
-  // Asks for the beginnings of the input rows of a block inside the map; the rest follows by itself.
-  void fetch_rows(const Phase& phase, int block) {
-    if (!block_inside(block)) return;
-    const int m = begin_[block + 1] - begin_[block];
-    const T* const* const rows = rows_of(block);
-    for (const Segment& s : phase.segments)
-      for (int i = 0; i < m; ++i)
-        fetch(rows[s.tap * p_.pixels + i], std::min(kFetch, s.n_taps * p_.c_in));
   }
 
   // a flag behind the block's rows
