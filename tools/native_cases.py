@@ -7,12 +7,13 @@ and the bytes, filled up to whole words.
 
     magic, number of cases
     case:   name bytes, program bytes (engines/cpu/blob.py)
-            compute dtype (0 float32, 1 bfloat16), norm (0 rms, 1 max), exact (1: all thresholds are 0)
+            compute dtype (0 float32, 1 bfloat16), norm (0 rms, 1 max), exact (1: all thresholds
+            are 0)
             float64 tolerance: relative L2 of a buffer against the expected one
             frame: is float, strides of y, x, c in elements
             number of buffers; of each, its elements and bytes per element (2 bfloat16, 4 float32)
-            number of values, of steps, bytes of all active sets, number of reported values, bytes of
-            all reported change masks
+            number of values, of steps, bytes of all active sets, number of reported values, bytes
+            of all reported change masks
             number of frames
     frame:  whole, idle (1: no pixel may be active), float64 input threshold
             thresholds bytes (float64 per value), frame bytes

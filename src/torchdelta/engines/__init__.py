@@ -42,12 +42,12 @@ def _refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _best(device: torch.device, dtype: torch.dtype) -> tuple[type[Engine], str]:
-    refusals = []
+    refusals: list[tuple[str, str]] = []
     for name in PREFERENCE:
         refusal = _refusal(name, device, dtype)
         if refusal is None:
-            why = "; ".join(f"not {other}: {reason}" for other, reason in refusals)
-            return ENGINES[name], f"auto: {ENGINES[name].usable()[1]}" + (f" ({why})" if why else "")
+            others = "".join(f"; not {other}: {reason}" for other, reason in refusals)
+            return ENGINES[name], f"auto: {ENGINES[name].usable()[1]}{others}"
         refusals.append((name, refusal))
     raise EngineError("no engine can run here: " + "; ".join(r for _, r in refusals))
 

@@ -57,6 +57,7 @@ class Bilinear(Op):
         return whole and not self.align_corners
 
     def source(self, axis: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Find what the outputs along an axis of n inputs blend (see `source_places`)."""
         factor = self.factors[axis] if self.factors else None
         return source_places(n, self.size[axis], self.align_corners, factor)
 

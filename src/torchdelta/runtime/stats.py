@@ -136,9 +136,7 @@ def _plus(a: list, b: list) -> list:
     return [x + y for x, y in zip(a, b, strict=True)] if a else list(b)
 
 
-def frame_stats(
-    plan: Plan, report: SlotReport, frame: int, first: bool, ms: float
-) -> FrameStats:
+def frame_stats(plan: Plan, report: SlotReport, frame: int, first: bool, ms: float) -> FrameStats:
     """Turn an engine's counts into shares."""
     whole = plan.macs
     spent = worked = 0.0

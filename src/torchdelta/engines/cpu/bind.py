@@ -145,9 +145,7 @@ class NativeProgram:
     def __init__(self, blob: bytes, isa: str) -> None:
         self._library = library()
         message = ctypes.create_string_buffer(MESSAGE_BYTES)
-        self._handle = self._library.td_load(
-            blob, len(blob), isa.encode(), message, MESSAGE_BYTES
-        )
+        self._handle = self._library.td_load(blob, len(blob), isa.encode(), message, MESSAGE_BYTES)
         if not self._handle:
             raise EngineError(f"the native engine refused the plan: {message.value.decode()}")
 

@@ -118,9 +118,7 @@ def _pool(plan: Plan, step: Step) -> Params:
     assert isinstance(op, (ops.MaxPool2d, ops.AvgPool2d))
     with_pad = isinstance(op, ops.AvgPool2d) and op.count_include_pad
     divisor = op.divisor or 0 if isinstance(op, ops.AvgPool2d) else 0
-    return Params(
-        op.name, [*op.kernel, *op.stride, *op.pad, *op.dilation, int(with_pad), divisor]
-    )
+    return Params(op.name, [*op.kernel, *op.stride, *op.pad, *op.dilation, int(with_pad), divisor])
 
 
 def _adaptive(plan: Plan, step: Step) -> Params:
@@ -199,9 +197,7 @@ def _shuffle(plan: Plan, step: Step) -> Params:
 def _reshape(plan: Plan, step: Step) -> Params:
     op = step.op
     assert isinstance(op, ops.Reshape)
-    return Params(
-        "reshape", [len(op.shape_in), *op.shape_in, len(op.shape_out), *op.shape_out]
-    )
+    return Params("reshape", [len(op.shape_in), *op.shape_in, len(op.shape_out), *op.shape_out])
 
 
 def _copy(plan: Plan, step: Step) -> Params:
@@ -240,10 +236,11 @@ def foreign_reason(plan: Plan, step: Step) -> str | None:
         if isinstance(part, Activation) and native_function(part.op) is None:
             return f"no native {part.op.fn}"
     for value in (step.output, *step.inputs):
-        tiles = isinstance(step.op, ops.TileReduce) and value == step.output
-        wanted = torch.float32 if tiles or isinstance(step.op, ops.GlobalReduce) and (
-            value == step.inputs[0]) else None  # fmt: skip
-        if plan.values[value].dtype != wanted:
+        # the partial sums of a global pool
+        tiles = (isinstance(step.op, ops.TileReduce) and value == step.output) or (
+            isinstance(step.op, ops.GlobalReduce) and value == step.inputs[0]
+        )
+        if plan.values[value].dtype != (torch.float32 if tiles else None):
             return f"its numbers are {plan.values[value].dtype}"
     return None
 
@@ -298,7 +295,8 @@ class _Writer:
     def part(self, part: Residual | Activation, channels: int) -> None:
         if isinstance(part, Residual):
             self.words(1, BINARY.index(part.op.fn))
-            args, index, first, slope = (part.op.alpha,), part.index, part.first, None
+            args: tuple[float, ...] = (part.op.alpha,)
+            index, first, slope = part.index, part.first, None
         else:
             function = native_function(part.op)
             assert function is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import time
 import weakref
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -57,9 +56,7 @@ class CpuEngine(Engine):
         self._sizes = [plan.values[step.output].size for step in plan.steps]
         self._foreign = {i for i, s in enumerate(plan.steps) if foreign_reason(plan, s)}
         self._program = bind.NativeProgram(write_program(plan, dtype, self._reported), self.isa)
-        self._addresses: weakref.WeakKeyDictionary[State, np.ndarray] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._addresses: weakref.WeakKeyDictionary[State, np.ndarray] = weakref.WeakKeyDictionary()
 
     @classmethod
     def usable(cls) -> tuple[bool, str]:
@@ -226,7 +223,8 @@ class _Call:
             work_px = list(active_px)
             for i in self._engine._foreign:
                 work_px[i] = prod(self._engine._sizes[i]) if active_px[i] else 0
-            changed_px = dict(zip(self._engine._reported, self._changed_px[k].tolist(), strict=True))
+            counts = self._changed_px[k].tolist()
+            changed_px = dict(zip(self._engine._reported, counts, strict=True))
             input_px = changed_px[self._engine.plan.input]
             report = SlotReport(self._split_changed(k, changed_px), active_px, work_px, input_px)
             out[slot] = report
@@ -263,6 +261,5 @@ def _native_frame(frame: Tensor) -> Tensor:
 def _view(address: int, size: tuple[int, int]) -> Tensor:
     """View bytes of the native engine as a tensor [H, W]."""
     area = prod(size)
-    return torch.frombuffer(
-        (ctypes.c_uint8 * area).from_address(address), dtype=torch.uint8
-    ).view(size)
+    numbers = (ctypes.c_uint8 * area).from_address(address)
+    return torch.frombuffer(numbers, dtype=torch.uint8).view(size)
