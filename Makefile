@@ -87,4 +87,5 @@ lint: venv
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis $(LIBRARY)
+	find native/inplace -mindepth 1 ! -name CMakeLists.txt -delete

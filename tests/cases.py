@@ -107,6 +107,9 @@ WIDE_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "conv-3x3-s2-16-130": ("conv2d", lambda: conv(16, 130, 3, 2, 1), (16, 7, 63)),
     "conv-1x1-130": ("conv2d", lambda: conv(130, 130, 1), (130, 7, 9)),
     "conv-1x1-64-128": ("conv2d", lambda: conv(64, 128, 1), (64, 3, 130)),
+    # sums that are longer than the weights of a native chunk, inside and beside the edge
+    "conv-1x1-1100": ("conv2d", lambda: conv(1100, 20, 1), (1100, 3, 5)),
+    "conv-3x3-370": ("conv2d", lambda: conv(370, 20, 3, padding=1), (370, 5, 6)),
     "conv-1x1-s2-33": ("conv2d", lambda: conv(33, 40, 1, 2), (33, 7, 63)),
     "conv-groups-of-3": ("conv2d", lambda: conv(9, 12, 3, padding=1, groups=3), (9, 9, 17)),
     "conv-groups-of-16": ("conv2d", lambda: conv(32, 40, 3, padding=1, groups=2), (32, 9, 11)),

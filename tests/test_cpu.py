@@ -266,6 +266,25 @@ def test_foreign_steps_run_and_their_errors_arrive(monkeypatch: pytest.MonkeyPat
     assert session.step({"a": frames[-1]}, record=True)["a"].active[name].sum() == 0
 
 
+def test_a_map_too_large_for_a_list_of_pixels_is_left_to_pytorch() -> None:
+    class Long(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x).reshape(x.shape[0], 1, 2, 300 * 220)
+
+    model, x = Long().eval(), torch.rand(1, 1, 300, 220)
+    fast = torchdelta.compile(model, x, tolerance=0, input_range=(0, 1), engine="cpu")
+    (reason,) = fast.session().engine.foreign_steps().values()
+    assert reason == "its map is larger than 65535 px"
+    for _ in range(2):
+        x[0, 0, 290:, 200:] = torch.rand(10, 20)
+        with torch.no_grad():
+            assert torchdelta.relative_error(fast(x), model(x)) < 1e-5
+
+
 def test_unknown_instruction_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     here = ", ".join(bind.isas())
     monkeypatch.setenv(bind.ISA_VARIABLE, "avx9")

@@ -3,7 +3,8 @@
     python tools/mutants.py [NAME ...]
 
 A mutant that no test notices, or that no longer applies to the sources, is an error. Later parts of
-the project add their faults to `MUTANTS`.
+the project add their faults to `MUTANTS`. Faults of the native engine are compiled, without much
+optimisation, into a library that takes the place of the copy's.
 """
 
 from __future__ import annotations
@@ -19,11 +20,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = "engines/torch_engine.py"
 PYTEST_TESTS_FAILED = 1
+LIBRARY = "src/torchdelta/engines/cpu/libtorchdelta_native.so"
+# a native fault may keep the engine waiting for ever
+TIMEOUT_S = 300
+# what CMake left in native/inplace holds absolute paths
+IGNORED = shutil.ignore_patterns("__pycache__", "CMakeCache.txt", "CMakeFiles", ".ninja*", ".cmake")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One fault: in `file` (below src/torchdelta) `old` becomes `new`; `tests` must notice."""
+    """One fault: in `file` `old` becomes `new`; `tests` must notice.
+
+    file: below src/torchdelta, or from native/ on
+    """
 
     name: str
     file: str
@@ -31,7 +40,23 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
 
+    @property
+    def path(self) -> str:
+        """Where the file lies in the repository."""
+        return self.file if self.native else f"src/torchdelta/{self.file}"
 
+    @property
+    def native(self) -> bool:
+        """Whether the library must be built again."""
+        return self.file.startswith("native/")
+
+
+def native_ops(cases: str) -> tuple[str, ...]:
+    """Name the tests of op cases on the cpu engine."""
+    return "tests/test_ops.py", "-k", f"test_op and cpu and ({cases})"
+
+
+CONV, FINISH = "native/src/isa/conv.h", "native/src/isa/finish.h"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
 MUTANTS = [
     Mutant("footprint one pixel short", "ops/base.py",
@@ -96,6 +121,57 @@ MUTANTS = [
     Mutant("slots not aligned alike", "runtime/state.py",
            "padded = -(-per_slot // unit) * unit", "padded = per_slot",
            ("tests/test_session.py", "-k", "aligned_alike")),
+    Mutant("native: padding on the wrong side", CONV,
+           "taps.push_back({ky * raw.dy - raw.pad_y, kx * raw.dx - raw.pad_x});",
+           "taps.push_back({ky * raw.dy - raw.pad_y, kx * raw.dx + raw.pad_x});",
+           native_ops("conv-3x3")),
+    Mutant("native: bias dropped", CONV,
+           "for (int n = 0; raw.bias && n < panel.n; ++n) p.bias",
+           "for (int n = 0; raw.bias && n < 0; ++n) p.bias", native_ops("conv-3x3")),
+    Mutant("native: border not zero", CONV,
+           "p.zeros.assign(size_t(raw.c_in) + 2, from_float<T>(0));",
+           "p.zeros.assign(size_t(raw.c_in) + 2, from_float<T>(1));", native_ops("conv-3x3")),
+    Mutant("native: stride offset", CONV,
+           "return {p.y * p_.stride_y, p.x * p_.stride_x};",
+           "return {p.y * p_.stride_y, p.x * p_.stride_x + p_.stride_x - 1};",
+           native_ops("conv-3x3-s2")),
+    Mutant("native: phase of the transposed convolution", CONV,
+           "const int x = rx + raw.pad_x - (raw.kw",
+           "const int x = rx + 1 + raw.pad_x - (raw.kw", native_ops("deconv-4x4")),
+    Mutant("native: chunk begins one late", CONV,
+           "out.push_back({s, 1, k, end, weights});",
+           "out.push_back({s, 1, k ? k + 1 : k, end, weights});", native_ops("conv-1x1-1100 or conv-3x3-370")),
+    Mutant("native: neighbours taken together across a gap", "native/src/masks.cpp",
+           "uint16_t(slot), uint16_t(end - x)};", "uint16_t(slot), uint16_t(end - x + 1)};",
+           native_ops("depthwise")),
+    Mutant("native: list one short", "native/src/masks.cpp",
+           "for (int x = begin; x < end; ++x)\n      out[count++]",
+           "for (int x = begin; x < end - 1; ++x)\n      out[count++]", native_ops("conv-3x3")),
+    Mutant("native: active pixels beyond the edge", "native/src/masks.cpp",
+           "axis.pad - t * axis.dilation);\n    out[out_words - 1] &= tail_mask(axis.n_out);",
+           "axis.pad - t * axis.dilation);", native_ops("conv-3x3")),
+    Mutant("native: residual skipped", FINISH, "if (other) {", "if (other && pitch_ < 0) {",
+           native_ops("residual")),
+    Mutant("native: rms over a whole group", FINISH,
+           "square_ * float(n)", "square_ * float(kGroup)",
+           ("tests/test_cpu.py", "-k", "from_its_threshold_on and cpu")),
+    Mutant("native: change mask overwritten", FINISH,
+           "__atomic_fetch_or(word_, bits_, __ATOMIC_RELAXED);",
+           "__atomic_store_n(word_, bits_, __ATOMIC_RELAXED);",
+           ("tests/test_cpu.py", "-k", "bit_for_bit_in_networks")),
+    Mutant("native: change not told", FINISH,
+           "__atomic_store_n(job_.any + slot_, uint8_t(1), __ATOMIC_RELAXED);", "",
+           ("tests/test_cpu.py", "-k", "bit_for_bit_in_networks")),
+    Mutant("native: last row of the input stays", "native/src/isa/input.h",
+           "for (int y = y0; y < y1; ++y) {\n    const uint64_t* const changed",
+           "for (int y = y0; y + 1 < y1; ++y) {\n    const uint64_t* const changed",
+           native_ops("conv-1x1")),
+    Mutant("native: input dilated within words only", "native/src/engine.cpp",
+           "rows[k] << 1 | left | rows[k] >> 1", "rows[k] << 1 | rows[k] >> 1",
+           ("tests/test_cpu.py", "-k", "input_gate_is_the_torch_engines")),
+    Mutant("native: average over the padding too", "native/src/isa/pool.h",
+           "if (adaptive || !with_pad) return span(o).count;",
+           "if (adaptive) return span(o).count;", native_ops("avgpool")),
 ]  # fmt: skip
 
 
@@ -103,24 +179,83 @@ def run_tests(source: Path, tests: tuple[str, ...]) -> subprocess.CompletedProce
     """Run tests against the package in `source`."""
     env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
 
 
-def judge(mutant: Mutant, folder: Path) -> str | None:
-    """Plant a fault and run its tests; returns what is wrong, or None where it was noticed."""
-    source = folder / "src"
-    shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
-    path = source / "torchdelta" / mutant.file
+class Sources:
+    """A copy of what is tested; its native library is built when a native fault wants it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("src", "native"):
+            shutil.copytree(ROOT / name, folder / name, ignore=IGNORED)
+
+    def build(self) -> None:
+        """Compile the library. Raises: SystemExit with what the compiler says."""
+        build = self.folder / "build"
+        path = os.pathsep.join((os.environ.get("PATH", ""), str(Path(sys.executable).parent)))
+        steps = [["cmake", "--build", str(build)]]
+        if not build.exists():
+            flags = ("-DCMAKE_BUILD_TYPE=Quick", "-DCMAKE_CXX_FLAGS_QUICK=-O1")
+            native = str(self.folder / "native")
+            steps.insert(0, ["cmake", "-S", native, "-B", str(build), "-G", "Ninja", *flags])
+        for step in steps:
+            done = subprocess.run(
+                step, env={**os.environ, "PATH": path}, capture_output=True, text=True
+            )
+            if done.returncode:
+                raise SystemExit(f"{' '.join(step)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+        shutil.copy2(build / Path(LIBRARY).name, self.folder / LIBRARY)
+
+    def test(self, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+        """Run tests against the copy."""
+        return run_tests(self.folder / "src", tests)
+
+
+def judge(mutant: Mutant, sources: Sources) -> str | None:
+    """Plant a fault, run its tests, mend it; returns what is wrong, None where it was noticed."""
+    path = sources.folder / mutant.path
     text = path.read_text(encoding="utf-8")
     if text.count(mutant.old) != 1:
         return f"applies {text.count(mutant.old)} times to {mutant.file}, expected once"
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-    done = run_tests(source, mutant.tests)
+    try:
+        if mutant.native:
+            sources.build()
+        done = sources.test(mutant.tests)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        path.write_text(text, encoding="utf-8")
     if done.returncode == 0:
         return "survived: no test noticed"
-    if done.returncode != PYTEST_TESTS_FAILED:
+    crashed = mutant.native and done.returncode < 0
+    if done.returncode != PYTEST_TESTS_FAILED and not crashed:
         return f"pytest exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
     return None
+
+
+def judge_all(chosen: list[Mutant], folder: Path, *, native: bool) -> int:
+    """Judge mutants of one kind, which must not be noticed without their fault; counts failures."""
+    if not chosen:
+        return 0
+    sources = Sources(folder)
+    if native:
+        sources.build()
+    for tests in dict.fromkeys(m.tests for m in chosen):
+        done = sources.test(tests)
+        if done.returncode:
+            print(f"the tests fail without a fault: {' '.join(tests)}\n{done.stdout[-3000:]}")
+            return len(chosen)
+    survivors = 0
+    for mutant in chosen:
+        wrong = judge(mutant, sources)
+        survivors += wrong is not None
+        print(f"{'FAILED' if wrong else 'ok':7}{mutant.name}{': ' + wrong if wrong else ''}",
+              flush=True)  # fmt: skip
+    return survivors
 
 
 def main(names: list[str]) -> int:
@@ -129,18 +264,11 @@ def main(names: list[str]) -> int:
     if not chosen:
         print(f"no mutant of that name; there are: {', '.join(m.name for m in MUTANTS)}")
         return 2
-    for tests in dict.fromkeys(m.tests for m in chosen):
-        done = run_tests(ROOT / "src", tests)
-        if done.returncode:
-            print(f"the tests fail without a fault: {' '.join(tests)}\n{done.stdout[-3000:]}")
-            return 1
     survivors = 0
-    for mutant in chosen:
+    for native in (False, True):
         with tempfile.TemporaryDirectory() as folder:
-            wrong = judge(mutant, Path(folder))
-        survivors += wrong is not None
-        print(f"{'FAILED' if wrong else 'ok':7}{mutant.name}{': ' + wrong if wrong else ''}",
-              flush=True)  # fmt: skip
+            survivors += judge_all([m for m in chosen if m.native == native], Path(folder),
+                                   native=native)  # fmt: skip
     print(f"{len(chosen) - survivors} passed, {survivors} failed")
     return 1 if survivors else 0
 

@@ -265,8 +265,7 @@ class Frame {
     for (int t = 0; t < threads; ++t) total += space_.lists[t].count;
     if (!total) return;
     const Packed* packed = engine_.packed[i].get();
-    const bool few = total < size_t(threads) * kFewPx;
-    const bool by_group = packed && packed->can_split && (packed->splits || (few && threads > 1));
+    const bool by_group = packed && packed->by_group;
     const Value& out = program_.values[program_.steps[i].output];
     const int groups = by_group ? (out.c + kGroup - 1) / kGroup : 1;
     const size_t block = block_px(program_.steps[i].code, total, groups, threads);
@@ -301,9 +300,6 @@ class Frame {
       return;
     }
   }
-
-  // active pixels per thread below which channels are split among the threads as well
-  static constexpr size_t kFewPx = 96;
 
   int count_tasks(size_t block, int groups, int threads) const {
     size_t blocks = 0;

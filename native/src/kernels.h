@@ -25,8 +25,8 @@ enum Publish : uint8_t { kGated = 0, kWhole = 1, kForced = 2 };
 struct Packed {
   virtual ~Packed() = default;
   size_t bytes = 0;
-  // the kernel can take one channel group at a time, and does so also where pixels are many
-  bool can_split = false, splits = false;
+  // a task takes one channel group, not all
+  bool by_group = false;
 };
 
 // Memory of one thread, kept between frames.

@@ -403,8 +403,7 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
     }
   }
   // short sums: a pixel's place in memory is worth more than the weights'
-  p.can_split = true;
-  p.splits = p.phases.front().steps > kShortSum;
+  p.by_group = p.phases.front().steps > kShortSum;
   size_t size = 0;
   for (auto& group : p.panels)
     for (Panel& panel : group)

@@ -30,7 +30,6 @@ inline std::unique_ptr<Packed> prepare_depthwise(const Program& program, const S
   const RawConv raw(program, step);
   auto packed = std::make_unique<PackedDepthwise>();
   PackedDepthwise& p = *packed;
-  p.can_split = true;
   p.kh = raw.kh, p.kw = raw.kw, p.sy = raw.sy, p.sx = raw.sx, p.dy = raw.dy, p.dx = raw.dx;
   p.pad_y = raw.pad_y, p.pad_x = raw.pad_x, p.channels = raw.groups;
   p.line = round_up(raw.groups, kWidth);
@@ -58,8 +57,7 @@ class DepthwiseTask {
     if (p_.kh == 5 && p_.sx == 2) together_ = pick<5, 2>();
   }
 
-  // group: the only one to compute, -1: all
-  void run(size_t begin, size_t end, int group) {
+  void run(size_t begin, size_t end) {
     Finisher<T> finish(job_);
     alignas(64) float rows[kTogether * kRow];
     for (size_t i = begin; i < end;) {
@@ -74,9 +72,7 @@ class DepthwiseTask {
       const bool known = together_ && rows_inside && fit > 0;
       count = known ? std::min(count, fit) : 1;
       // all of a pixel's channels before the next pixel: they lie side by side in memory
-      const int first = group < 0 ? 0 : group * kGroup;
-      const int last = group < 0 ? p_.channels : first + 1;
-      for (c0_ = first; c0_ < last; c0_ += kGroup) {
+      for (c0_ = 0; c0_ < p_.channels; c0_ += kGroup) {
         n_ = std::min(kGroup, p_.channels - c0_);
         if (i + count < end) fetch_next(job_.pixels[i + count], finish);
         if (known)
@@ -176,8 +172,8 @@ class DepthwiseTask {
 };
 
 template <class T>
-void run_depthwise(const Job& job, size_t begin, size_t end, int group) {
-  DepthwiseTask<T>(job).run(begin, end, group);
+void run_depthwise(const Job& job, size_t begin, size_t end) {
+  DepthwiseTask<T>(job).run(begin, end);
 }
 
 }  // namespace TD_ISA

@@ -31,7 +31,7 @@ void run(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) 
   if (!is_conv(*job.step))
     run_rows<T>(job, begin, end, scratch);
   else if (is_depthwise(*job.program, *job.step))
-    run_depthwise<T>(job, begin, end, group);
+    run_depthwise<T>(job, begin, end);
   else
     run_conv<T>(job, begin, end, group, scratch);
 }

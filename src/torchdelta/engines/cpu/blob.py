@@ -39,6 +39,8 @@ POINTWISE = (
 # order of `enum class Fn2`
 BINARY = "add sub mul div maximum minimum pow".split()
 
+# height and width that a native list of pixels can hold (`Pixel` in kernels.h)
+MOST_PX = 65535
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
@@ -232,6 +234,8 @@ def foreign_reason(plan: Plan, step: Step) -> str | None:
         return step.reason or "dense"
     if type(step.op) not in WRITERS or WRITERS[type(step.op)](plan, step) is None:
         return f"no native {step.op.describe() or step.op.name}"
+    if max(plan.values[step.output].size) > MOST_PX:
+        return f"its map is larger than {MOST_PX} px"
     for part in step.epilogue:
         if isinstance(part, Activation) and native_function(part.op) is None:
             return f"no native {part.op.fn}"
