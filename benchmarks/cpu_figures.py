@@ -38,7 +38,7 @@ CLIPS = {
     "juggle": "juggle_1280x720.mp4",
     "road": "road_640x352.mp4",
 }
-# the denoiser takes seconds a frame when dense: fewer frames, two peers
+# the denoiser takes seconds a frame when dense
 CLIP_FRAMES = {"DnCNN-17": 40}
 
 
@@ -67,9 +67,8 @@ def clip(network: str, name: str) -> tuple[str, ...]:
     if network != "ResNet-50":
         options = options[: options.index("--size")]
     frames = CLIP_FRAMES.get(network)
-    slow = ("--frames", str(frames), "--peers", RUNTIMES) if frames else ()
-    peers = () if frames else ("--peers", f"compile,{RUNTIMES}")
-    return (*options, "--source", f"clips/static/{CLIPS[name]}", *slow, *peers)
+    limit = ("--frames", str(frames)) if frames else ()
+    return (*options, "--source", f"clips/static/{CLIPS[name]}", "--peers", RUNTIMES, *limit)
 
 
 def runs() -> list[Run]:
