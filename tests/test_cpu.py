@@ -213,7 +213,9 @@ def test_input_gate_is_the_torch_engines(engine: str, size: tuple[int, int], cha
     sessions = [new_session(fast, case, 0.04) for case in ("torch", engine)]
     generator = torch.Generator().manual_seed(2)
     x = 0.2 + 0.2 * torch.rand(1, channels, h, w, generator=generator)
-    pixels = [(0, 0), (h - 1, w - 1), (h // 2, w // 2), (0, w - 1), (h // 3, min(63, w - 1))]
+    # 62 and 65: the gate's box reaches to the end of a mask's word, its dilation beyond
+    columns = sorted({0, w // 2, min(62, w - 1), min(65, w - 1), w - 1})
+    pixels = [((0, h - 1, h // 2, h // 3)[n % 4], column) for n, column in enumerate(columns)]
     for y0, x0 in pixels:
         x = x + 1e-4
         x[0, :, y0, x0] += 0.5 * (1 if x[0, 0, y0, x0] < 0.5 else -1)

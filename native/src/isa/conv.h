@@ -164,8 +164,8 @@ void multiply(const Rows<bf16>& rows, int k0, int k1, const uint32_t* weights, f
     const bf16* in[M];
 #pragma GCC unroll 16
     for (int m = 0; m < M; ++m) in[m] = q[m] + rows.offset;
-    for (int k = k0; k < k1; k += 2) {
-      const bool pair = k + 1 < k1;
+    int k = k0;
+    for (; k + 1 < k1; k += 2) {
       __m512bh w[NV];
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) w[v] = (__m512bh)_mm512_loadu_si512(weights + v * kWidth);
@@ -173,14 +173,24 @@ void multiply(const Rows<bf16>& rows, int k0, int k1, const uint32_t* weights, f
       ahead += 64;
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
-        int32_t two = 0;
-        std::memcpy(&two, in[m] + k, pair ? 4 : 2);
+        int32_t two;
+        std::memcpy(&two, in[m] + k, 4);
         const __m512bh x = (__m512bh)_mm512_set1_epi32(two);
 #pragma GCC unroll 16
         for (int v = 0; v < NV; ++v) sum[m][v] = _mm512_dpbf16_ps(sum[m][v], x, w[v]);
       }
       weights += NV * kWidth;
     }
+    if (k == k1) continue;
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) {
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(in[m][k].bits);
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v)
+        sum[m][v] = _mm512_dpbf16_ps(sum[m][v], x,
+                                     (__m512bh)_mm512_loadu_si512(weights + v * kWidth));
+    }
+    weights += NV * kWidth;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; ++m)
