@@ -350,7 +350,8 @@ class CompiledModel:
     def preprocess(self, frame: Frame) -> Tensor:
         """Give one frame as the model sees it: [1, C, H, W] in the compute dtype."""
         plan = self._for_size(_frame_size(frame)).plan
-        return self._input(check_frame(frame, plan, self.device, self.dtype), self.dtype)
+        checked = check_frame(frame, plan, self.device, self.dtype)
+        return self._input(checked.to(self.device), self.dtype)
 
     @torch.no_grad()
     def dense(self, x: Tensor) -> Any:

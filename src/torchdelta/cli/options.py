@@ -25,6 +25,7 @@ class Engine(StrEnum):
     auto = "auto"
     torch = "torch"
     cpu = "cpu"
+    triton = "triton"
 
 
 class Dtype(StrEnum):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from torchdelta.engines.base import Engine, SlotReport
+from torchdelta.engines.base import Deferred, Engine, SlotReport
 from torchdelta.engines.cpu import CpuEngine
 from torchdelta.engines.torch_engine import TorchEngine
+from torchdelta.engines.triton import TritonEngine
 from torchdelta.errors import EngineError
 
-ENGINES: dict[str, type[Engine]] = {"torch": TorchEngine, "cpu": CpuEngine}
+ENGINES: dict[str, type[Engine]] = {
+    "torch": TorchEngine,
+    "cpu": CpuEngine,
+    "triton": TritonEngine,
+}
 # what "auto" tries, in order
-PREFERENCE = ("cpu", "torch")
+PREFERENCE = ("triton", "cpu", "torch")
 
 
 def available() -> list[tuple[str, bool, str]]:
@@ -44,7 +49,7 @@ def _refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 def _best(device: torch.device, dtype: torch.dtype) -> tuple[type[Engine], str]:
     refusals: list[tuple[str, str]] = []
     for name in PREFERENCE:
-        refusal = _refusal(name, device, dtype)
+        refusal = _refusal(name, device, dtype) or ENGINES[name].reluctance()
         if refusal is None:
             others = "".join(f"; not {other}: {reason}" for other, reason in refusals)
             return ENGINES[name], f"auto: {ENGINES[name].usable()[1]}{others}"
@@ -52,4 +57,4 @@ def _best(device: torch.device, dtype: torch.dtype) -> tuple[type[Engine], str]:
     raise EngineError("no engine can run here: " + "; ".join(r for _, r in refusals))
 
 
-__all__ = ["ENGINES", "Engine", "SlotReport", "available", "choose"]
+__all__ = ["ENGINES", "Deferred", "Engine", "SlotReport", "available", "choose"]

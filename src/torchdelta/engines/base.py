@@ -28,21 +28,41 @@ class SlotReport:
     active:    active sets by step index, bool [Ho, Wo]; only where they were asked for
     ms:        time that is this slot's alone, milliseconds
     step_ms:   time per step; only where it was asked for
+    error:     why the frame was refused after all: nothing of it was published
     """
 
-    changed: dict[int, Tensor]
+    changed: Mapping[int, Tensor]
     active_px: list[int]
     work_px: list[int]
     input_px: int
     active: dict[int, Tensor] = field(default_factory=dict)
     ms: float = 0.0
     step_ms: list[float] | None = None
+    error: str | None = None
+
+
+class Deferred(ABC):
+    """A slot's report that is still on its way from a device."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether `get` returns at once."""
+
+    @abstractmethod
+    def get(self) -> SlotReport:
+        """Wait until the device is done with the frame, and give its report."""
 
 
 class Engine(ABC):
-    """Executes one plan in one dtype on one device; immutable, shared by sessions and threads."""
+    """Executes one plan in one dtype on one device; immutable, shared by sessions and threads.
+
+    asynchronous: `step` returns before the device is done: its reports are `Deferred`; frames may
+                  lie on the host, and float frames on the device need no check for finite values
+    """
 
     name: ClassVar[str]
+    asynchronous: ClassVar[bool] = False
 
     def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
         self.plan, self.device, self.dtype = plan, device, dtype
@@ -55,6 +75,11 @@ class Engine(ABC):
     @classmethod
     def refuses(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """Say why it cannot compute on a device or in a dtype; None where it can."""
+        return None
+
+    @classmethod
+    def reluctance(cls) -> str | None:
+        """Say why it should run only when asked for by name; None: "auto" may choose it."""
         return None
 
     @property
@@ -82,7 +107,7 @@ class Engine(ABC):
         record: bool = False,
         timed: bool = False,
         forced: Mapping[int, Tensor] | None = None,
-    ) -> dict[int, SlotReport]:
+    ) -> Mapping[int, SlotReport | Deferred]:
         """Run one frame for the slots that have one; slots without a frame stay as they are.
 
         frames: slot -> [H, W, C] uint8 or float on the engine's device, already validated

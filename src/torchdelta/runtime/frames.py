@@ -17,13 +17,17 @@ Frame = np.ndarray | Tensor
 FRAME_DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_frame(frame: Any, plan: Plan, device: torch.device, dtype: torch.dtype) -> Tensor:
+def check_frame(
+    frame: Any, plan: Plan, device: torch.device, dtype: torch.dtype, *, trust_device: bool = False
+) -> Tensor:
     """Check one stream's frame.
 
     frame:   numpy [H, W, C] or [H, W] (as OpenCV and PyAV give them), or tensor [C, H, W] or
              [1, C, H, W]; uint8, or float in the plan's input range
     dtype:   the compute dtype, whose range the frame must fit
-    returns: [H, W, C] on `device`, same values
+    trust_device: leave the values of frames that are on a GPU already to the engine: looking at
+             them would wait for the GPU
+    returns: [H, W, C] where it is, on `device` or on the CPU; same values
     Raises:  FrameError for another type, size, dtype, channel count or device, and for NaN or
              infinite values.
     """
@@ -52,6 +56,8 @@ def check_frame(frame: Any, plan: Plan, device: torch.device, dtype: torch.dtype
             f"frame is {x.shape[0]}x{x.shape[1]}, this session runs {h}x{w} (height x width); "
             "open another session for this size, or resize the source"
         )
+    if trust_device and x.device.type != "cpu":
+        return x
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         bad = int((~torch.isfinite(x)).any(-1).sum())
         raise FrameError(f"frame has NaN or infinite values at {bad} of {h * w} pixels")
@@ -62,7 +68,7 @@ def check_frame(frame: Any, plan: Plan, device: torch.device, dtype: torch.dtype
                 f"frame has values up to {largest:.3g}, beyond the range of float16 (65504); "
                 "compile with dtype bf16 or fp32"
             )
-    return x.to(device)
+    return x
 
 
 def _from_numpy(frame: np.ndarray) -> Tensor:

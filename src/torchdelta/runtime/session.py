@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,10 @@ from torchdelta.runtime.audit import Audit, audit_slot
 from torchdelta.runtime.frames import Frame, check_frame, warn_range
 from torchdelta.runtime.gate import Profile, Thresholds
 from torchdelta.runtime.state import State
-from torchdelta.runtime.stats import FrameStats, StreamStats, frame_stats
+from torchdelta.runtime.stats import Counted, FrameStats, StreamStats
+
+# frames whose statistics may wait for the device
+MOST_UNCOUNTED = 64
 
 
 class Result:
@@ -39,16 +43,16 @@ class Result:
         self,
         stream: str,
         output: Any = None,
+        counted: Counted | None = None,
         *,
         error: FrameError | None = None,
-        changed: Tensor | None = None,
-        output_changed: Any = None,
-        active: dict[str, Tensor] | None = None,
-        stats: FrameStats | None = None,
+        record: bool = False,
     ) -> None:
         self.stream, self.error = stream, error
-        self._output, self._changed, self._output_changed = output, changed, output_changed
-        self.active, self._stats = active, stats
+        self._output, self._counted, self._record = output, counted, record
+
+    def _report(self) -> SlotReport:
+        return self._or_raise(self._counted).report
 
     def _or_raise(self, what: Any) -> Any:
         if self.error is not None:
@@ -66,20 +70,53 @@ class Result:
     @property
     def changed(self) -> Tensor:
         """Published input pixels, bool [H, W]; raises FrameError for a refused frame."""
-        return self._or_raise(self._changed)
+        return self._mask(self._plan.input)
 
     @property
     def output_changed(self) -> Any:
         """Published output pixels, like `output`; raises FrameError for a refused frame."""
-        return self._or_raise(self._output_changed)
+        leaves: list[Any] = []
+        for out, whole in zip(self._plan.outputs, self._plan.output_shapes, strict=True):
+            leaves.append(self._mask(out) if whole is not None else out)
+        return pytree.tree_unflatten(leaves, self._plan.out_spec)
+
+    @property
+    def active(self) -> dict[str, Tensor] | None:
+        """Active sets by step name, where they were asked for; raises FrameError if refused."""
+        if not self._record or self.error is not None:
+            return None
+        found = self._report().active
+        active = {}
+        for i, step in enumerate(self._plan.steps):
+            size = self._plan.values[step.output].size
+            active[step.name] = found[i] if i in found else self._none(size)
+        return active
+
+    @property
+    def _plan(self) -> Plan:
+        plan: Plan = self._or_raise(self._counted).plan
+        return plan
+
+    def _mask(self, value: int) -> Tensor:
+        """Unite the change masks of a value's owners: bool [H, W]."""
+        v, changed = self._plan.values[value], self._report().changed
+        masks = [changed[owner] for owner in v.owners if owner in changed]
+        if not masks:
+            return self._none(v.size)
+        return functools.reduce(torch.logical_or, masks).expand(v.size)
+
+    def _none(self, size: tuple[int, int]) -> Tensor:
+        # numpy's zeros cost nothing until they are read
+        return torch.from_numpy(np.zeros(size, np.bool_)).to(self._or_raise(self._counted).device)
 
     @property
     def stats(self) -> FrameStats:
         """Counts of this frame; raises FrameError for a refused frame."""
-        return self._or_raise(self._stats)
+        stats: FrameStats = self._or_raise(self._counted).stats
+        return stats
 
     def __repr__(self) -> str:
-        return f"Result({self.stream!r}, {self.error or self._stats})"
+        return f"Result({self.stream!r}, {self.error or self.stats})"
 
 
 class Session:
@@ -112,6 +149,9 @@ class Session:
         self._frames: dict[str, int] = {}
         self._whole: set[str] = set()
         self._all = StreamStats(engine.plan)
+        # frames that are not in the statistics yet, and what devices refused after all
+        self._uncounted: deque[tuple[str, StreamStats, Counted]] = deque()
+        self._late: dict[str, FrameError] = {}
         self._forced: Mapping[int, Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -162,6 +202,7 @@ class Session:
 
     def _start(self, stream: str) -> None:
         self._whole.add(stream)
+        self._late.pop(stream, None)
         self._stats[stream] = StreamStats(self.plan)
         self._frames[stream] = 0
 
@@ -177,6 +218,7 @@ class Session:
             self._known(stream)
             del self._slots[stream], self._stats[stream], self._frames[stream]
             self._whole.discard(stream)
+            self._late.pop(stream, None)
 
     def reset(self, stream: str) -> None:
         """Forget everything about a stream; its next frame is a first frame.
@@ -213,7 +255,9 @@ class Session:
                  session's device, used and published whole instead of what really changed
         returns: stream -> Result, for the streams given
         A frame that does not fit is refused (`Result.error`, raised when its output is read), its
-        stream stays as it was, and the others run. All frames are checked before any is run.
+        stream stays as it was, and the others run. All frames are checked before any is run; only
+        whether a float frame on a GPU is finite is found out there: then nothing of it is published,
+        and the stream's next result says so (or its statistics do).
         Raises: StreamError where a new stream finds no free slot, ValueError for a forced active
         set that does not fit; nothing has run then.
         """
@@ -223,9 +267,7 @@ class Session:
             refused: dict[str, FrameError] = {}
             for stream, frame in frames.items():
                 try:
-                    ready[stream] = check_frame(
-                        frame, self.plan, self.engine.device, self.engine.dtype
-                    )
+                    ready[stream] = self._check(stream, frame)
                 except FrameError as error:
                     refused[stream] = FrameError(f"stream {stream!r}: {error}")
             newcomers = [s for s in ready if s not in self._slots]
@@ -235,7 +277,39 @@ class Session:
                 if ready[stream].is_floating_point():
                     warn_range(ready[stream], self.plan.preprocess)
             results = self._run(ready, record, forced)
+            refused |= self._take_late(ready)
+            for stream in refused:
+                results.pop(stream, None)
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
+
+    def _check(self, stream: str, frame: Frame) -> Tensor:
+        """Check a frame and bring it to where the engine takes it."""
+        engine = self.engine
+        # a stream's first frame is looked at in any case: there is no state to fall back to
+        known = stream in self._slots and stream not in self._whole
+        ready = check_frame(
+            frame, self.plan, engine.device, engine.dtype,
+            trust_device=engine.asynchronous and known,
+        )  # fmt: skip
+        return ready if engine.asynchronous else ready.to(engine.device)
+
+    def _take_late(self, streams: Iterable[str]) -> dict[str, FrameError]:
+        """Take the errors of earlier frames that have become known by now."""
+        self._count(wait=False)
+        return {s: self._late.pop(s) for s in streams if s in self._late}
+
+    def _count(self, *, wait: bool) -> None:
+        """Add finished frames to the statistics, in order."""
+        while self._uncounted and (wait or self._uncounted[0][2].ready):
+            stream, stats, counted = self._uncounted.popleft()
+            error = counted.report.error
+            if error is not None:
+                if self._stats.get(stream) is stats:
+                    text = f"stream {stream!r}: frame {counted.frame}: {error}; it was left out"
+                    self._late[stream] = FrameError(text)
+                continue
+            stats.add(counted.stats, counted.report)
+            self._all.add(counted.stats, counted.report)
 
     def _check_forced(self, forced: Mapping[int, Tensor] | None) -> None:
         # the same masks come with every frame that is timed: one look at them will do
@@ -271,20 +345,27 @@ class Session:
             forced=forced,
         )
         self._whole -= set(frames)
-        outputs = {}
         for stream in frames:
             self._measure_scales(self._slots[stream])
-            outputs[stream] = self._output(self._slots[stream])
-        self._synchronize()
-        # what the engine does not attribute to a slot is shared equally
-        shared_ms = (time.perf_counter() - begin) * 1e3 - sum(r.ms for r in reports.values())
+        outputs = self._outputs([self._slots[stream] for stream in frames])
+        ready = [r for r in reports.values() if isinstance(r, SlotReport)]
+        shared_ms = 0.0
+        if ready:
+            self._synchronize()
+            # what the engine does not attribute to a slot is shared equally
+            shared_ms = (time.perf_counter() - begin) * 1e3 - sum(r.ms for r in ready)
         results = {}
         for stream in frames:
-            report = reports[self._slots[stream]]
-            ms = report.ms + shared_ms / len(frames)
-            results[stream] = self._result(
-                stream, report, outputs[stream], stream in whole, record, ms
-            )
+            slot = self._slots[stream]
+            counted = Counted(
+                self.engine, reports[slot], self._frames[stream], stream in whole,
+                shared_ms / len(frames),
+            )  # fmt: skip
+            self._frames[stream] += 1
+            self._uncounted.append((stream, self._stats[stream], counted))
+            results[stream] = Result(stream, outputs[slot], counted, record=record)
+        if len(self._uncounted) > MOST_UNCOUNTED:
+            self._count(wait=True)
         return results
 
     def _measure_scales(self, slot: int) -> None:
@@ -298,68 +379,45 @@ class Session:
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
 
-    def _output(self, slot: int) -> Any:
-        """Put together the model's result for one slot, as copies unless views are wanted."""
-        leaves = []
-        for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
-            if whole is not None:
-                y = self._state.view(out, slot)
-                y = to_model_layout(y, self.plan.values[out].shape).reshape(whole)
-                out = y if self.views else y.clone(memory_format=torch.contiguous_format)
-            elif isinstance(out, Tensor):
-                # the plan is shared: nobody gets its own constants to write to
-                out = out.to(self.engine.device, copy=True)
-            leaves.append(out)
-        return pytree.tree_unflatten(leaves, self.plan.out_spec)
-
-    def _output_changed(self, report: SlotReport) -> Any:
-        leaves: list[Any] = []
-        for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
-            leaves.append(self._mask(report, out) if whole is not None else out)
-        return pytree.tree_unflatten(leaves, self.plan.out_spec)
-
-    def _mask(self, report: SlotReport, value: int) -> Tensor:
-        """Unite the change masks of a value's owners: bool [H, W]."""
-        v = self.plan.values[value]
-        masks = [report.changed[owner] for owner in v.owners if owner in report.changed]
-        if not masks:
-            # numpy's zeros cost nothing until they are read
-            return torch.from_numpy(np.zeros(v.size, np.bool_)).to(self.engine.device)
-        return functools.reduce(torch.logical_or, masks).expand(v.size)
-
-    def _result(
-        self, stream: str, report: SlotReport, output: Any, whole: bool, record: bool, ms: float
-    ) -> Result:
-        changed = self._mask(report, self.plan.input)
-        frame = self._frames[stream]
-        self._frames[stream] += 1
-        stats = frame_stats(self.plan, report, frame, whole, ms)
-        self._stats[stream].add(stats, report)
-        self._all.add(stats, report)
-        active = None
-        if record:
-            active = {}
-            for i, step in enumerate(self.plan.steps):
-                size = self.plan.values[step.output].size
-                empty = torch.zeros(size, dtype=torch.bool, device=self.engine.device)
-                active[step.name] = report.active.get(i, empty)
-        return Result(
-            stream,
-            output,
-            changed=changed,
-            output_changed=self._output_changed(report),
-            active=active,
-            stats=stats,
-        )
+    def _outputs(self, slots: list[int]) -> dict[int, Any]:
+        """Put together the model's results by slot, as copies unless views are wanted."""
+        copies: dict[int, Tensor] = {}
+        if len(slots) > 1 and not self.views and self.engine.device.type == "cuda":
+            # one copy for all streams instead of many small ones
+            given = {
+                o for o, s in zip(self.plan.outputs, self.plan.output_shapes, strict=True) if s
+            }
+            copies = {value: self._state.batch_view(value).clone() for value in given}
+        results = {}
+        for slot in slots:
+            leaves = []
+            for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
+                if whole is not None:
+                    copied = out in copies
+                    y = copies[out][slot] if copied else self._state.view(out, slot)
+                    y = to_model_layout(y, self.plan.values[out].shape).reshape(whole)
+                    owned = copied or self.views
+                    out = y if owned else y.clone(memory_format=torch.contiguous_format)
+                elif isinstance(out, Tensor):
+                    # the plan is shared: nobody gets its own constants to write to
+                    out = out.to(self.engine.device, copy=True)
+                leaves.append(out)
+            results[slot] = pytree.tree_unflatten(leaves, self.plan.out_spec)
+        return results
 
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together.
 
-        Raises: StreamError for an unknown stream.
+        Raises: StreamError for an unknown stream, FrameError where a device found out that a frame
+        was not finite (once; nothing of the frame was published).
         """
         with self._lock:
             if stream is not None:
                 self._known(stream)
+            self._count(wait=True)
+            late = next((s for s in self._late if stream in (None, s)), None)
+            if late is not None:
+                raise self._late.pop(late)
             return (self._all if stream is None else self._stats[stream]).copy()
 
     def published(self, stream: str) -> Tensor:

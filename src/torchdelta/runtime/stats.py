@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
-from torchdelta.engines import SlotReport
+import torch
+
+from torchdelta.engines import Deferred, Engine, SlotReport
 from torchdelta.plan import Plan
 
 
@@ -130,6 +133,38 @@ class StreamStats:
                 f"MAC share {self.mac_share:.1%}"
             )
         return text
+
+
+class Counted:
+    """One frame of one stream: its engine's report and its statistics, made when they are read.
+
+    frame: its number in the stream;  first: whether everything was recomputed
+    shared_ms: its share of the time that the engine does not attribute to a slot
+    """
+
+    def __init__(
+        self, engine: Engine, report: SlotReport | Deferred, frame: int, first: bool,
+        shared_ms: float,
+    ) -> None:  # fmt: skip
+        self.plan, self.frame = engine.plan, frame
+        self.device: torch.device = engine.device
+        self._report, self._first, self._shared_ms = report, first, shared_ms
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return isinstance(self._report, SlotReport) or self._report.ready
+
+    @cached_property
+    def report(self) -> SlotReport:
+        """What the engine did; waits for the device."""
+        return self._report if isinstance(self._report, SlotReport) else self._report.get()
+
+    @cached_property
+    def stats(self) -> FrameStats:
+        """Counts of the frame; waits for the device."""
+        ms = self.report.ms + self._shared_ms
+        return frame_stats(self.plan, self.report, self.frame, self._first, ms)
 
 
 def _plus(a: list, b: list) -> list:

@@ -1,0 +1,390 @@
+"""Convolutions: weights packed once per engine, launches made once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from torchdelta.engines.cpu.blob import Function, native_function
+from torchdelta.engines.triton.kernels import conv as kernels
+from torchdelta.engines.triton.kernels.shared import GROUP
+from torchdelta.engines.triton.launch import Launch
+from torchdelta.ops import Conv2d, ConvTranspose2d
+from torchdelta.plan.ir import Activation, Plan, Residual, Step
+
+if TYPE_CHECKING:
+    from torchdelta.engines.triton.frame import Frame
+
+FUNCTIONS = frozenset(
+    "relu clamp leaky_relu elu threshold hardshrink softshrink abs neg square sqrt rsqrt reciprocal "
+    "sign floor ceil hardsigmoid hardswish sigmoid silu tanh gelu_erf gelu_tanh mish softplus "
+    "log_sigmoid exp expm1 log log1p log2 log10 erf sin cos".split()
+)
+JOINS = frozenset("add sub mul div maximum minimum".split())
+# channels below which a step of the sum takes pairs of tap and channel
+FLAT_CHANNELS = 16
+# of a group, where the convolution has no groups: no block of outputs begins later
+NO_GROUP = 1 << 30
+# pixels per stream that a split is made for, as a share of the map: short lists need it most
+TYPICAL_SHARE = 0.05
+# programs that a short list should give work to, and most parts of a sum
+WANTED_PROGRAMS = 128
+MOST_SPLITS = 8
+# bytes of partial sums that a session keeps at most, per kind of kernel
+MOST_PARTIAL_BYTES = 48 << 20
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Sizes of a kernel's tiles; lists up to small_rows pixels take the small ones."""
+
+    small_m: int
+    large_m: int
+    large_n: int
+    small_rows: int
+    small_stages: int
+    large_stages: int
+    warps: int
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A convolution with regular taps; a transposed one is several of them.
+
+    num … step: place of a tap in the input, (y, x) each (see `kernels.convolution`)
+    """
+
+    weight: Tensor
+    taps: tuple[int, int]
+    num: tuple[int, int]
+    den: tuple[int, int]
+    bias: tuple[int, int]
+    first: tuple[int, int]
+    step: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A step's weights on the device, and how its sum is cut.
+
+    channels: input channels of one product; chunk: of one step of the sum; width: output channels
+    that lie together in the packed weights; depthwise: weights are [taps, channels]
+    """
+
+    phases: tuple[Phase, ...]
+    bias: Tensor | None
+    slope: Tensor | None
+    channels: int
+    chunk: int
+    width: int
+    flat: bool
+    splits: int
+    split_steps: int
+    in_group: int
+    out_group: int
+    last_channel: int
+    depthwise: bool
+
+
+def epilogue_parts(step: Step) -> tuple[list[Activation], Residual | None, list[Activation]]:
+    """Split a step's epilogue at its residual: before, the residual, after."""
+    before: list[Activation] = []
+    after: list[Activation] = []
+    residual: Residual | None = None
+    for part in step.epilogue:
+        if isinstance(part, Residual):
+            residual = part
+        else:
+            (before if residual is None else after).append(part)
+    if residual is None:
+        before, after = [], before
+    return before, residual, after
+
+
+def _function(part: Activation) -> Function | None:
+    return Function("prelu") if part.op.fn == "prelu" else native_function(part.op)
+
+
+def refusal(plan: Plan, step: Step) -> str | None:
+    """Say why no kernel here computes a convolution; None where one does."""
+    before, residual, after = epilogue_parts(step)
+    if len(before) > 1 or len(after) > 1:
+        return "several activations in a row"
+    for part in (*before, *after):
+        function = _function(part)
+        if function is None or (function.name not in FUNCTIONS and function.name != "prelu"):
+            return f"no kernel computes {part.op.fn}"
+    if len([p for p in (*before, *after) if p.op.fn == "prelu"]) > 1:
+        return "two PReLUs"
+    if residual is not None:
+        value = plan.values[step.inputs[residual.index]]
+        if residual.op.fn not in JOINS:
+            return f"no kernel computes {residual.op.fn}"
+        if value.channels != plan.values[step.output].channels:
+            return "the residual is broadcast over channels"
+    return None
+
+
+def pack(plan: Plan, step: Step, device: torch.device, dtype: torch.dtype) -> Packed:
+    """Bring a step's weights into the kernels' order."""
+    op = step.op
+    assert isinstance(op, (Conv2d, ConvTranspose2d))
+    weight = step.weights["weight"].float()
+    if isinstance(op, ConvTranspose2d):
+        # [C, Co/g, kh, kw] to [Co, C/g, kh, kw]
+        weight = weight.unflatten(0, (op.groups, -1)).transpose(1, 2).flatten(0, 1)
+    out_channels, per_group = weight.shape[:2]
+    in_group, out_group = per_group, out_channels // op.groups
+    in_channels = per_group * op.groups
+    depthwise = per_group == 1 and op.groups > 1
+    group = int(GROUP.value)
+    width = group if out_channels >= group else max(16, _power_of_two(out_channels))
+    if depthwise:
+
+        def arrange(w: Tensor) -> Tensor:
+            return w[:, 0].flatten(1).t().contiguous()
+
+        channels, flat, chunk, splits, split_steps, last_channel = 1, False, 16, 1, 1, 0
+    else:
+        channels = (
+            in_channels if op.groups == 1 else _union(out_channels, in_group, out_group, width)
+        )
+        last_channel = in_channels - channels
+        flat = channels < FLAT_CHANNELS
+        chunk = _chunk(channels, dtype)
+
+        def arrange(w: Tensor) -> Tensor:
+            if op.groups > 1:
+                w = _block_diagonal(w, channels, in_group, out_group, width, last_channel)
+            return _pack_dense(w, chunk, width, flat)
+
+        taps = weight.shape[2] * weight.shape[3]
+        steps = ceil(taps * channels / chunk) if flat else taps * ceil(channels / chunk)
+        splits = _splits(plan.values[step.output].size, out_channels, steps)
+        split_steps = ceil(steps / splits)
+        splits = ceil(steps / split_steps)
+    phases = tuple(
+        Phase(arrange(w).to(device, dtype), tuple(w.shape[2:]), *places)
+        for w, places in _phases(op, weight)
+    )
+
+    def move(name: str, weights: Mapping[str, Tensor]) -> Tensor | None:
+        return weights[name].to(device, dtype).contiguous() if name in weights else None
+
+    slopes = [
+        p.weights["slope"].flatten().expand(out_channels)
+        for p in step.epilogue
+        if isinstance(p, Activation) and p.op.fn == "prelu"
+    ]
+    return Packed(
+        phases, move("bias", step.weights),
+        slopes[0].to(device, dtype).contiguous() if slopes else None,
+        channels, chunk, width, flat, splits, split_steps, in_group if op.groups > 1 else 0,
+        out_group if op.groups > 1 else NO_GROUP, last_channel, depthwise,
+    )  # fmt: skip
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def _chunk(channels: int, dtype: torch.dtype) -> int:
+    """Choose how many channels a step of the sum takes: large, with little left over."""
+    most = 64 if dtype.itemsize == 2 else 32
+    if channels < FLAT_CHANNELS:
+        return 32 if dtype.itemsize == 2 else 16
+    sizes = [size for size in (64, 32, 16) if size <= most]
+    waste = {size: ceil(channels / size) * size for size in sizes}
+    return max(size for size in sizes if waste[size] <= 1.15 * min(waste.values()))
+
+
+def _splits(size: tuple[int, int], channels: int, steps: int) -> int:
+    """Choose the parts of a sum: so many that a short list keeps the device busy.
+
+    Only the plan decides, never the length of a list or the number of streams: the order of
+    summation is the same whatever else runs (design: P4).
+    """
+    rows = max(1, round(TYPICAL_SHARE * size[0] * size[1]))
+    tiles = ceil(rows / 32) * ceil(channels / 64)
+    return max(1, min(MOST_SPLITS, steps // 2, WANTED_PROGRAMS // tiles))
+
+
+def _union(out_channels: int, in_group: int, out_group: int, width: int) -> int:
+    """Count the input channels that a block of `width` outputs reads at most."""
+    most = 0
+    for first in range(0, out_channels, width):
+        last = min(first + width, out_channels) - 1
+        most = max(most, (last // out_group + 1 - first // out_group) * in_group)
+    return most
+
+
+def _block_diagonal(
+    w: Tensor, channels: int, in_group: int, out_group: int, width: int, last_channel: int
+) -> Tensor:
+    """Spread the weights [Co, C/g, kh, kw] of groups over the channels that a block reads."""
+    out = w.new_zeros(w.shape[0], channels, *w.shape[2:])
+    for c in range(w.shape[0]):
+        first = min((c // width * width // out_group) * in_group, last_channel)
+        begin = (c // out_group) * in_group - first
+        out[c, begin : begin + in_group] = w[c]
+    return out
+
+
+def _pack_dense(w: Tensor, chunk: int, width: int, flat: bool) -> Tensor:
+    """Arrange weights [Co, C, kh, kw] as [Co / width, steps * chunk, width], filled up with 0."""
+    out_channels, channels = w.shape[:2]
+    rows = w.permute(2, 3, 1, 0).reshape(-1, channels, out_channels)
+    if flat:
+        rows = rows.reshape(1, -1, out_channels)
+    padded = ceil(rows.shape[1] / chunk) * chunk
+    blocks = ceil(out_channels / width)
+    full = w.new_zeros(rows.shape[0], padded, blocks * width)
+    full[:, : rows.shape[1], :out_channels] = rows
+    return full.reshape(-1, blocks, width).transpose(0, 1).contiguous()
+
+
+def _phases(op: Conv2d | ConvTranspose2d, weight: Tensor) -> list[tuple[Tensor, tuple[Any, ...]]]:
+    """Cut a convolution into those with regular taps: weights, and num, den, bias, first, step."""
+    if isinstance(op, Conv2d):
+        first = (-op.pad[0], -op.pad[2])
+        return [(weight, (op.stride, (1, 1), (0, 0), first, op.dilation))]
+    phases = []
+    for y in range(op.stride[0]):
+        for x in range(op.stride[1]):
+            rows, first_y, step_y = _phase_taps(op, 0, y)
+            cols, first_x, step_x = _phase_taps(op, 1, x)
+            part = weight[:, :, rows][:, :, :, cols]
+            if not rows or not cols:
+                # nothing is scattered there but the bias
+                part, first_y, first_x = torch.zeros_like(weight[:, :, :1, :1]), 0, 0
+            places = ((1, 1), op.stride, (-y, -x), (first_y, first_x), (step_y, step_x))
+            phases.append((part, places))
+    return phases
+
+
+def _phase_taps(op: ConvTranspose2d, axis: int, phase: int) -> tuple[list[int], int, int]:
+    """Find the taps that meet outputs o = phase (mod stride), where they begin, and their step.
+
+    Output o = v * stride + phase reads input v + (phase + pad - i * dilation) / stride.
+    """
+    s, p, d, k = op.stride[axis], op.pad[axis], op.dilation[axis], op.kernel[axis]
+    taps = [i for i in range(k) if (phase + p - i * d) % s == 0]
+    places = [(phase + p - i * d) // s for i in taps]
+    step = places[1] - places[0] if len(places) > 1 else 1
+    return taps, places[0] if places else 0, step
+
+
+def epilogue_args(frame: Frame, index: int, packed: Packed) -> dict[str, Any]:
+    """Give the arguments of a step's bias, activations and residual."""
+    step = frame.plan.steps[index]
+    before, residual, after = epilogue_parts(step)
+    args: dict[str, Any] = {
+        "BIAS": packed.bias is not None,
+        "bias_ptr": frame.dummy if packed.bias is None else packed.bias,
+        "slope_ptr": frame.dummy if packed.slope is None else packed.slope,
+    }
+    for name, parts in (("PRE", before), ("POST", after)):
+        function = _function(parts[0]) if parts else None
+        numbers = (*(function.args if function else ()), 0.0, 0.0, 0.0)
+        args[name] = function.name if function else ""
+        args |= {f"{name}_{letter}": float(n) for letter, n in zip("ABC", numbers, strict=False)}
+    source = step.output if residual is None else step.inputs[residual.index]
+    place = frame.in_args(source, "residual")
+    args |= {key: place[key] for key in ("residual_ptr", "residual_slot", "residual_px")}
+    args["JOIN"] = residual.op.fn if residual else ""
+    args["ALPHA"] = float(residual.op.alpha) if residual else 1.0
+    args["JOIN_FIRST"] = bool(residual and residual.first)
+    return args
+
+
+def launches(frame: Frame, index: int, packed: Packed) -> list[Launch]:
+    """Make the launches of a step: one, or one per phase of a transposed convolution."""
+    step = frame.plan.steps[index]
+    common = {
+        **frame.in_args(step.inputs[0], "x"), **frame.out_args(index), **frame.list_args(index),
+        **epilogue_args(frame, index, packed), "out_w": frame.plan.values[step.output].size[1],
+    }  # fmt: skip
+    return [
+        _launch(frame, index, packed, phase, common, number)
+        for number, phase in enumerate(packed.phases)
+    ]
+
+
+def _launch(
+    frame: Frame, index: int, packed: Packed, phase: Phase, common: dict[str, Any], number: int
+) -> Launch:
+    args = dict(common)
+    if number:
+        args["list_ptr"] = args["list_ptr"][number * frame.capacity(index) :]
+        args["count_ptr"] = args["count_ptr"][number:]
+    for name in ("num", "den", "bias", "first", "step"):
+        args[f"{name}_y"], args[f"{name}_x"] = getattr(phase, name)
+    args["weight_ptr"] = phase.weight
+    rows = ceil(frame.capacity(index) / len(packed.phases))
+    if packed.depthwise:
+        args |= {
+            "TAPS_H": phase.taps[0], "TAPS_W": phase.taps[1],
+            "MULTIPLIER": common["channels"] // frame.plan.values[
+                frame.plan.steps[index].inputs[0]].channels,
+        }  # fmt: skip
+        bn = packed.width
+        bm = 16 if bn >= 64 else 32
+        blocks = ceil(rows / bm) * ceil(common["channels"] / bn)
+        return Launch(
+            kernels.depthwise, frame.programs(blocks), {**args, "BM": bm, "BN": bn}, step=index
+        )
+    taps = phase.taps[0] * phase.taps[1]
+    chunks = ceil(packed.channels / packed.chunk)
+    blocks = choose_blocks(frame, packed, common["channels"])
+    small_n = packed.width
+    partial, arrived = frame.dummy, frame.dummy
+    if packed.splits > 1:
+        tiles = ceil(blocks.small_rows / blocks.small_m) * ceil(common["channels"] / small_n)
+        partial, arrived = frame.partial_sums(
+            tiles, tiles * packed.splits * blocks.small_m * small_n
+        )
+    args |= {
+        "steps": ceil(taps * packed.channels / packed.chunk) if packed.flat else taps * chunks,
+        "chunks": taps if packed.flat else chunks,
+        "taps_w": phase.taps[1], "small_rows": blocks.small_rows,
+        "out_group": packed.out_group, "in_group": packed.in_group,
+        "last_channel": packed.last_channel, "partial_ptr": partial, "arrived_ptr": arrived,
+        "CHANNELS": packed.channels, "BK": packed.chunk, "WN": packed.width,
+        "SPLITS": packed.splits, "SPLIT_STEPS": packed.split_steps, "FLAT": packed.flat,
+        "SMALL_M": blocks.small_m, "SMALL_N": small_n, "LARGE_M": blocks.large_m,
+        "LARGE_N": blocks.large_n, "SMALL_STAGES": blocks.small_stages,
+        "LARGE_STAGES": blocks.large_stages, "PRECISION": frame.precision,
+        "CAST": frame.interpreted and frame.dtype == torch.bfloat16,
+    }  # fmt: skip
+    most = max(
+        ceil(rows / blocks.large_m) * ceil(common["channels"] / blocks.large_n),
+        ceil(min(rows, blocks.small_rows) / blocks.small_m)
+        * ceil(common["channels"] / small_n) * packed.splits,
+    )  # fmt: skip
+    return Launch(
+        kernels.convolution, frame.programs(most, per_processor=2), args, warps=blocks.warps,
+        stages=blocks.large_stages, step=index,
+    )  # fmt: skip
+
+
+def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:
+    """Choose the tiles of a convolution."""
+    if frame.interpreted:
+        # small pictures: both paths are taken
+        return Blocks(16, 32, packed.width, 40, 1, 1, 4)
+    if frame.dtype == torch.float32 and frame.precision == "ieee":
+        return Blocks(16, 64, packed.width, 2048, 2, 2, 4)
+    wide = packed.width == 64 and channels % 128 == 0 and packed.out_group == NO_GROUP
+    large_n = 128 if wide else packed.width
+    large_m = 128
+    # enough large tiles for the device, else small ones
+    rows = large_m * frame.processors // ceil(channels / large_n)
+    if packed.splits > 1:
+        limit = MOST_PARTIAL_BYTES // (ceil(channels / 64) * 64 * packed.splits * 4)
+        rows = min(rows, limit)
+    return Blocks(32, large_m, large_n, rows, 4, 3, 4)

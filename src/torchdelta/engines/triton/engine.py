@@ -1,0 +1,186 @@
+"""The triton engine: one CUDA graph per session, no host synchronisation inside a frame."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from torchdelta.engines.base import Deferred, Engine, SlotReport
+from torchdelta.engines.torch_engine import TorchEngine
+from torchdelta.engines.triton.schedule import make_schedule, sources_of
+from torchdelta.errors import EngineError
+from torchdelta.ops import Conv2d, ConvTranspose2d, Dense
+from torchdelta.plan import Plan
+from torchdelta.plan.ir import Step
+
+if TYPE_CHECKING:
+    from torchdelta.engines.triton.runner import Runner
+    from torchdelta.runtime.state import State
+
+# Triton and the kernels are imported when an engine is made: a CPU machine never needs them
+
+
+class TritonEngine(Engine):
+    """Runs plans on NVIDIA GPUs (compute capability 8.0 and newer), all slots in each launch.
+
+    tf32: multiply float32 in TF32; default: IEEE float32
+    Raises: EngineError for another device or dtype.
+    """
+
+    name: ClassVar[str] = "triton"
+    asynchronous: ClassVar[bool] = True
+
+    def __init__(
+        self, plan: Plan, device: torch.device, dtype: torch.dtype, tf32: bool = False
+    ) -> None:
+        from torchdelta.engines.triton import conv
+
+        super().__init__(plan, device, dtype)
+        self.interpreted = is_interpreted()
+        if device.type != ("cpu" if self.interpreted else "cuda"):
+            raise EngineError(f"the triton engine runs on NVIDIA GPUs, the model is on {device}")
+        self.precision = "tf32" if tf32 and dtype == torch.float32 else "ieee"
+        self.pdl = not self.interpreted and torch.cuda.get_device_capability(device) >= (9, 0)
+        self.processors = (
+            4 if self.interpreted
+            else torch.cuda.get_device_properties(device).multi_processor_count
+        )  # fmt: skip
+        self.oracle = TorchEngine(plan, device, dtype)
+        self.foreign = {
+            i: reason for i, s in enumerate(plan.steps) if (reason := foreign_reason(plan, s))
+        }
+        self.packed = {
+            i: conv.pack(plan, step, device, dtype)
+            for i, step in enumerate(plan.steps)
+            if i not in self.foreign and isinstance(step.op, (Conv2d, ConvTranspose2d))
+        }
+        self.weights = [
+            {
+                name: w.to(device, dtype if w.is_floating_point() else w.dtype)
+                for name, w in step.weights.items()
+            }
+            if i not in self.packed
+            else {}
+            for i, step in enumerate(plan.steps)
+        ]
+        self.normalise = _normalise(plan, device)
+        channels = plan.shape[0]
+        scale = [f / channels for f in plan.preprocess.per_full_scale(channels)]
+        self.to_full_scale = torch.tensor(scale, device=device)
+        self.reported = self._reported()
+        sources = [source for step in plan.steps for source in sources_of(plan, step)]
+        self.stamped = set(self.reported) | {owner for owner, _ in sources}
+        self.touched = {owner for owner, footprint in sources if footprint.everything}
+        self.shared = make_schedule(plan)
+        self._sessions: weakref.WeakKeyDictionary[State, Runner] = weakref.WeakKeyDictionary()
+
+    def _reported(self) -> list[int]:
+        owners = {
+            owner
+            for out, shape in zip(self.plan.outputs, self.plan.output_shapes, strict=True)
+            if shape is not None
+            for owner in self.plan.values[out].owners
+        }
+        return sorted(owners | {self.plan.input})
+
+    @classmethod
+    def usable(cls) -> tuple[bool, str]:
+        """It runs where a GPU of compute capability 8.0 is, or in Triton's interpreter."""
+        try:
+            found = f"Triton {version('triton')}"
+        except PackageNotFoundError:
+            return False, "Triton is not installed: pip install triton (Linux, with PyTorch for CUDA)"
+        if is_interpreted():
+            return True, f"{found}, interpreted on the CPU (TRITON_INTERPRET=1)"
+        if not torch.cuda.is_available():
+            return False, "PyTorch finds no GPU"
+        capability = torch.cuda.get_device_capability()
+        if capability < (8, 0):
+            return False, f"the GPU has compute capability {capability[0]}.{capability[1]}, not 8.0"
+        return True, f"{found} on {torch.cuda.get_device_name()}"
+
+    @classmethod
+    def refuses(cls, device: torch.device, dtype: torch.dtype) -> str | None:
+        """Say why it cannot compute on a device or in a dtype; None where it can."""
+        wanted = "cpu" if is_interpreted() else "cuda"
+        if device.type != wanted:
+            return f"the triton engine runs on {wanted} here, the model is on {device}"
+        return None
+
+    @classmethod
+    def reluctance(cls) -> str | None:
+        """The interpreter is for tests."""
+        return "its kernels would be interpreted" if is_interpreted() else None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights, shared by all sessions."""
+        tensors = [p.weight for packed in self.packed.values() for p in packed.phases]
+        tensors += [w for weights in self.weights for w in weights.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of stamps, lists and partial sums of all sessions."""
+        return sum(runner.bytes for runner in self._sessions.values())
+
+    def foreign_steps(self) -> dict[str, str]:
+        """Name the steps that PyTorch computes, each with the reason."""
+        return {self.plan.steps[i].name: reason for i, reason in self.foreign.items()}
+
+    @torch.no_grad()
+    def step(
+        self,
+        state: State,
+        frames: Mapping[int, Tensor],
+        whole: frozenset[int],
+        *,
+        record: bool = False,
+        timed: bool = False,
+        forced: Mapping[int, Tensor] | None = None,
+    ) -> dict[int, SlotReport | Deferred]:
+        """Run one frame for the slots that have one (see `Engine.step`).
+
+        frames may also be on the CPU: they are copied through pinned memory.
+        """
+        from torchdelta.engines.triton.runner import Runner
+
+        if not frames:
+            return {}
+        runner = self._sessions.get(state)
+        if runner is None:
+            runner = self._sessions[state] = Runner(self, state)
+        return dict(runner.step(state, frames, whole, record, timed, forced or {}))
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def foreign_reason(plan: Plan, step: Step) -> str | None:
+    """Say why a step is left to PyTorch; None where a kernel here computes it."""
+    from torchdelta.engines.triton import conv, rows
+
+    if isinstance(step.op, Dense):
+        return step.reason or "no sparse form"
+    if isinstance(step.op, (Conv2d, ConvTranspose2d)):
+        return conv.refusal(plan, step)
+    return rows.refusal(plan, step)
+
+
+def _normalise(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Give factors and shifts [2, C] that make the network's input of uint8 and float frames."""
+    pre, channels = plan.preprocess, plan.shape[0]
+    mean = torch.tensor(pre.mean or (0.0,) * channels, dtype=torch.float64)
+    std = torch.tensor(pre.std or (1.0,) * channels, dtype=torch.float64)
+    scale = (pre.hi - pre.lo) / 255
+    factor = torch.stack([scale / std, 1 / std])
+    shift = torch.stack([(pre.lo - mean) / std, -mean / std])
+    return factor.float().to(device).contiguous(), shift.float().to(device).contiguous()

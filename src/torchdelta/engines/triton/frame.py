@@ -1,0 +1,454 @@
+"""A session's memory on the device beside its state, and its list of launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchdelta.engines.triton import conv, rows
+from torchdelta.engines.triton.kernels import gate as gate_kernels
+from torchdelta.engines.triton.kernels import select as select_kernels
+from torchdelta.engines.triton.kernels.shared import MODE
+from torchdelta.engines.triton.launch import Launch
+from torchdelta.engines.triton.schedule import (
+    MOST_SOURCES,
+    MOST_TAPS,
+    Schedule,
+    Selection,
+    is_identity,
+    is_window,
+)
+from torchdelta.ops import ConvTranspose2d
+from torchdelta.plan.ir import Plan
+
+if TYPE_CHECKING:
+    from torchdelta.engines.triton.engine import TritonEngine
+    from torchdelta.runtime.state import State
+
+# what a frame's row of the control block holds (kernels/gate.py)
+FRAME_ROW = 5
+MODES_AT = int(MODE.value)
+# pixels that a program of a select kernel looks at; small maps want more programs
+SELECT_PX, SMALL_SELECT_PX = 1024, 256
+INPUT_PX = 512
+COUNT_PX = 4096
+# stamps are bytes: after this many frames they are cleared
+LAST_STAMP = 255
+
+# a launch, or a call into PyTorch
+Work = Launch | Callable[[], None]
+
+
+@dataclass(frozen=True)
+class List:
+    """Pixels of a map: int32 entries and their number; a region of `capacity` per phase."""
+
+    entries: Tensor
+    count: Tensor
+
+
+class Memory:
+    """Everything a session's frames need beside the state, allocated once.
+
+    ctl: int64 control block [8 + slots * 6]: number of the frame, modes, rows of the frames
+    stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
+    """
+
+    def __init__(self, engine: TritonEngine, state: State) -> None:
+        plan, device = engine.plan, engine.device
+        self.slots = slots = len(state.input_threshold)
+        self.ctl = torch.zeros(MODES_AT + slots * (1 + FRAME_ROW), dtype=torch.int64, device=device)
+        self.frames = self.ctl[MODES_AT + slots :]
+        self.thresholds = torch.zeros(slots, len(plan.values), device=device)
+        self.input_threshold = torch.zeros(slots, device=device)
+        self.forced = torch.zeros(len(plan.steps), dtype=torch.int32, device=device)
+        stamped = sorted(engine.stamped)
+        sizes = [slots * prod(plan.values[v].size) for v in stamped]
+        touch = len(plan.values) * slots
+        self._stamp_bytes = torch.zeros(sum(sizes) + touch, dtype=torch.uint8, device=device)
+        self.stamps = dict(zip(stamped, self._stamp_bytes[touch:].split(sizes), strict=True))
+        self.touch = self._stamp_bytes[:touch].view(len(plan.values), slots)
+        self.difference = torch.zeros(slots * prod(plan.size), device=device)
+        self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
+        self.now = 0
+        self.frame = 0
+        self.bytes = sum(
+            t.numel() * t.element_size()
+            for t in (self.ctl, self.thresholds, self._stamp_bytes, self.difference)
+        )
+
+    def tick(self) -> None:
+        """Count a frame; clear the stamps before a number comes again."""
+        self.frame += 1
+        self.now += 1
+        if self.now > LAST_STAMP:
+            self.now = 1
+            self._stamp_bytes.zero_()
+
+
+class Frame:
+    """The launches of one session's frame, bound to its memory.
+
+    forced: steps whose active sets come from `forced_masks` instead of the stamps
+    counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
+    bytes:  of lists, counters and partial sums
+    """
+
+    def __init__(
+        self,
+        engine: TritonEngine,
+        state: State,
+        memory: Memory,
+        schedule: Schedule,
+        forced: frozenset[int],
+    ) -> None:
+        self.engine, self.plan, self.memory = engine, engine.plan, memory
+        # not the state itself, which would then live as long as this
+        self._buffers, self._norm = state.buffers, state.norm
+        self.device, self.dtype = engine.device, engine.dtype
+        self.slots = memory.slots
+        self.schedule = schedule
+        self.precision, self.interpreted = engine.precision, engine.interpreted
+        self.processors = engine.processors
+        self.bytes = 0
+        # set to 0 by the first kernel of a frame: what is read back, what was found where active
+        # sets are forced, and the lengths of the lists
+        steps, self._info_size = len(self.plan.steps), (len(self.plan.steps) + 1) * self.slots
+        lists = sum(1 + prod(_phases(self.plan, index)) for index in schedule.selections)
+        self._zeros = torch.zeros(
+            self._info_size + 1 + lists, dtype=torch.int32, device=self.device
+        )
+        self.counts = self._zeros[: steps * self.slots].view(steps, self.slots)
+        self.changed = self._zeros[steps * self.slots : self._info_size]
+        self._found = self._zeros[self._info_size :]
+        self._lists_made = 0
+        self.dummy = self._zeros
+        self.forced_masks: dict[int, Tensor] = {}
+        self._forced = forced
+        self._pdl = engine.pdl
+        self._partial: Tensor | None = None
+        self._arrived: Tensor | None = None
+        self._partial_wanted = [0, 0]
+        self.constants: list[Tensor] = []
+        self._lists: dict[tuple[int, bool], List] = {}
+        self._plan_partial_sums()
+        self.work: list[tuple[int | None, list[Work]]] = self._make()
+
+    # what makers of launches ask for
+
+    def weights(self, index: int) -> Mapping[str, Tensor]:
+        """Give a step's weights on the device, in the compute dtype."""
+        return self.engine.weights[index]
+
+    def capacity(self, index: int) -> int:
+        """Give the longest that a step's list can be."""
+        return self.slots * prod(self.plan.values[self.plan.steps[index].output].size)
+
+    def programs(self, blocks: int, per_processor: int = 4) -> int:
+        """Choose how many programs share so many blocks at most."""
+        return max(1, min(blocks, self.processors * per_processor))
+
+    def partial_sums(self, tiles: int, numbers: int) -> tuple[Tensor, Tensor]:
+        """Give room for partial sums, and a counter per tile; used by one step after the other."""
+        self._partial_wanted[0] = max(self._partial_wanted[0], tiles)
+        self._partial_wanted[1] = max(self._partial_wanted[1], numbers)
+        if self._partial is None or self._arrived is None:
+            return self.dummy, self.dummy
+        return self._partial, self._arrived
+
+    def in_args(self, value: int, name: str) -> dict[str, Any]:
+        """Give a kernel's arguments for reading a value."""
+        v = self.plan.values[value]
+        buffer = self._buffers[v.buffer]
+        return {
+            f"{name}_ptr": buffer[..., v.offset :] if v.offset else buffer,
+            f"{name}_slot": buffer.stride(0), f"{name}_px": buffer.stride(2),
+            f"{name}_h": v.size[0], f"{name}_w": v.size[1],
+        }  # fmt: skip
+
+    def out_args(self, index: int) -> dict[str, Any]:
+        """Give a kernel's arguments for publishing a step's output."""
+        output = self.plan.steps[index].output
+        v = self.plan.values[output]
+        buffer = self._buffers[v.buffer]
+        stamp = self.memory.stamps.get(output)
+        return {
+            "out_ptr": buffer[..., v.offset :] if v.offset else buffer,
+            "out_slot": buffer.stride(0), "out_px": buffer.stride(2), "hw": prod(v.size),
+            "channels": v.channels, "threshold_ptr": self.memory.thresholds[:, output],
+            "threshold_stride": len(self.plan.values), "ctl_ptr": self.memory.ctl,
+            "forced_ptr": self.memory.forced[index:],
+            "stamp_ptr": self.memory.touch if stamp is None else stamp,
+            "touch_ptr": self.memory.touch[output], "NORM_MAX": self._norm == "max",
+            "STAMP": stamp is not None, "TOUCH": output in self.engine.touched, "PDL": self._pdl,
+        }  # fmt: skip
+
+    def list_args(self, index: int) -> dict[str, Any]:
+        """Give a kernel's arguments for walking over a step's list."""
+        use = self.schedule.uses[index]
+        found = self._lists[use.leader, use.wide]
+        filters = [self.memory.stamps[v] for v in use.filters]
+        padded = [*filters, self.memory.touch, self.memory.touch]
+        return {
+            "list_ptr": found.entries, "count_ptr": found.count, "filter0_ptr": padded[0],
+            "filter1_ptr": padded[1], "FILTERS": len(filters),
+        }  # fmt: skip
+
+    def _view(self, value: int, slot: int) -> Tensor:
+        v = self.plan.values[value]
+        return self._buffers[v.buffer][slot].narrow(2, v.offset, v.channels)
+
+    @property
+    def info(self) -> Tensor:
+        """What is read back after a frame: counts of all steps, then of the input."""
+        return self._zeros[: self._info_size]
+
+    def _new_list(self, entries: int, phases: int = 1) -> List:
+        """Take room for a list."""
+        first = self._info_size + 1 + self._lists_made
+        self._lists_made += phases
+        room = torch.zeros(entries * phases, dtype=torch.int32, device=self.device)
+        self.bytes += room.numel() * 4
+        return List(room, self._zeros[first : first + phases])
+
+    def listed(self, index: int) -> Tensor:
+        """Give the pixels of a leader's list, bool [slots * H * W]."""
+        found = self._lists[index, False]
+        mask = torch.zeros(self.capacity(index), dtype=torch.bool, device=self.device)
+        for phase, count in enumerate(found.count.tolist()):
+            first = phase * self.capacity(index)
+            mask[found.entries[first : first + count].long()] = True
+        return mask
+
+    # the frame
+
+    def _plan_partial_sums(self) -> None:
+        """Ask all convolutions how much room their partial sums take, then make it."""
+        sizes = [0, 0]
+        for index, packed in self.engine.packed.items():
+            if packed.depthwise or packed.splits == 1:
+                continue
+            channels = self.plan.values[self.plan.steps[index].output].channels
+            blocks = conv.choose_blocks(self, packed, channels)
+            limit = min(blocks.small_rows, ceil(self.capacity(index) / len(packed.phases)))
+            tiles = ceil(limit / blocks.small_m) * ceil(channels / packed.width)
+            sizes[0] = max(sizes[0], tiles)
+            sizes[1] = max(sizes[1], tiles * packed.splits * blocks.small_m * packed.width)
+        if sizes[0]:
+            self._arrived = torch.zeros(sizes[0], dtype=torch.int32, device=self.device)
+            self._partial = torch.empty(sizes[1], device=self.device)
+            self.bytes += 4 * sum(sizes)
+
+    def _make(self) -> list[tuple[int | None, list[Work]]]:
+        work: list[tuple[int | None, list[Work]]] = [(None, self._input())]
+        for index in range(len(self.plan.steps)):
+            part: list[Work] = []
+            if index in self.schedule.selections:
+                part += self._select(self.schedule.selections[index])
+            part += self._step(index)
+            work.append((index, part))
+        counting = self._count_followers()
+        if counting:
+            work.append((None, counting))
+        return work
+
+    def _step(self, index: int) -> list[Work]:
+        if index in self.engine.packed:
+            return list(conv.launches(self, index, self.engine.packed[index]))
+        if index in self.engine.foreign:
+            return self._foreign(index)
+        return list(rows.launches(self, index))
+
+    def _foreign(self, index: int) -> list[Work]:
+        """Let PyTorch compute a step whole for all slots; gate and publish as always."""
+        plan, step = self.plan, self.plan.steps[index]
+        v = plan.values[step.output]
+        scratch = torch.zeros(
+            (self.slots, *v.size, v.channels), dtype=v.dtype or self.dtype, device=self.device
+        )
+        self.bytes += scratch.numel() * scratch.element_size()
+        self.constants.append(scratch)
+
+        inputs = [[self._view(value, slot) for value in step.inputs] for slot in range(self.slots)]
+
+        def compute() -> None:
+            for slot in range(self.slots):
+                scratch[slot].copy_(self.engine.oracle.evaluate(index, inputs[slot]))
+
+        return [compute, *rows.publish_launches(self, index, scratch)]
+
+    def _input(self) -> list[Work]:
+        """Make the launches of the input gate."""
+        plan, memory = self.plan, self.memory
+        h, w = plan.size
+        blocks = ceil(h * w / INPUT_PX)
+        place = self.in_args(plan.input, "x")
+        factor, shift = self.engine.normalise
+        common = {
+            "ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "x_ptr": place["x_ptr"],
+            "x_slot": place["x_slot"], "x_px": place["x_px"], "h": h, "w": w, "blocks": blocks,
+            "factor_ptr": factor, "shift_ptr": shift, "C": plan.shape[0],
+            "BGR": plan.preprocess.color == "bgr", "BS": INPUT_PX,
+        }  # fmt: skip
+        compare = Launch(
+            gate_kernels.compare_input, blocks * self.slots,
+            {**common, "scale_ptr": self.engine.to_full_scale, "zeros": self._zeros.numel(),
+             "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
+             "zeros_ptr": self._zeros},
+        )  # fmt: skip
+        publish = Launch(
+            gate_kernels.publish_input, blocks * self.slots,
+            {**common, "difference_ptr": memory.difference,
+             "threshold_ptr": memory.input_threshold, "stamp_ptr": memory.stamps[plan.input],
+             "touch_ptr": memory.touch[plan.input], "changed_ptr": self.changed,
+             "PDL": self._pdl},
+        )  # fmt: skip
+        return [compare, publish]
+
+    def check_frames(self) -> list[Work]:
+        """Make the launches that refuse float frames with values that are not finite."""
+        plan, memory = self.plan, self.memory
+        h, w = plan.size
+        place = self.in_args(plan.input, "x")
+        factor, shift = self.engine.normalise
+        blocks = ceil(h * w / INPUT_PX)
+        check = Launch(
+            gate_kernels.check_frames, blocks * self.slots,
+            {"ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "h": h, "w": w,
+             "blocks": blocks, "factor_ptr": factor, "shift_ptr": shift, "bad_ptr": memory.bad,
+             "x_ptr": place["x_ptr"], "C": plan.shape[0],
+             "BGR": plan.preprocess.color == "bgr", "BS": INPUT_PX},
+        )  # fmt: skip
+        size = 1 << (self.slots - 1).bit_length()
+        drop = Launch(
+            gate_kernels.drop_bad, 1,
+            {"ctl_ptr": memory.ctl, "bad_ptr": memory.bad, "slots": self.slots, "BS": size},
+        )  # fmt: skip
+
+        def forget() -> None:
+            memory.bad.zero_()
+
+        return [forget, check, drop]
+
+    def _select(self, selection: Selection) -> list[Work]:
+        """Make the launches that list a step's active pixels: several where sources are many."""
+        index = selection.step
+        step = self.plan.steps[index]
+        h, w = self.plan.values[step.output].size
+        area = h * w
+        size = SMALL_SELECT_PX if area * self.slots <= SMALL_SELECT_PX * 132 else SELECT_PX
+        blocks = ceil(area / size)
+        phases = _phases(self.plan, index)
+        own = self._new_list(self.capacity(index), prod(phases))
+        self._lists[index, False] = own
+        wide = own
+        if selection.extra:
+            wide = self._new_list(self.capacity(index))
+        self._lists[index, True] = wide
+        identity = [(value, None) for value in selection.extra]
+        parts = [
+            selection.sources[n : n + MOST_SOURCES]
+            for n in range(0, len(selection.sources), MOST_SOURCES)
+        ] or [[]]
+        carry = self.dummy
+        if len(parts) > 1:
+            carry = torch.zeros(self.capacity(index), dtype=torch.uint8, device=self.device)
+            self.bytes += carry.numel()
+            self.constants.append(carry)
+        mask = self.dummy
+        if index in self._forced:
+            mask = torch.zeros(area, dtype=torch.uint8, device=self.device)
+            self.forced_masks[index] = mask
+        out: list[Work] = []
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            sources: list[tuple[int, Any]] = [*part, *(identity if last else [])]
+            args = {
+                "list_ptr": own.entries, "count_ptr": own.count,
+                "active_ptr": self.counts[index], "wide_list_ptr": wide.entries,
+                "wide_count_ptr": wide.count, "ctl_ptr": self.memory.ctl, "carry_ptr": carry,
+                "forced_ptr": mask, "found_ptr": self._found, "h": h, "w": w,
+                "blocks": blocks, "capacity": self.capacity(index), "OWN": len(part),
+                "SOURCES": len(sources), "PHASES_Y": phases[0], "PHASES_X": phases[1],
+                "CARRY_IN": number > 0, "CARRY_OUT": not last, "FORCED": index in self._forced,
+                "BS": size, "PDL": self._pdl,
+            }  # fmt: skip
+            for n in range(MOST_SOURCES):
+                args |= self._source_args(n, sources[n] if n < len(sources) else None)
+            out.append(Launch(select_kernels.select, blocks * self.slots, args, step=index))
+        return out
+
+    def _source_args(self, n: int, source: tuple[int, Any] | None) -> dict[str, Any]:
+        """Give a select kernel's arguments for its source number n."""
+        names = ("h", "w", "stride_y", "stride_x", "pad_y", "pad_x", "dilation_y", "dilation_x")
+        numbers = [1, 1, 1, 1, 0, 0, 1, 1]
+        args: dict[str, Any] = {
+            f"s{n}_ptr": self.memory.touch, f"s{n}_rows_ptr": self.dummy,
+            f"s{n}_cols_ptr": self.dummy, f"KIND{n}": select_kernels.IDENTITY, f"KH{n}": 1,
+            f"KW{n}": 1,
+        }  # fmt: skip
+        if source is not None:
+            value, footprint = source
+            numbers[:2] = self.plan.values[value].size
+            if footprint is not None and footprint.everything:
+                args |= {f"s{n}_ptr": self.memory.touch[value], f"KIND{n}": select_kernels.TOUCH}
+            else:
+                args[f"s{n}_ptr"] = self.memory.stamps[value]
+                if footprint is not None and not is_identity(footprint):
+                    args |= self._footprint_args(n, footprint, numbers)
+        return {**args, **{f"s{n}_{k}": v for k, v in zip(names, numbers, strict=True)}}
+
+    def _footprint_args(self, n: int, footprint: Any, numbers: list[int]) -> dict[str, Any]:
+        y, x = footprint.rows, footprint.cols
+        if is_window(y) and is_window(x) and y.kernel * x.kernel <= MOST_TAPS:
+            numbers[2:] = [y.stride, x.stride, y.pad, x.pad, y.dilation, x.dilation]
+            return {f"KIND{n}": select_kernels.WINDOW, f"KH{n}": y.kernel, f"KW{n}": x.kernel}
+        tables = [
+            torch.from_numpy(axis.taps.astype(np.int32)).contiguous().to(self.device)
+            for axis in (y, x)
+        ]
+        self.constants += tables
+        return {
+            f"KIND{n}": select_kernels.TABLE, f"KH{n}": tables[0].shape[1],
+            f"KW{n}": tables[1].shape[1], f"s{n}_rows_ptr": tables[0],
+            f"s{n}_cols_ptr": tables[1],
+        }  # fmt: skip
+
+    def _count_followers(self) -> list[Work]:
+        """Make the launch that counts the active pixels of steps without a list of their own."""
+        jobs = []
+        for index, use in enumerate(self.schedule.uses):
+            if not use.filters:
+                continue
+            area = prod(self.plan.values[self.plan.steps[index].output].size)
+            stamps = [self.memory.stamps[v].data_ptr() for v in use.filters]
+            counter = self.counts[index].data_ptr()
+            for slot in range(self.slots):
+                for first in range(0, area, COUNT_PX):
+                    at = slot * area + first
+                    second = stamps[1] + at if len(stamps) > 1 else 0
+                    length = min(COUNT_PX, area - first)
+                    jobs.append((stamps[0] + at, second, counter + 4 * slot, length, slot))
+        if not jobs:
+            return []
+        table = torch.tensor(jobs, dtype=torch.int64, device=self.device)
+        self.bytes += table.numel() * 8
+        self.constants.append(table)
+        two = any(len(use.filters) > 1 for use in self.schedule.uses)
+        args = {
+            "jobs_ptr": table, "ctl_ptr": self.memory.ctl, "TWO": two, "BS": COUNT_PX,
+            "PDL": self._pdl,
+        }  # fmt: skip
+        return [Launch(select_kernels.count_stamps, len(jobs), args)]
+
+
+def _phases(plan: Plan, index: int) -> tuple[int, int]:
+    """Give the phases of a step's output, each of which has a list: those of its stride."""
+    op = plan.steps[index].op
+    return op.stride if isinstance(op, ConvTranspose2d) else (1, 1)

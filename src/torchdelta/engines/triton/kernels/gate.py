@@ -1,0 +1,193 @@
+"""The input gate: frames in, published pixels of the network's input out (design: gates)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from torchdelta.engines.triton.kernels.shared import IS_WHOLE, MODE, begin
+
+# numbers of a frame's row in the control block: address, strides of rows, columns and channels in
+# elements, and whether its values are float32 (else uint8)
+FRAME_ROW = tl.constexpr(5)
+_PLAIN = [
+    "h",
+    "w",
+    "blocks",
+    "zeros",
+    "x_slot",
+    "frames_ptr",
+    "stamp_ptr",
+    "touch_ptr",
+    "changed_ptr",
+    "zeros_ptr",
+]
+
+
+@triton.jit
+def _value(address, stride_c, is_float, place, mask, channel, factor_ptr, shift_ptr, BGR, C):
+    """Read one channel of a frame at some pixels, normalised, float32.
+
+    factor_ptr, shift_ptr: [2, C], for uint8 and for float frames.
+    """
+    source = channel
+    if BGR:
+        source = C - 1 - channel
+    at = place + source * stride_c
+    if is_float != 0:
+        raw = tl.load(address.to(tl.pointer_type(tl.float32)) + at, mask=mask, other=0.0)
+    else:
+        byte = tl.load(address.to(tl.pointer_type(tl.uint8)) + at, mask=mask, other=0)
+        raw = byte.to(tl.float32)
+    kind = is_float * C + channel
+    return raw * tl.load(factor_ptr + kind) + tl.load(shift_ptr + kind)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def compare_input(
+    ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, scale_ptr,
+    difference_ptr, threshold_ptr, zeros_ptr, zeros,
+    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Measure how far each pixel lies from what was published; set the frame's counters to 0.
+
+    difference_ptr: float32 [slots, h, w]: mean over the channels of |frame - published|, share of
+    full scale; where the slot's threshold is 0: whether they differ at all.
+    """
+    pid = tl.program_id(0)
+    for first in range(pid * BS, zeros, tl.num_programs(0) * BS):
+        at = first + tl.arange(0, BS)
+        tl.store(zeros_ptr + at, tl.zeros((BS,), tl.int32), mask=at < zeros)
+    slot = pid // blocks
+    if tl.load(ctl_ptr + MODE + slot) == 1:
+        frame = frames_ptr + slot * FRAME_ROW
+        address = tl.load(frame)
+        stride_y = tl.load(frame + 1)
+        stride_x = tl.load(frame + 2)
+        stride_c = tl.load(frame + 3)
+        is_float = tl.load(frame + 4)
+        exact = tl.load(threshold_ptr + slot) == 0.0
+        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
+        ok = at < h * w
+        y = at // w
+        place = y.to(tl.int64) * stride_y + (at - y * w).to(tl.int64) * stride_x
+        stored = x_ptr + slot.to(tl.int64) * x_slot + at.to(tl.int64) * x_px
+        total = tl.zeros((BS,), tl.float32)
+        differs = tl.zeros((BS,), tl.int32)
+        for channel in tl.static_range(C):
+            new = _value(
+                address, stride_c, is_float, place, ok, channel, factor_ptr, shift_ptr, BGR, C
+            )
+            new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
+            old = tl.load(stored + channel, mask=ok, other=0.0).to(tl.float32)
+            total += tl.abs(new - old) * tl.load(scale_ptr + channel)
+            differs |= (new != old).to(tl.int32)
+        result = tl.where(exact, differs.to(tl.float32), total)
+        tl.store(difference_ptr + slot * (h * w) + at, result, mask=ok)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def publish_input(
+    ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, difference_ptr,
+    threshold_ptr, stamp_ptr, touch_ptr, changed_ptr,
+    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Publish where the mean over a 3x3 box exceeds the threshold, and one pixel around.
+
+    changed_ptr: int32 [slots], published pixels.
+    """
+    begin(PDL)
+    pid = tl.program_id(0)
+    slot = pid // blocks
+    mode = tl.load(ctl_ptr + MODE + slot)
+    if mode != 0:
+        now = tl.load(ctl_ptr).to(tl.int32)
+        threshold = tl.load(threshold_ptr + slot)
+        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
+        ok = at < h * w
+        y = at // w
+        x = at - y * w
+        differences = difference_ptr + slot * (h * w)
+        hot = tl.zeros((BS,), tl.int32)
+        if mode == IS_WHOLE:
+            hot += 1
+        elif threshold == 0.0:
+            hot += (tl.load(differences + at, mask=ok, other=0.0) != 0.0).to(tl.int32)
+        else:
+            for i in tl.static_range(-1, 2):
+                for j in tl.static_range(-1, 2):
+                    box_y = y + i
+                    box_x = x + j
+                    total = tl.zeros((BS,), tl.float32)
+                    for k in tl.static_range(-1, 2):
+                        for m in tl.static_range(-1, 2):
+                            at_y = box_y + k
+                            at_x = box_x + m
+                            inside = (at_y >= 0) & (at_y < h) & (at_x >= 0) & (at_x < w) & ok
+                            total += tl.load(differences + at_y * w + at_x, mask=inside, other=0.0)
+                    count = (tl.minimum(box_y + 2, h) - tl.maximum(box_y - 1, 0)) * (
+                        tl.minimum(box_x + 2, w) - tl.maximum(box_x - 1, 0)
+                    )
+                    inside = (box_y >= 0) & (box_y < h) & (box_x >= 0) & (box_x < w)
+                    mean = total / tl.maximum(count, 1).to(tl.float32)
+                    over = (mean > threshold) | (mean != mean)
+                    hot |= (inside & over).to(tl.int32)
+        hot = tl.where(ok, hot, 0)
+        total_px = tl.sum(hot)
+        if total_px > 0:
+            tl.atomic_add(changed_ptr + slot, total_px)
+            frame = frames_ptr + slot * FRAME_ROW
+            address = tl.load(frame)
+            stride_c = tl.load(frame + 3)
+            is_float = tl.load(frame + 4)
+            place = y.to(tl.int64) * tl.load(frame + 1) + x.to(tl.int64) * tl.load(frame + 2)
+            stored = x_ptr + slot.to(tl.int64) * x_slot + at.to(tl.int64) * x_px
+            mask = hot > 0
+            for channel in tl.static_range(C):
+                new = _value(
+                    address, stride_c, is_float, place, mask, channel, factor_ptr, shift_ptr,
+                    BGR, C,
+                )  # fmt: skip
+                tl.store(stored + channel, new.to(x_ptr.dtype.element_ty), mask=mask)
+            tl.store(stamp_ptr + slot * (h * w) + at, (hot * now).to(tl.uint8), mask=mask)
+            tl.store(touch_ptr + slot, now.to(tl.uint8))
+
+
+@triton.jit(do_not_specialize=_PLAIN)
+def check_frames(
+    ctl_ptr, frames_ptr, h, w, blocks, factor_ptr, shift_ptr, bad_ptr, x_ptr,
+    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Find float frames with values that are not finite once normalised, in the state's dtype.
+
+    bad_ptr: int32 [slots], 1 where there is one.
+    """
+    pid = tl.program_id(0)
+    slot = pid // blocks
+    frame = frames_ptr + slot * FRAME_ROW
+    is_float = tl.load(frame + 4)
+    if (tl.load(ctl_ptr + MODE + slot) != 0) & (is_float != 0):
+        address = tl.load(frame)
+        stride_c = tl.load(frame + 3)
+        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
+        ok = at < h * w
+        y = at // w
+        place = y.to(tl.int64) * tl.load(frame + 1) + (at - y * w).to(tl.int64) * tl.load(frame + 2)
+        bad = tl.zeros((BS,), tl.int32)
+        for channel in tl.static_range(C):
+            new = _value(
+                address, stride_c, is_float, place, ok, channel, factor_ptr, shift_ptr, BGR, C
+            )
+            new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
+            # infinity minus itself is not a number
+            bad |= ((new - new) != 0.0).to(tl.int32)
+        if tl.max(bad) > 0:
+            tl.store(bad_ptr + slot, 1)
+
+
+@triton.jit
+def drop_bad(ctl_ptr, bad_ptr, slots, BS: tl.constexpr):
+    """Take the frames that are not finite out of the control block: they publish nothing."""
+    at = tl.arange(0, BS)
+    bad = tl.load(bad_ptr + at, mask=at < slots, other=0)
+    tl.store(ctl_ptr + MODE + at, tl.zeros((BS,), tl.int64), mask=(at < slots) & (bad != 0))

@@ -1,0 +1,543 @@
+"""Kernels of all steps but convolutions: each gives `new` for a block of active pixels.
+
+Every kernel runs over the same list (`take_block`) and ends in the same gate (`publish`), so it
+begins with the same arguments:
+
+list_ptr, count_ptr, filter0_ptr, filter1_ptr: the active pixels (shared.take_block)
+out_ptr .. touch_ptr: the output's state and its gate (shared.publish); out_w: columns of its map
+x_ptr, x_slot, x_px, x_w: the input's state; pixel (y, x), channel c of slot n lies at
+    x_ptr + n * x_slot + (y * x_w + x) * x_px + c
+slope_ptr, POST, A, B, C: an elementwise function of the result (`_activate`)
+BM, BN: pixels and channels of a block. They and the number of warps fix the order of every sum, so
+    they follow from the plan alone, never from the list.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from torchdelta.engines.triton.kernels.shared import (
+    apply_function,
+    begin,
+    combine,
+    publish,
+    take_block,
+)
+
+# fmt: off
+# numbers that differ between steps without making other code worth its compilation
+PLAIN = ["hw", "out_w", "threshold_stride", "x_w"]
+# taps that a pool loads at once
+UNROLL = tl.constexpr(4)
+
+
+@triton.jit
+def _columns(block, channels, BN: tl.constexpr):
+    """Give the first block-row of a block, and its channels [BN]."""
+    blocks = tl.cdiv(channels, BN)
+    return block // blocks, (block % blocks) * BN + tl.arange(0, BN)
+
+
+@triton.jit
+def _at(ptr, slot, slot_stride, place):
+    """Point to places [BM] inside slots [BM]."""
+    return ptr + slot.to(tl.int64) * slot_stride + place
+
+
+@triton.jit
+def _activate(
+    x, cols, channels, slope_ptr,
+    FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+):
+    """Compute an elementwise function, "" for none; only "prelu" has slopes [channels]."""
+    if FN == "prelu":
+        slope = tl.load(slope_ptr + cols, mask=cols < channels, other=0).to(tl.float32)
+        x = tl.where(x >= 0, x, x * slope[None, :])
+    elif FN != "":
+        x = apply_function(x, FN, A, B, C)
+    return x
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def pointwise(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px,
+    PRE: tl.constexpr, PRE_A: tl.constexpr, PRE_B: tl.constexpr, PRE_C: tl.constexpr,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Compute one elementwise function after the other."""
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        x = tl.load(start[:, None] + cols[None, :], mask=mask, other=0).to(tl.float32)
+        new = _activate(x, cols, channels, slope_ptr, PRE, PRE_A, PRE_B, PRE_C)
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def affine(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, scale_ptr, shift_ptr,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Compute x * scale + shift, both [channels]."""
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        inside = cols < channels
+        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        x = tl.load(start[:, None] + cols[None, :], mask=ok[:, None] & inside[None, :], other=0)
+        scale = tl.load(scale_ptr + cols, mask=inside, other=0).to(tl.float32)
+        shift = tl.load(shift_ptr + cols, mask=inside, other=0).to(tl.float32)
+        new = x.to(tl.float32) * scale[None, :] + shift[None, :]
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def scalar(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, number,
+    FN: tl.constexpr, NUMBER_FIRST: tl.constexpr,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Combine each pixel with a number in float32."""
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        x = tl.load(start[:, None] + cols[None, :], mask=mask, other=0).to(tl.float32)
+        other = tl.zeros((BM, BN), tl.float32) + number
+        new = combine(other, x, FN, 1.0) if NUMBER_FIRST else combine(x, other, FN, 1.0)
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def binary(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    a_ptr, a_slot, a_row, a_col, a_ch, b_ptr, b_slot, b_row, b_col, b_ch, out_w,
+    FN: tl.constexpr, ALPHA: tl.constexpr,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Combine two operands; the stride of an axis along which one is broadcast is 0."""
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        y = (pixel - slot * hw) // out_w
+        x = pixel - slot * hw - y * out_w
+        start_a = _at(a_ptr, slot, a_slot, y * a_row + x * a_col)
+        start_b = _at(b_ptr, slot, b_slot, y * b_row + x * b_col)
+        a = tl.load(start_a[:, None] + (cols * a_ch)[None, :], mask=mask, other=0).to(tl.float32)
+        b = tl.load(start_b[:, None] + (cols * b_ch)[None, :], mask=mask, other=0).to(tl.float32)
+        new = combine(a, b, FN, ALPHA)
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def softmax(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px,
+    LOG: tl.constexpr,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Compute the softmax (or its logarithm) of each pixel; BN covers all channels."""
+    begin(PDL)
+    count = tl.load(count_ptr)
+    cols = tl.arange(0, BN)
+    inside = (cols < channels)[None, :]
+    for block in range(tl.program_id(0), tl.cdiv(count, BM), tl.num_programs(0)):
+        pixel, slot, ok = take_block(
+            list_ptr, count, block * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        x = tl.load(start[:, None] + cols[None, :], mask=ok[:, None] & inside, other=0)
+        x = tl.where(inside, x.to(tl.float32), float("-inf"))
+        # a NaN is not the maximum, but makes the sum NaN
+        x = x - tl.max(x, 1)[:, None]
+        e = tl.exp(x)
+        weight = tl.sum(e, 1)[:, None]
+        new = x - tl.log(weight) if LOG else e / weight
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit
+def _lerp(a, b, weight):
+    """Go from a to b by a weight, as torch.lerp does."""
+    return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1.0 - weight))
+
+
+@triton.jit(do_not_specialize=[*PLAIN, "out_h"])
+def bilinear(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, row_parts_ptr, col_parts_ptr, out_h, out_w,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Blend four pixels.
+
+    rows_ptr:      [2, out_h] int32, the lower and the upper row of each output row
+    row_parts_ptr: [out_h] float32, the upper one's weight; cols_ptr, col_parts_ptr alike
+    """
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        y = (pixel - slot * hw) // out_w
+        x = pixel - slot * hw - y * out_w
+        top = tl.load(rows_ptr + y) * x_w
+        low = tl.load(rows_ptr + out_h + y) * x_w
+        left = tl.load(cols_ptr + x)
+        right = tl.load(cols_ptr + out_w + x)
+        down = tl.load(row_parts_ptr + y)[:, None]
+        across = tl.load(col_parts_ptr + x)[:, None]
+        start = _at(x_ptr, slot, x_slot, 0)[:, None] + cols[None, :]
+        a = tl.load(start + ((top + left) * x_px)[:, None], mask=mask, other=0).to(tl.float32)
+        b = tl.load(start + ((top + right) * x_px)[:, None], mask=mask, other=0).to(tl.float32)
+        c = tl.load(start + ((low + left) * x_px)[:, None], mask=mask, other=0).to(tl.float32)
+        d = tl.load(start + ((low + right) * x_px)[:, None], mask=mask, other=0).to(tl.float32)
+        new = _lerp(_lerp(a, b, across), _lerp(c, d, across), down)
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def remap(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, channels_ptr, fill, out_w,
+    PLACES: tl.constexpr, CHANNELS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Move each number from one place, in its own dtype.
+
+    PLACES:   rows_ptr, cols_ptr [H], [W] int32: the input row and column, -1 for `fill`; else the
+              pixel at the same place
+    CHANNELS: channels_ptr [channels] int32: the input channel; else the same
+    """
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        source = cols
+        if CHANNELS:
+            source = tl.load(channels_ptr + cols, mask=cols < channels, other=0)
+        mask = ok[:, None] & (cols < channels)[None, :]
+        place = pixel - slot * hw
+        if PLACES:
+            y = tl.load(rows_ptr + place // out_w)
+            x = tl.load(cols_ptr + place % out_w)
+            found = (y >= 0) & (x >= 0)
+            start = _at(x_ptr, slot, x_slot, tl.where(found, y * x_w + x, 0) * x_px)
+            moved = tl.load(start[:, None] + source[None, :], mask=mask & found[:, None], other=0)
+            filling = tl.full((BM, BN), fill, tl.float32).to(moved.dtype)
+            new = tl.where(found[:, None], moved, filling)
+        else:
+            start = _at(x_ptr, slot, x_slot, place * x_px)
+            new = tl.load(start[:, None] + source[None, :], mask=mask, other=0)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=[*PLAIN, "factor"])
+def pixel_shuffle(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_w, factor, out_w,
+    UNSHUFFLE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Move channels to space, or back.
+
+    shuffle:   out[y, x, c] = in[y // r, x // r, (c * r + y % r) * r + x % r]
+    UNSHUFFLE: out[y, x, (c * r + i) * r + j] = in[y * r + i, x * r + j, c]
+    """
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        y = (pixel - slot * hw) // out_w
+        x = pixel - slot * hw - y * out_w
+        if UNSHUFFLE:
+            i = cols // factor % factor
+            j = cols % factor
+            place = ((y * x_w + x) * factor)[:, None] + (i * x_w + j)[None, :]
+            inner = place * x_px + (cols // (factor * factor))[None, :]
+        else:
+            place = (y // factor) * x_w + x // factor
+            part = (y % factor) * factor + x % factor
+            inner = (place * x_px + part)[:, None] + (cols * factor * factor)[None, :]
+        start = _at(x_ptr, slot, x_slot, 0)
+        new = tl.load(start[:, None] + inner, mask=mask, other=0)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=[*PLAIN, "x_hw"])
+def reshape(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_hw,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Cut the numbers anew: number i in the model's order [C, H, W] is c = i // HW, pixel i % HW.
+
+    What is no map has H = W = 1 and the model's order in its channels.
+    """
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        number = (cols * hw)[None, :] + (pixel - slot * hw)[:, None]
+        channel = number // x_hw
+        start = _at(x_ptr, slot, x_slot, 0)
+        inner = (number - channel * x_hw) * x_px + channel
+        new = tl.load(start[:, None] + inner, mask=mask, other=0)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+WINDOWS = [*PLAIN, "x_h", "out_h", "kernel_w", "taps", "dilation_h", "dilation_w"]
+
+
+@triton.jit
+def _window(table_ptr, n_out, o):
+    """Read first input, number of inputs, and what counts as their number."""
+    first = tl.load(table_ptr + o)
+    size = tl.load(table_ptr + n_out + o)
+    return first, size, tl.load(table_ptr + 2 * n_out + o).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=WINDOWS)
+def pool(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, out_h, out_w,
+    kernel_w, taps, dilation_h, dilation_w,
+    MAX: tl.constexpr,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Reduce windows of few pixels, tap by tap.
+
+    rows_ptr: [3, out_h] int32: a window's first row, its rows, and the divisor's factor of rows;
+              cols_ptr [3, out_w] alike: windows are cut off at the edges of the map
+    taps:     of the largest window, which is kernel_w wide
+    """
+    begin(PDL)
+    count = tl.load(count_ptr)
+    total = tl.cdiv(count, BM) * tl.cdiv(channels, BN)
+    for block in range(tl.program_id(0), total, tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, BM,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        y = (pixel - slot * hw) // out_w
+        x = pixel - slot * hw - y * out_w
+        top, height, divisor_h = _window(rows_ptr, out_h, y)
+        left, width, divisor_w = _window(cols_ptr, out_w, x)
+        start = _at(x_ptr, slot, x_slot, (top * x_w + left) * x_px)[:, None] + cols[None, :]
+        if MAX:
+            new = tl.full((BM, BN), float("-inf"), tl.float32)
+        else:
+            new = tl.zeros((BM, BN), tl.float32)
+        for first in range(0, taps, UNROLL):
+            for k in tl.static_range(UNROLL):
+                ky = (first + k) // kernel_w
+                kx = (first + k) % kernel_w
+                found = mask & ((ky < height) & (kx < width))[:, None]
+                step = (ky * dilation_h * x_w + kx * dilation_w) * x_px
+                if MAX:
+                    v = tl.load(start + step, mask=found, other=float("-inf")).to(tl.float32)
+                    new = tl.where((v > new) | (v != v), v, new)
+                else:
+                    new += tl.load(start + step, mask=found, other=0).to(tl.float32)
+        if not MAX:
+            new = new / (divisor_h * divisor_w)[:, None]
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            BM, BN, NORM_MAX, STAMP, TOUCH,
+        )
+
+
+@triton.jit(do_not_specialize=WINDOWS)
+def reduce(
+    list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, out_h, out_w,
+    kernel_w, taps, dilation_h, dilation_w,
+    MAX: tl.constexpr,
+    slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    BT: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+):
+    """Reduce windows of many pixels (see `pool`), one window and BT taps of it at a time.
+
+    Tap t is added to partial sum t % BT; the partial sums are added in an order fixed by BT.
+    """
+    begin(PDL)
+    count = tl.load(count_ptr)
+    for block in range(tl.program_id(0), count * tl.cdiv(channels, BN), tl.num_programs(0)):
+        row, cols = _columns(block, channels, BN)
+        pixel, slot, ok = take_block(
+            list_ptr, count, row, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            FILTERS, 1,
+        )
+        mask = ok[:, None] & (cols < channels)[None, :]
+        y = (pixel - slot * hw) // out_w
+        x = pixel - slot * hw - y * out_w
+        top, height, divisor_h = _window(rows_ptr, out_h, y)
+        left, width, divisor_w = _window(cols_ptr, out_w, x)
+        start = _at(x_ptr, slot, x_slot, (top * x_w + left) * x_px)[:, None] + cols[None, :]
+        if MAX:
+            parts = tl.full((BT, BN), float("-inf"), tl.float32)
+        else:
+            parts = tl.zeros((BT, BN), tl.float32)
+        for first in range(0, taps, BT):
+            tap = first + tl.arange(0, BT)
+            ky = tap // kernel_w
+            kx = tap % kernel_w
+            found = ((ky < height) & (kx < width))[:, None] & mask
+            step = ((ky * dilation_h * x_w + kx * dilation_w) * x_px)[:, None]
+            if MAX:
+                v = tl.load(start + step, mask=found, other=float("-inf")).to(tl.float32)
+                parts = tl.where((v > parts) | (v != v), v, parts)
+            else:
+                parts += tl.load(start + step, mask=found, other=0).to(tl.float32)
+        if MAX:
+            bad = tl.max((parts != parts).to(tl.int32), 0) > 0
+            most = tl.max(tl.where(parts != parts, float("-inf"), parts), 0)
+            new = tl.where(bad, float("nan"), most)[None, :]
+        else:
+            new = tl.sum(parts, 0)[None, :] / (divisor_h * divisor_w)[:, None]
+        new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
+        publish(
+            new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            1, BN, NORM_MAX, STAMP, TOUCH,
+        )

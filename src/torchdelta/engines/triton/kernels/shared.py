@@ -1,0 +1,275 @@
+"""What all kernels share: lists of active pixels, functions, and the gate with its publishing.
+
+Conventions. A *pixel* is a flat index over all slots of a session: slot * H * W + y * W + x of the
+step's output map. `ctl` is the control block that the host sends with every frame: `ctl[0]` is the
+frame's number `now` (1..255, what stamps are set to), `ctl[MODE + slot]` says what a slot has
+(NOTHING, FRAME, or WHOLE: everything is active and published without comparing). A *stamp* is a
+byte per pixel of a value, `now` where it was published in this frame.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# offsets in the control block, and the modes of a slot
+MODE = tl.constexpr(8)
+NOTHING, FRAME, WHOLE = 0, 1, 2
+IS_WHOLE = tl.constexpr(WHOLE)
+# channels in a gate's group
+GROUP = tl.constexpr(64)
+
+
+@triton.jit
+def begin(PDL: tl.constexpr):
+    """Wait until the kernels before this one have finished, and let the next one start.
+
+    PDL: programmatic dependent launch: this kernel was started while its predecessor still ran.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def take_block(
+    list_ptr,
+    count,
+    start,
+    hw,
+    ctl_ptr,
+    forced_ptr,
+    filter0_ptr,
+    filter1_ptr,
+    FILTERS: tl.constexpr,
+    BM: tl.constexpr,
+):
+    """Take BM pixels from a list: their flat index, slot, and whether they are active.
+
+    FILTERS: 0: every listed pixel is active; else the list holds more than the active set, and a
+    pixel is active where one of the given stamps is `now`.
+    """
+    at = start + tl.arange(0, BM)
+    ok = at < count
+    pixel = tl.load(list_ptr + at, mask=ok, other=0)
+    slot = pixel // hw
+    if FILTERS > 0:
+        now = tl.load(ctl_ptr).to(tl.int32)
+        wanted = tl.load(filter0_ptr + pixel, mask=ok, other=0).to(tl.int32) == now
+        if FILTERS > 1:
+            wanted |= tl.load(filter1_ptr + pixel, mask=ok, other=0).to(tl.int32) == now
+        wanted |= tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
+        # slot * 0: the interpreter cannot splat a scalar truth value
+        wanted |= slot * 0 + tl.load(forced_ptr) != 0
+        ok &= wanted
+    return pixel, slot, ok
+
+
+@triton.jit
+def publish(
+    new, ok, pixel, slot, cols,
+    out_ptr, out_slot, out_px, hw, channels,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
+    TOUCH: tl.constexpr,
+):  # fmt: skip
+    """Gate and publish a block (design: gates): a pixel's channel group where it moved.
+
+    new: [BM, BN], rounded to the state's dtype here; cols: [BN] its channels, whole groups; BN is
+    a multiple of 64, or covers all channels. stamp_ptr: of the output; touch_ptr: a byte per slot.
+    """
+    new = new.to(out_ptr.dtype.element_ty)
+    now = tl.load(ctl_ptr).to(tl.int32)
+    rows_ptr = out_ptr + slot.to(tl.int64) * out_slot + (pixel - slot * hw).to(tl.int64) * out_px
+    at = rows_ptr[:, None] + cols[None, :]
+    inside = cols[None, :] < channels
+    mask = ok[:, None] & inside
+    old = tl.load(at, mask=mask, other=0)
+    threshold = tl.load(threshold_ptr + slot * threshold_stride, mask=ok, other=0.0)
+    free = tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
+    free |= slot * 0 + tl.load(forced_ptr) != 0
+    difference = tl.where(mask, new.to(tl.float32) - old.to(tl.float32), 0.0)
+    if out_ptr.dtype.element_ty.is_floating() and not out_ptr.dtype.element_ty.is_fp64():
+        differs = tl.where(mask & (new.to(tl.float32) != old.to(tl.float32)), 1, 0)
+    else:
+        differs = tl.where(mask & (new != old), 1, 0)
+    if BN > GROUP:
+        # one flag per group of the block
+        G: tl.constexpr = BN // GROUP
+        differs3 = tl.reshape(differs, (BM, G, GROUP))
+        difference3 = tl.reshape(difference, (BM, G, GROUP))
+        size = tl.reshape(tl.where(inside, 1.0, 0.0), (1, G, GROUP))
+        hit = _moved(differs3, difference3, size, threshold[:, None], 2, NORM_MAX)
+        hit |= free[:, None]
+        hit3 = tl.broadcast_to(hit[:, :, None], (BM, G, GROUP))
+        tl.store(at, new, mask=mask & tl.reshape(hit3, (BM, BN)))
+        row = (tl.max(hit.to(tl.int32), 1) > 0) & ok
+    else:
+        hit = _moved(differs, difference, tl.where(inside, 1.0, 0.0), threshold, 1, NORM_MAX)
+        hit |= free
+        tl.store(at, new, mask=mask & hit[:, None])
+        row = hit & ok
+    if STAMP:
+        tl.store(stamp_ptr + pixel, (row.to(tl.int32) * now).to(tl.uint8), mask=row)
+    if TOUCH:
+        tl.store(touch_ptr + slot, (row.to(tl.int32) * now).to(tl.uint8), mask=row)
+
+
+@triton.jit
+def _moved(differs, difference, inside, threshold, AXIS: tl.constexpr, NORM_MAX: tl.constexpr):
+    """Whether a group is published: its norm is not <= threshold; 0 compares values.
+
+    Written this way round a NaN publishes.
+    """
+    any_differs = tl.max(differs, AXIS) > 0
+    if NORM_MAX:
+        not_a_number = tl.max((difference != difference).to(tl.int32), AXIS) > 0
+        norm = tl.max(tl.abs(tl.where(difference != difference, 0.0, difference)), AXIS)
+        over = not_a_number | (norm > threshold)
+    else:
+        square = tl.sum(difference * difference, AXIS)
+        size = tl.maximum(tl.sum(inside, AXIS), 1.0)
+        norm = tl.sqrt(square / size)
+        over = (norm > threshold) | (norm != norm)
+    return tl.where(threshold == 0.0, any_differs, over)
+
+
+@triton.jit
+def sigmoid(x):
+    """Give 1 / (1 + exp(-x)) without overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+
+
+@triton.jit
+def log1p(x):
+    """Give log(1 + x), precise for small x (a correction of the rounded sum)."""
+    u = 1.0 + x
+    return tl.where(u == 1.0, x, tl.log(u) * x / tl.where(u == 1.0, 1.0, u - 1.0))
+
+
+@triton.jit
+def expm1(x):
+    """Give exp(x) - 1, precise for small x (Kahan's correction of the rounded exponential)."""
+    u = tl.exp(x)
+    low = u - 1.0
+    safe = (u != 1.0) & (low != -1.0) & (u < 1e30)
+    exact = low * x / tl.where(safe, tl.log(tl.where(safe, u, 2.0)), 1.0)
+    return tl.where(u == 1.0, x, tl.where(safe, exact, low))
+
+
+@triton.jit
+def tanh(x):
+    """Give tanh(x) through expm1."""
+    e = expm1(-2.0 * tl.abs(x))
+    y = -e / (2.0 + e)
+    return tl.where(x < 0, -y, y)
+
+
+@triton.jit
+def softplus(x):
+    """Give log(1 + exp(x)) without overflow."""
+    return tl.where(x > 0, x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def apply_function(
+    x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr
+):  # fmt: skip
+    """Compute an elementwise function (`functions.Function`) in float32; NaN stays NaN."""
+    if FN == "relu":
+        x = tl.where(x <= 0.0, 0.0, x)
+    elif FN == "clamp":
+        x = tl.where(x < A, A, tl.where(x > B, B, x))
+    elif FN == "leaky_relu":
+        x = tl.where(x >= 0.0, x, x * A)
+    elif FN == "elu":
+        x = tl.where(x > 0.0, x * B, expm1(tl.where(x > 0.0, 0.0, x) * C) * (A * B))
+    elif FN == "threshold":
+        x = tl.where(x <= A, B, x)
+    elif FN == "hardshrink":
+        x = tl.where((x >= -A) & (x <= A), 0.0, x)
+    elif FN == "softshrink":
+        x = tl.where(x > A, x - A, tl.where(x < -A, x + A, x * 0.0))
+    elif FN == "abs":
+        x = tl.abs(x)
+    elif FN == "neg":
+        x = -x
+    elif FN == "square":
+        x = x * x
+    elif FN == "sqrt":
+        x = tl.sqrt(x)
+    elif FN == "rsqrt":
+        x = 1.0 / tl.sqrt(x)
+    elif FN == "reciprocal":
+        x = 1.0 / x
+    elif FN == "sign":
+        x = tl.where(x > 0.0, 1.0, tl.where(x < 0.0, -1.0, x))
+    elif FN == "floor":
+        x = tl.floor(x)
+    elif FN == "ceil":
+        x = tl.ceil(x)
+    elif FN == "hardsigmoid":
+        y = x / 6.0 + 0.5
+        x = tl.where(y < 0.0, 0.0, tl.where(y > 1.0, 1.0, y))
+    elif FN == "hardswish":
+        y = x / 6.0 + 0.5
+        x = x * tl.where(y < 0.0, 0.0, tl.where(y > 1.0, 1.0, y))
+    elif FN == "sigmoid":
+        x = sigmoid(x)
+    elif FN == "silu":
+        x = x * sigmoid(x)
+    elif FN == "tanh":
+        x = tanh(x)
+    elif FN == "gelu_erf":
+        x = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif FN == "gelu_tanh":
+        x = 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)))
+    elif FN == "mish":
+        x = x * tanh(softplus(x))
+    elif FN == "softplus":
+        x = tl.where(x * A > B, x, softplus(x * A) / A)
+    elif FN == "log_sigmoid":
+        x = -softplus(-x)
+    elif FN == "exp":
+        x = tl.exp(x)
+    elif FN == "expm1":
+        x = expm1(x)
+    elif FN == "log":
+        x = tl.log(x)
+    elif FN == "log1p":
+        x = log1p(x)
+    elif FN == "log2":
+        x = tl.log2(x)
+    elif FN == "log10":
+        x = tl.log(x) * 0.4342944819032518
+    elif FN == "erf":
+        x = tl.erf(x)
+    elif FN == "sin":
+        x = tl.sin(x)
+    elif FN == "cos":
+        x = tl.cos(x)
+    else:
+        tl.static_assert(False, "no such function")
+    return x
+
+
+@triton.jit
+def combine(a, b, FN: tl.constexpr, ALPHA: tl.constexpr):
+    """Compute a function of two operands in float32."""
+    if FN == "add":
+        a = a + b * ALPHA
+    elif FN == "sub":
+        a = a - b * ALPHA
+    elif FN == "mul":
+        a = a * b
+    elif FN == "div":
+        a = a / b
+    elif FN == "maximum":
+        a = tl.where((a > b) | (a != a), a, b)
+    elif FN == "minimum":
+        a = tl.where((a < b) | (a != a), a, b)
+    else:
+        tl.static_assert(False, "no such function")
+    return a

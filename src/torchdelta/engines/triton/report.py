@@ -1,0 +1,140 @@
+"""What a frame did, on its way from the device: counters, masks and times, read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchdelta.engines.base import Deferred, SlotReport
+
+if TYPE_CHECKING:
+    from torchdelta.engines.triton.frame import Frame
+
+
+class FrameRecord:
+    """One frame of a session: shared by the reports of its slots.
+
+    info: int32 numbers on the host (pinned), there once `end` has happened
+    bad:  int32 [slots], 1 where a frame had values that are not finite; None: none was checked
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        slots: Sequence[int],
+        info: Tensor,
+        bad: Tensor | None,
+        events: tuple[torch.cuda.Event, torch.cuda.Event] | None,
+        step_ms: Sequence[float] | None,
+    ) -> None:
+        self.plan, self.slots = frame.plan, tuple(slots)
+        self._frame, self._info, self._bad, self._events = frame, info, bad, events
+        self._step_ms = step_ms
+        self._number, self._now = frame.memory.frame, frame.memory.now
+        self._masks: dict[int, Tensor] = {}
+        self._counts: np.ndarray | None = None
+        self.active: dict[int, dict[int, Tensor]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether the device is done with the frame."""
+        return self._events is None or self._events[1].query()
+
+    def mask(self, value: int) -> Tensor:
+        """Give a value's change masks, bool [slots, H, W].
+
+        Stamps hold until the session's next frame: `keep_masks` is called before that.
+        """
+        if value not in self._masks:
+            if self._number != self._frame.memory.frame:
+                raise RuntimeError("the change masks of this frame were not kept")
+            stamps = self._frame.memory.stamps[value]
+            self._masks[value] = (stamps == self._now).view(-1, *self.plan.values[value].size)
+        return self._masks[value]
+
+    def keep_masks(self) -> None:
+        """Take the masks that may be asked for, before the next frame's stamps."""
+        for value in self._frame.engine.reported:
+            self.mask(value)
+
+    def keep_active(self) -> None:
+        """Take the active sets of all steps."""
+        frame, memory = self._frame, self._frame.memory
+        for index, use in enumerate(frame.schedule.uses):
+            size = self.plan.values[self.plan.steps[index].output].size
+            if use.filters:
+                masks = torch.stack([memory.stamps[v] == self._now for v in use.filters]).any(0)
+            else:
+                masks = frame.listed(index)
+            masks = masks.view(-1, *size)
+            for slot in self.slots:
+                self.active.setdefault(slot, {})[index] = masks[slot]
+
+    def wait(self) -> np.ndarray:
+        """Wait for the frame; returns the counts [steps + 1, slots], the input's last."""
+        if self._counts is None:
+            if self._events is not None:
+                self._events[1].synchronize()
+            self._counts = self._info.numpy().reshape(len(self.plan.steps) + 1, -1).copy()
+        return self._counts
+
+    def report(self, slot: int) -> SlotReport:
+        """Wait, and say what the frame did in one slot."""
+        counts = self.wait()[:, slot]
+        active_px = counts[:-1].tolist()
+        work_px = list(active_px)
+        for i in self._frame.engine.foreign:
+            work_px[i] = prod(self.plan.values[self.plan.steps[i].output].size)
+        ms = 0.0
+        if self._events is not None:
+            ms = self._events[0].elapsed_time(self._events[1]) / len(self.slots)
+        error = None
+        if self._bad is not None and int(self._bad[slot]):
+            error = "frame has NaN or infinite values, or values beyond the compute dtype's range"
+        return SlotReport(
+            _Masks(self, slot), active_px, work_px, int(counts[-1]), self.active.get(slot, {}), ms,
+            None if self._step_ms is None else [t / len(self.slots) for t in self._step_ms], error,
+        )  # fmt: skip
+
+
+class _Masks(Mapping[int, Tensor]):
+    """The change masks of one slot by value, made when they are read."""
+
+    def __init__(self, record: FrameRecord, slot: int) -> None:
+        self._record, self._slot = record, slot
+        self._values = record._frame.engine.reported
+
+    def __getitem__(self, value: int) -> Tensor:
+        if value not in self._values:
+            raise KeyError(value)
+        return self._record.mask(value)[self._slot]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
+class DeviceReport(Deferred):
+    """A slot's report that waits for the device when it is read."""
+
+    def __init__(self, record: FrameRecord, slot: int) -> None:
+        self._record, self._slot = record, slot
+        self._report: SlotReport | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether reading it does not wait."""
+        return self._record.ready
+
+    def get(self) -> SlotReport:
+        """Wait for the frame and give its report."""
+        if self._report is None:
+            self._report = self._record.report(self._slot)
+        return self._report

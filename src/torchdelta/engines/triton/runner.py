@@ -1,0 +1,266 @@
+"""Runs the frames of one session: sends them, replays the graph, hands out reports."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torchdelta.engines.triton.frame import FRAME_ROW, MODES_AT, Frame, Memory, Work
+from torchdelta.engines.triton.kernels.shared import FRAME, WHOLE
+from torchdelta.engines.triton.launch import Launch
+from torchdelta.engines.triton.report import DeviceReport, FrameRecord
+from torchdelta.engines.triton.schedule import make_schedule
+
+if TYPE_CHECKING:
+    from torchdelta.engines.triton.engine import TritonEngine
+    from torchdelta.runtime.state import State
+
+# frames that may be on their way at once
+RING = 4
+
+# which steps' active sets are forced, and whether steps share lists
+Variant = tuple[frozenset[int], bool]
+
+
+class Runner:
+    """One session's frames.
+
+    The first frame of each kind (forced or not, with float frames or without) runs kernel by
+    kernel, which compiles and warms up all of them; the second one is captured as a CUDA graph.
+    """
+
+    def __init__(self, engine: TritonEngine, state: State) -> None:
+        self.engine = engine
+        self.memory = Memory(engine, state)
+        self._on_gpu = engine.device.type == "cuda"
+        self._staging = _Staging(engine) if self._on_gpu else None
+        size = self.memory.ctl.numel()
+        self._controls = [
+            torch.zeros(size, dtype=torch.int64, pin_memory=self._on_gpu) for _ in range(RING)
+        ]
+        self._done: list[torch.cuda.Event | None] = [None] * RING
+        # frames that the device may still read
+        self._kept: list[list[Tensor]] = [[] for _ in range(RING)]
+        self._turn = 0
+        self._thresholds = np.full_like(state.thresholds, np.nan)
+        self._input_threshold = np.full_like(state.input_threshold, np.nan)
+        self._frames: dict[Variant, Frame] = {}
+        self._graphs: dict[tuple[Variant, bool], list[Work]] = {}
+        self._warm: set[tuple[Variant, bool]] = set()
+        self._forced: Mapping[int, Tensor] = {}
+        self._last: weakref.ref[FrameRecord] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of everything but the state."""
+        return self.memory.bytes + sum(frame.bytes for frame in self._frames.values())
+
+    def step(
+        self,
+        state: State,
+        frames: Mapping[int, Tensor],
+        whole: frozenset[int],
+        record: bool,
+        timed: bool,
+        forced: Mapping[int, Tensor],
+    ) -> dict[int, DeviceReport]:
+        """Run one frame (see `Engine.step`)."""
+        last = self._last() if self._last is not None else None
+        if last is not None:
+            last.keep_masks()
+        self._turn = (self._turn + 1) % RING
+        done = self._done[self._turn]
+        if done is not None:
+            done.synchronize()
+        start = self._event()
+        floats = self._send(frames, whole)
+        self._send_thresholds(state)
+        variant = self._variant(forced)
+        if variant not in self._frames:
+            schedule = make_schedule(self.engine.plan, share=variant[1])
+            self._frames[variant] = Frame(self.engine, state, self.memory, schedule, variant[0])
+        frame = self._frames[variant]
+        self._force(frame, forced)
+        step_ms = None
+        if timed or not self._on_gpu or (variant, floats) not in self._warm:
+            step_ms = self._run(frame, floats, timed)
+            self._warm.add((variant, floats))
+        else:
+            self._replay(frame, variant, floats)
+        info, bad = self._read(frame.info), self._read(self.memory.bad) if floats else None
+        end = self._event()
+        self._done[self._turn] = end
+        events = None if start is None or end is None else (start, end)
+        found = FrameRecord(frame, list(frames), info, bad, events, step_ms)
+        if record:
+            found.keep_active()
+        self._last = weakref.ref(found)
+        return {slot: DeviceReport(found, slot) for slot in frames}
+
+    def _event(self) -> torch.cuda.Event | None:
+        if not self._on_gpu:
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _read(self, numbers: Tensor) -> Tensor:
+        """Copy numbers to the host; they are there when the frame's event has happened."""
+        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=self._on_gpu)
+        return host.copy_(numbers, non_blocking=True)
+
+    def _send(self, frames: Mapping[int, Tensor], whole: frozenset[int]) -> bool:
+        """Send the control block, and frames that are on the host; returns whether some are float."""
+        memory = self.memory
+        memory.tick()
+        control = self._controls[self._turn]
+        numbers = control.numpy()
+        numbers.fill(0)
+        numbers[0] = memory.now
+        rows = numbers[MODES_AT + memory.slots :].reshape(-1, FRAME_ROW)
+        kept = []
+        floats = False
+        for slot, given in frames.items():
+            frame = given if given.dtype in (torch.uint8, torch.float32) else given.float()
+            if self._staging is not None and frame.device.type == "cpu":
+                frame = self._staging.send(slot, self._turn, frame)
+            is_float = frame.dtype == torch.float32
+            floats |= is_float
+            numbers[MODES_AT + slot] = WHOLE if slot in whole else FRAME
+            rows[slot] = (frame.data_ptr(), *frame.stride(), is_float)
+            kept.append(frame)
+        self._kept[self._turn] = kept
+        memory.ctl.copy_(control, non_blocking=True)
+        if self._staging is not None:
+            self._staging.wait()
+        return floats
+
+    def _send_thresholds(self, state: State) -> None:
+        if not np.array_equal(self._thresholds, state.thresholds):
+            self._thresholds[:] = state.thresholds
+            self.memory.thresholds.copy_(torch.from_numpy(self._thresholds))
+        if not np.array_equal(self._input_threshold, state.input_threshold):
+            self._input_threshold[:] = state.input_threshold
+            self.memory.input_threshold.copy_(torch.from_numpy(self._input_threshold))
+
+    def _variant(self, forced: Mapping[int, Tensor]) -> Variant:
+        """Choose the kind of frame; forced sets must agree where steps share a list."""
+        steps = self.engine.plan.steps
+        if not forced:
+            return frozenset(), True
+        agree = len(forced) == len(steps) and all(
+            forced[i] is forced[use.leader] for i, use in enumerate(self.engine.shared.uses)
+        )
+        return frozenset(forced), agree
+
+    def _force(self, frame: Frame, forced: Mapping[int, Tensor]) -> None:
+        """Put forced active sets where the select kernels read them."""
+        if forced is self._forced or (not forced and not self._forced):
+            return
+        self._forced = forced
+        flags = torch.zeros(len(self.engine.plan.steps), dtype=torch.int32)
+        flags[list(forced)] = 1
+        self.memory.forced.copy_(flags)
+        for index, mask in frame.forced_masks.items():
+            mask.copy_(forced[index].flatten())
+
+    def _run(self, frame: Frame, floats: bool, timed: bool) -> Sequence[float] | None:
+        """Launch kernel by kernel; returns the time of each step where it is asked for."""
+        step_ms = [0.0] * len(self.engine.plan.steps)
+        if floats:
+            _do(frame.check_frames())
+        for index, work in frame.work:
+            if timed and self._on_gpu:
+                torch.cuda.synchronize(self.engine.device)
+            begin = time.perf_counter()
+            _do(work)
+            if timed and self._on_gpu:
+                torch.cuda.synchronize(self.engine.device)
+            if index is not None:
+                step_ms[index] = (time.perf_counter() - begin) * 1e3
+        return step_ms if timed else None
+
+    def _replay(self, frame: Frame, variant: Variant, floats: bool) -> None:
+        key = variant, floats
+        if key not in self._graphs:
+            work = [w for _, part in frame.work for w in part]
+            if floats:
+                work = frame.check_frames() + work
+            self._graphs[key] = self._capture(work)
+        _do(self._graphs[key])
+
+    def _capture(self, work: list[Work]) -> list[Work]:
+        """Make one graph of the work; what cannot be captured stays between graphs."""
+        parts: list[Work] = []
+        run: list[Work] = []
+        for item in work:
+            if isinstance(item, Launch) or self._capturable(item):
+                run.append(item)
+                continue
+            if run:
+                parts.append(_graph(run))
+            parts.append(item)
+            run = []
+        if run:
+            parts.append(_graph(run))
+        return parts
+
+    def _capturable(self, item: Work) -> bool:
+        """Try whether a call into PyTorch can be captured."""
+        try:
+            _graph([item])
+        except RuntimeError:
+            torch.cuda.synchronize(self.engine.device)
+            return False
+        return True
+
+
+def _do(work: Sequence[Work]) -> None:
+    for item in work:
+        item()
+
+
+def _graph(work: Sequence[Work]) -> Work:
+    """Capture work as a CUDA graph; returns its replay."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        _do(work)
+    return graph.replay
+
+
+class _Staging:
+    """Frames of the host on their way to the device: pinned memory, and a stream of its own."""
+
+    def __init__(self, engine: TritonEngine) -> None:
+        self._shape = (*engine.plan.size, engine.plan.shape[0])
+        self._device = engine.device
+        self._stream = torch.cuda.Stream(engine.device)
+        self._buffers: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._sent = False
+
+    def send(self, slot: int, turn: int, frame: Tensor) -> Tensor:
+        """Copy a host frame [H, W, C] to the device; the copy is under way when this returns."""
+        key = slot, turn, frame.dtype
+        if key not in self._buffers:
+            self._buffers[key] = (
+                torch.empty(self._shape, dtype=frame.dtype, pin_memory=True),
+                torch.empty(self._shape, dtype=frame.dtype, device=self._device),
+            )
+        pinned, on_device = self._buffers[key]
+        pinned.copy_(frame)
+        with torch.cuda.stream(self._stream):
+            on_device.copy_(pinned, non_blocking=True)
+        self._sent = True
+        return on_device
+
+    def wait(self) -> None:
+        """Let the current stream wait for the copies."""
+        if self._sent:
+            torch.cuda.current_stream(self._device).wait_stream(self._stream)
+            self._sent = False

@@ -1,0 +1,133 @@
+"""Which list of pixels each step walks over, and what makes the lists (no Triton in here).
+
+A step with a footprint of its own (a 3x3 convolution) gets a *selection*: one launch that looks at
+the stamps of its inputs and lists the active pixels. A step that computes each pixel from the
+pixels at its own place (a 1x1 convolution, a residual addition) *follows* the step that wrote its
+input: what changed there lies on that step's list already, so it walks over the same list and skips
+the pixels whose stamps did not change. Where such a step has another input, that one's changes are
+added to the list beforehand ("wide" list), if they are known by then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torchdelta.ops import ConvTranspose2d
+from torchdelta.ops.base import Axis, Footprint
+from torchdelta.plan.ir import Plan, Step
+
+# values whose stamps a follower looks at
+MOST_FILTERS = 2
+# sources that one launch of a selection takes
+MOST_SOURCES = 4
+# taps up to which a window is unrolled
+MOST_TAPS = 49
+
+Source = tuple[int, Footprint]
+
+
+@dataclass
+class Selection:
+    """What makes the lists of one step, and of those that follow it.
+
+    sources: of the step; extra: values whose changes at the same place are added for followers
+    """
+
+    step: int
+    sources: list[Source]
+    extra: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Use:
+    """The list that a step walks over.
+
+    leader:  step whose selection makes it; wide: the wide one
+    filters: values one of which must have changed at a pixel; (): the list is exact
+    """
+
+    leader: int
+    wide: bool = False
+    filters: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Uses by step, and selections by the step that they precede."""
+
+    uses: tuple[Use, ...]
+    selections: dict[int, Selection]
+
+
+def sources_of(plan: Plan, step: Step) -> list[Source]:
+    """List the written values that a step's inputs consist of, each with its footprint, once."""
+    found: dict[tuple[int, int], Source] = {}
+    for value, footprint in zip(step.inputs, step.footprints, strict=True):
+        for owner in plan.values[value].owners:
+            found.setdefault((owner, id(footprint)), (owner, footprint))
+    # a window holds its own middle: the residual of a 3x3 convolution on its input adds nothing
+    return list(found.values())
+
+
+def is_identity(footprint: Footprint) -> bool:
+    """Whether an output pixel hangs on the input pixel at its own place alone."""
+    return footprint.rows is None and not footprint.everything
+
+
+def is_window(axis: Axis | None) -> bool:
+    """Whether an axis follows the rule of a window."""
+    return axis is not None and axis.table is None
+
+
+def make_schedule(plan: Plan, *, share: bool = True) -> Schedule:
+    """Decide for every step; share=False: each has an exact list of its own."""
+    uses: list[Use] = []
+    selections: dict[int, Selection] = {}
+    producer = {step.output: i for i, step in enumerate(plan.steps)}
+    for i, step in enumerate(plan.steps):
+        use = _follow(plan, step, uses, selections, producer) if share else None
+        if use is None:
+            selections[i] = Selection(i, sources_of(plan, step))
+            use = Use(i)
+        uses.append(use)
+    return Schedule(tuple(uses), selections)
+
+
+def _follow(
+    plan: Plan,
+    step: Step,
+    uses: list[Use],
+    selections: dict[int, Selection],
+    producer: dict[int, int],
+) -> Use | None:
+    """Find a list that holds all that may be active; None where the step needs its own."""
+    sources = sources_of(plan, step)
+    owners = tuple(dict.fromkeys(owner for owner, _ in sources))
+    if not all(is_identity(footprint) for _, footprint in sources) or not owners:
+        return None
+    if len(owners) > MOST_FILTERS or any(owner not in producer for owner in owners):
+        return None
+    size = plan.values[step.output].size
+    latest = uses[max(producer[owner] for owner in owners)]
+    leader = selections[latest.leader]
+    if plan.values[plan.steps[leader.step].output].size != size:
+        return None
+    if isinstance(plan.steps[leader.step].op, ConvTranspose2d):
+        return None
+    wide, extra = False, []
+    for owner in owners:
+        use = uses[producer[owner]]
+        if use.leader == leader.step:
+            wide |= use.wide
+        elif producer[owner] < leader.step:
+            extra.append(owner)
+        else:
+            return None
+    extra = [owner for owner in extra if owner not in leader.extra]
+    if len(leader.sources) + len(leader.extra) + len(extra) > MOST_SOURCES:
+        return None
+    if any(plan.values[owner].size != size for owner in extra):
+        return None
+    leader.extra.extend(extra)
+    wide |= any(producer[owner] < leader.step for owner in owners)
+    return Use(leader.step, wide, owners)
