@@ -26,6 +26,7 @@ from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
 if TYPE_CHECKING:
     from torchdelta.engines.triton.frame import Frame
 
+# elementwise functions that the kernels know
 NATIVE = FUNCTIONS | {"prelu"}
 # dtypes that are computed with, and those that are moved
 MATHS = (torch.float32, torch.float16, torch.bfloat16, None)
@@ -95,7 +96,7 @@ def _functions(step: Step) -> list[ops.Pointwise] | None:
 def launches(frame: Frame, index: int) -> list[Launch]:
     """Give the launches that compute a step on its list of active pixels, and publish."""
     kernel, args = BUILDERS[type(frame.plan.steps[index].op)](frame, index)
-    return [_launch(frame, index, kernel, args)]
+    return [_launch(frame, index, kernel, {**_epilogue(frame, index), **args})]
 
 
 def publish_launches(frame: Frame, index: int, new: Tensor) -> list[Launch]:
@@ -109,7 +110,7 @@ def publish_launches(frame: Frame, index: int, new: Tensor) -> list[Launch]:
 
 
 def _launch(frame: Frame, index: int, kernel: Any, args: Args) -> Launch:
-    args = {**frame.list_args(index), **frame.out_args(index), **_epilogue(frame, index), **args}
+    args = {**frame.list_args(index), **frame.out_args(index), **args}
     if "BN" not in args:
         args |= _block(frame, index)
     channels = frame.plan.values[frame.plan.steps[index].output].channels
