@@ -336,7 +336,10 @@ def _launch(
         bm = 16 if bn >= 64 else 32
         blocks = ceil(rows / bm) * ceil(common["channels"] / bn)
         return Launch(
-            kernels.depthwise, frame.programs(blocks), {**args, "BM": bm, "BN": bn}, step=index
+            kernels.depthwise,
+            frame.programs(blocks),
+            {**args, "BM": bm, "BN": bn, "EVEN": common["channels"] % bn == 0},
+            step=index,
         )
     taps = phase.taps[0] * phase.taps[1]
     chunks = ceil(packed.channels / packed.chunk)
@@ -356,6 +359,8 @@ def _launch(
         "last_channel": packed.last_channel, "partial_ptr": partial, "arrived_ptr": arrived,
         "CHANNELS": packed.channels, "BK": packed.chunk, "WN": packed.width,
         "SPLITS": packed.splits, "SPLIT_STEPS": packed.split_steps, "FLAT": packed.flat,
+        "EVEN": common["channels"] % blocks.large_n == 0 and common["channels"] % small_n == 0,
+        "GROUPED": packed.out_group != NO_GROUP,
         "SMALL_M": blocks.small_m, "SMALL_N": small_n, "LARGE_M": blocks.large_m,
         "LARGE_N": blocks.large_n, "SMALL_STAGES": blocks.small_stages,
         "LARGE_STAGES": blocks.large_stages, "PRECISION": frame.precision,

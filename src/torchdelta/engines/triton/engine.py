@@ -95,7 +95,10 @@ class TritonEngine(Engine):
         try:
             found = f"Triton {version('triton')}"
         except PackageNotFoundError:
-            return False, "Triton is not installed: pip install triton (Linux, with PyTorch for CUDA)"
+            return (
+                False,
+                "Triton is not installed: pip install triton (Linux, with PyTorch for CUDA)",
+            )
         if is_interpreted():
             return True, f"{found}, interpreted on the CPU (TRITON_INTERPRET=1)"
         if not torch.cuda.is_available():

@@ -21,10 +21,10 @@ from torchdelta.engines.triton.kernels.shared import (
 
 # arguments whose value should not make another variant of a kernel
 _PLAIN = [
-    "x_slot", "x_h", "x_w", "out_slot", "out_w", "hw", "threshold_stride", "steps", "chunks",
+    "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps", "chunks",
     "taps_w", "num_y", "num_x", "den_y", "den_x", "bias_y", "bias_x", "first_y", "first_x",
     "step_y", "step_x", "small_rows", "out_group", "in_group", "last_channel", "channels",
-    "residual_slot", "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
+    "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
     "filter0_ptr", "filter1_ptr", "list_ptr", "slope_ptr",
 ]  # fmt: skip
 
@@ -96,7 +96,7 @@ def _finish(
     TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr,
     PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr,
     JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr,
-    POST_C: tl.constexpr, slope_ptr,
+    POST_C: tl.constexpr, EVEN: tl.constexpr, slope_ptr,
 ):  # fmt: skip
     """Bias, activation, residual, activation; then gate and publish."""
     inside = cols < channels
@@ -126,7 +126,7 @@ def _finish(
     publish(
         acc, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels, threshold_ptr,
         threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP,
-        TOUCH,
+        TOUCH, EVEN,
     )  # fmt: skip
 
 
@@ -139,14 +139,14 @@ def convolution(
     first_y, first_x, step_y, step_x, small_rows, out_group, in_group,
     last_channel,
     CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, SPLITS: tl.constexpr,
-    SPLIT_STEPS: tl.constexpr, FLAT: tl.constexpr, SMALL_M: tl.constexpr, SMALL_N: tl.constexpr,
+    SPLIT_STEPS: tl.constexpr, FLAT: tl.constexpr, GROUPED: tl.constexpr, SMALL_M: tl.constexpr, SMALL_N: tl.constexpr,
     LARGE_M: tl.constexpr, LARGE_N: tl.constexpr, SMALL_STAGES: tl.constexpr,
     LARGE_STAGES: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
     FILTERS: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr, TOUCH: tl.constexpr,
     BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr, PRE_B: tl.constexpr,
     PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr, JOIN_FIRST: tl.constexpr,
     POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr, POST_C: tl.constexpr,
-    PDL: tl.constexpr,
+    EVEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolve the active pixels of all slots, gate, publish.
 
@@ -176,7 +176,10 @@ def convolution(
                 filter1_ptr, FILTERS, SMALL_M,
             )  # fmt: skip
             y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
-            first_channel = tl.minimum((block_n * SMALL_N // out_group) * in_group, last_channel)
+            first_channel = 0
+            if GROUPED:
+                first = (block_n * SMALL_N // out_group) * in_group
+                first_channel = tl.minimum(first, last_channel)
             weights = weight_ptr + (cols // WN).to(tl.int64) * depth * WN + cols % WN
             acc = _multiply(
                 tl.zeros((SMALL_M, SMALL_N), tl.float32), part * SPLIT_STEPS,
@@ -203,7 +206,7 @@ def convolution(
                     residual_px, out_ptr, out_slot, out_px, hw, channels, threshold_ptr,
                     threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr, SMALL_M, SMALL_N,
                     NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B, PRE_C, JOIN, ALPHA,
-                    JOIN_FIRST, POST, POST_A, POST_B, POST_C, slope_ptr,
+                    JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, slope_ptr,
                 )  # fmt: skip
     else:
         blocks_large = tl.cdiv(channels, LARGE_N)
@@ -217,7 +220,10 @@ def convolution(
                 filter1_ptr, FILTERS, LARGE_M,
             )  # fmt: skip
             y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
-            first_channel = tl.minimum((block_n * LARGE_N // out_group) * in_group, last_channel)
+            first_channel = 0
+            if GROUPED:
+                first = (block_n * LARGE_N // out_group) * in_group
+                first_channel = tl.minimum(first, last_channel)
             weights = weight_ptr + (cols // WN).to(tl.int64) * depth * WN + cols % WN
             row = slot.to(tl.int64) * x_slot
             acc = _multiply(
@@ -238,7 +244,7 @@ def convolution(
                 out_ptr, out_slot, out_px, hw, channels, threshold_ptr, threshold_stride, ctl_ptr,
                 forced_ptr, stamp_ptr, touch_ptr, LARGE_M, LARGE_N, NORM_MAX, STAMP, TOUCH, BIAS,
                 PRE, PRE_A, PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C,
-                slope_ptr,
+                EVEN, slope_ptr,
             )  # fmt: skip
 
 
@@ -253,7 +259,7 @@ def depthwise(
     TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr,
     PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr,
     JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr,
-    POST_C: tl.constexpr, PDL: tl.constexpr,
+    POST_C: tl.constexpr, EVEN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolve each channel alone: output channel c reads input channel c // MULTIPLIER.
 
@@ -291,5 +297,5 @@ def depthwise(
             acc, ok, pixel, slot, cols, bias_ptr, residual_ptr, residual_slot, residual_px,
             out_ptr, out_slot, out_px, hw, channels, threshold_ptr, threshold_stride, ctl_ptr,
             forced_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A,
-            PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, slope_ptr,
+            PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, slope_ptr,
         )  # fmt: skip

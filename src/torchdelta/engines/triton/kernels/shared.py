@@ -72,41 +72,53 @@ def publish(
     out_ptr, out_slot, out_px, hw, channels,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
     BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
-    TOUCH: tl.constexpr,
+    TOUCH: tl.constexpr, EVEN: tl.constexpr = False,
 ):  # fmt: skip
     """Gate and publish a block (design: gates): a pixel's channel group where it moved.
 
     new: [BM, BN], rounded to the state's dtype here; cols: [BN] its channels, whole groups; BN is
-    a multiple of 64, or covers all channels. stamp_ptr: of the output; touch_ptr: a byte per slot.
+    a multiple of 64, or covers all channels; EVEN: it divides them. stamp_ptr: of the output; touch_ptr: a byte per slot.
     """
     new = new.to(out_ptr.dtype.element_ty)
     now = tl.load(ctl_ptr).to(tl.int32)
     rows_ptr = out_ptr + slot.to(tl.int64) * out_slot + (pixel - slot * hw).to(tl.int64) * out_px
     at = rows_ptr[:, None] + cols[None, :]
     inside = cols[None, :] < channels
-    mask = ok[:, None] & inside
+    if EVEN:
+        mask = ok[:, None]
+    else:
+        mask = ok[:, None] & inside
     old = tl.load(at, mask=mask, other=0)
     threshold = tl.load(threshold_ptr + slot * threshold_stride, mask=ok, other=0.0)
     free = tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
+    # slot * 0: the interpreter cannot splat a scalar truth value
     free |= slot * 0 + tl.load(forced_ptr) != 0
-    difference = tl.where(mask, new.to(tl.float32) - old.to(tl.float32), 0.0)
-    if out_ptr.dtype.element_ty.is_floating() and not out_ptr.dtype.element_ty.is_fp64():
-        differs = tl.where(mask & (new.to(tl.float32) != old.to(tl.float32)), 1, 0)
-    else:
-        differs = tl.where(mask & (new != old), 1, 0)
+    difference = new.to(tl.float32) - old.to(tl.float32)
+    if not EVEN:
+        difference = tl.where(inside, difference, 0.0)
+    size = tl.where(inside, 1.0, 0.0)
     if BN > GROUP:
         # one flag per group of the block
         G: tl.constexpr = BN // GROUP
-        differs3 = tl.reshape(differs, (BM, G, GROUP))
-        difference3 = tl.reshape(difference, (BM, G, GROUP))
-        size = tl.reshape(tl.where(inside, 1.0, 0.0), (1, G, GROUP))
-        hit = _moved(differs3, difference3, size, threshold[:, None], 2, NORM_MAX)
+        hit = _moved(
+            tl.reshape(difference, (BM, G, GROUP)), tl.reshape(size, (1, G, GROUP)),
+            threshold[:, None], 2, NORM_MAX,
+        )  # fmt: skip
+    else:
+        hit = _moved(difference, size, threshold, 1, NORM_MAX)
+    if not out_ptr.dtype.element_ty.is_floating() or out_ptr.dtype.element_ty.is_fp64():
+        # float32 would hide small differences; such values are never gated by a norm
+        exact = tl.where(mask & (new != old), 1, 0)
+        if BN > GROUP:
+            hit |= tl.max(tl.reshape(exact, (BM, BN // GROUP, GROUP)), 2) > 0
+        else:
+            hit |= tl.max(exact, 1) > 0
+    if BN > GROUP:
         hit |= free[:, None]
-        hit3 = tl.broadcast_to(hit[:, :, None], (BM, G, GROUP))
-        tl.store(at, new, mask=mask & tl.reshape(hit3, (BM, BN)))
+        wide = tl.broadcast_to(hit[:, :, None], (BM, BN // GROUP, GROUP))
+        tl.store(at, new, mask=mask & tl.reshape(wide, (BM, BN)))
         row = (tl.max(hit.to(tl.int32), 1) > 0) & ok
     else:
-        hit = _moved(differs, difference, tl.where(inside, 1.0, 0.0), threshold, 1, NORM_MAX)
         hit |= free
         tl.store(at, new, mask=mask & hit[:, None])
         row = hit & ok
@@ -117,22 +129,19 @@ def publish(
 
 
 @triton.jit
-def _moved(differs, difference, inside, threshold, AXIS: tl.constexpr, NORM_MAX: tl.constexpr):
-    """Whether a group is published: its norm is not <= threshold; 0 compares values.
+def _moved(difference, inside, threshold, AXIS: tl.constexpr, NORM_MAX: tl.constexpr):
+    """Whether a group is published: its norm is not <= threshold; at 0, whether any value differs.
 
     Written this way round a NaN publishes.
     """
-    any_differs = tl.max(differs, AXIS) > 0
+    largest = tl.max(tl.abs(difference), AXIS)
+    square = tl.sum(difference * difference, AXIS)
     if NORM_MAX:
-        not_a_number = tl.max((difference != difference).to(tl.int32), AXIS) > 0
-        norm = tl.max(tl.abs(tl.where(difference != difference, 0.0, difference)), AXIS)
-        over = not_a_number | (norm > threshold)
+        norm = largest
     else:
-        square = tl.sum(difference * difference, AXIS)
-        size = tl.maximum(tl.sum(inside, AXIS), 1.0)
-        norm = tl.sqrt(square / size)
-        over = (norm > threshold) | (norm != norm)
-    return tl.where(threshold == 0.0, any_differs, over)
+        norm = tl.sqrt(square / tl.maximum(tl.sum(inside, AXIS), 1.0))
+    # the sum keeps a NaN, which a maximum may lose
+    return tl.where(threshold == 0.0, largest > 0.0, norm > threshold) | (square != square)
 
 
 @triton.jit
