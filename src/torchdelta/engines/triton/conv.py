@@ -35,21 +35,23 @@ TYPICAL_SHARE = 0.05
 # programs that a short list should give work to, and most parts of a sum
 WANTED_PROGRAMS = 128
 MOST_SPLITS = 8
-# bytes of partial sums that a session keeps at most, per kind of kernel
-MOST_PARTIAL_BYTES = 48 << 20
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sizes of a kernel's tiles; lists up to small_rows pixels take the small ones."""
+    """Pixels of a kernel's tiles, and up to which list's length the smaller ones are taken."""
 
     small_m: int
+    middle_m: int
     large_m: int
-    large_n: int
     small_rows: int
-    small_stages: int
-    large_stages: int
-    warps: int
+    middle_rows: int
+    stages: int
+    warps: int = 4
+
+    def small_tiles(self, capacity: int) -> int:
+        """Small tiles that lists have at most, in one block of channels."""
+        return ceil(min(self.small_rows, capacity) / self.small_m)
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _splits(size: tuple[int, int], channels: int, steps: int) -> int:
     """
     rows = max(1, round(TYPICAL_SHARE * size[0] * size[1]))
     tiles = ceil(rows / 32) * ceil(channels / 64)
-    return max(1, min(MOST_SPLITS, steps // 2, WANTED_PROGRAMS // tiles))
+    return max(1, min(MOST_SPLITS, steps // 4, WANTED_PROGRAMS // tiles))
 
 
 def _union(out_channels: int, in_group: int, out_group: int, width: int) -> int:
@@ -344,52 +346,46 @@ def _launch(
     taps = phase.taps[0] * phase.taps[1]
     chunks = ceil(packed.channels / packed.chunk)
     blocks = choose_blocks(frame, packed, common["channels"])
-    small_n = packed.width
-    partial, arrived = frame.dummy, frame.dummy
-    if packed.splits > 1:
-        tiles = ceil(blocks.small_rows / blocks.small_m) * ceil(common["channels"] / small_n)
-        partial, arrived = frame.partial_sums(
-            tiles, tiles * packed.splits * blocks.small_m * small_n
-        )
+    columns = ceil(common["channels"] / packed.width)
+    partial, arrived = frame.partial_sums if packed.splits > 1 else (frame.dummy, frame.dummy)
     args |= {
         "steps": ceil(taps * packed.channels / packed.chunk) if packed.flat else taps * chunks,
         "chunks": taps if packed.flat else chunks,
         "taps_w": phase.taps[1], "small_rows": blocks.small_rows,
+        "middle_rows": blocks.middle_rows,
         "out_group": packed.out_group, "in_group": packed.in_group,
         "last_channel": packed.last_channel, "partial_ptr": partial, "arrived_ptr": arrived,
         "CHANNELS": packed.channels, "BK": packed.chunk, "WN": packed.width,
         "SPLITS": packed.splits, "SPLIT_STEPS": packed.split_steps, "FLAT": packed.flat,
-        "EVEN": common["channels"] % blocks.large_n == 0 and common["channels"] % small_n == 0,
-        "GROUPED": packed.out_group != NO_GROUP,
-        "SMALL_M": blocks.small_m, "SMALL_N": small_n, "LARGE_M": blocks.large_m,
-        "LARGE_N": blocks.large_n, "SMALL_STAGES": blocks.small_stages,
-        "LARGE_STAGES": blocks.large_stages, "PRECISION": frame.precision,
+        "GROUPED": packed.out_group != NO_GROUP, "EVEN": common["channels"] % packed.width == 0,
+        "SMALL_M": blocks.small_m, "MIDDLE_M": blocks.middle_m, "LARGE_M": blocks.large_m,
+        "BN": packed.width, "STAGES": blocks.stages, "PRECISION": frame.precision,
         "CAST": frame.interpreted and frame.dtype == torch.bfloat16,
     }  # fmt: skip
-    most = max(
-        ceil(rows / blocks.large_m) * ceil(common["channels"] / blocks.large_n),
-        ceil(min(rows, blocks.small_rows) / blocks.small_m)
-        * ceil(common["channels"] / small_n) * packed.splits,
-    )  # fmt: skip
+    most = columns * max(
+        blocks.small_tiles(rows) * packed.splits,
+        ceil(min(rows, blocks.middle_rows) / blocks.middle_m),
+        ceil(rows / blocks.large_m),
+    )
     return Launch(
-        kernels.convolution, frame.programs(most, per_processor=2), args, warps=blocks.warps,
-        stages=blocks.large_stages, step=index,
-    )  # fmt: skip
+        kernels.convolution, frame.programs(most), args, warps=blocks.warps, stages=1, step=index
+    )
 
 
 def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:
-    """Choose the tiles of a convolution."""
+    """Choose the tiles of a convolution (measured on an H200, docs/performance.md)."""
     if frame.interpreted:
-        # small pictures: both paths are taken
-        return Blocks(16, 32, packed.width, 40, 1, 1, 4)
+        # small pictures take all paths
+        return Blocks(16, 16, 32, 24, 60, 1)
+    columns = ceil(channels / packed.width)
     if frame.dtype == torch.float32 and frame.precision == "ieee":
-        return Blocks(16, 64, packed.width, 2048, 2, 2, 4)
-    wide = packed.width == 64 and channels % 128 == 0 and packed.out_group == NO_GROUP
-    large_n = 128 if wide else packed.width
-    large_m = 128
-    # enough large tiles for the device, else small ones
-    rows = large_m * frame.processors // ceil(channels / large_n)
-    if packed.splits > 1:
-        limit = MOST_PARTIAL_BYTES // (ceil(channels / 64) * 64 * packed.splits * 4)
-        rows = min(rows, limit)
-    return Blocks(32, large_m, large_n, rows, 4, 3, 4)
+        small, middle, large, stages = 16, 32, 64, 2
+    else:
+        small, middle, large, stages = 32, 64, 128, 3
+        if packed.flat:
+            # single numbers are gathered, each with an address of its own
+            middle, large = 32, 64
+    # a kind of tile is large enough when there are still enough of them for the device
+    small_rows = small * 2 * frame.processors // (columns * packed.splits)
+    middle_rows = large * frame.processors // (2 * columns)
+    return Blocks(small, middle, large, small_rows, max(small_rows, middle_rows), stages)

@@ -25,6 +25,7 @@ from torchdelta.engines.triton.schedule import (
     is_window,
 )
 from torchdelta.ops import ConvTranspose2d
+from torchdelta.ops.base import Footprint
 from torchdelta.plan.ir import Plan
 
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ class Memory:
         self.stamps = dict(zip(stamped, self._stamp_bytes[touch:].split(sizes), strict=True))
         self.touch = self._stamp_bytes[:touch].view(len(plan.values), slots)
         self.difference = torch.zeros(slots * prod(plan.size), device=device)
+        self.hot = torch.zeros(slots * prod(plan.size), dtype=torch.uint8, device=device)
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
         self.now = 0
         self.frame = 0
         self.bytes = sum(
             t.numel() * t.element_size()
-            for t in (self.ctl, self.thresholds, self._stamp_bytes, self.difference)
+            for t in (self.ctl, self.thresholds, self._stamp_bytes, self.difference, self.hot)
         )
 
     def tick(self) -> None:
@@ -132,12 +134,10 @@ class Frame:
         self.forced_masks: dict[int, Tensor] = {}
         self._forced = forced
         self._pdl = engine.pdl
-        self._partial: Tensor | None = None
-        self._arrived: Tensor | None = None
-        self._partial_wanted = [0, 0]
         self.constants: list[Tensor] = []
         self._lists: dict[tuple[int, bool], List] = {}
-        self._plan_partial_sums()
+        # room for partial sums, and a counter per tile; used by one step after the other
+        self.partial_sums = self._make_partial_sums()
         self.work: list[tuple[int | None, list[Work]]] = self._make()
 
     # what makers of launches ask for
@@ -153,14 +153,6 @@ class Frame:
     def programs(self, blocks: int, per_processor: int = 4) -> int:
         """Choose how many programs share so many blocks at most."""
         return max(1, min(blocks, self.processors * per_processor))
-
-    def partial_sums(self, tiles: int, numbers: int) -> tuple[Tensor, Tensor]:
-        """Give room for partial sums, and a counter per tile; used by one step after the other."""
-        self._partial_wanted[0] = max(self._partial_wanted[0], tiles)
-        self._partial_wanted[1] = max(self._partial_wanted[1], numbers)
-        if self._partial is None or self._arrived is None:
-            return self.dummy, self.dummy
-        return self._partial, self._arrived
 
     def in_args(self, value: int, name: str) -> dict[str, Any]:
         """Give a kernel's arguments for reading a value."""
@@ -228,22 +220,23 @@ class Frame:
 
     # the frame
 
-    def _plan_partial_sums(self) -> None:
-        """Ask all convolutions how much room their partial sums take, then make it."""
-        sizes = [0, 0]
+    def _make_partial_sums(self) -> tuple[Tensor, Tensor]:
+        numbers = tiles = 0
         for index, packed in self.engine.packed.items():
             if packed.depthwise or packed.splits == 1:
                 continue
             channels = self.plan.values[self.plan.steps[index].output].channels
             blocks = conv.choose_blocks(self, packed, channels)
-            limit = min(blocks.small_rows, ceil(self.capacity(index) / len(packed.phases)))
-            tiles = ceil(limit / blocks.small_m) * ceil(channels / packed.width)
-            sizes[0] = max(sizes[0], tiles)
-            sizes[1] = max(sizes[1], tiles * packed.splits * blocks.small_m * packed.width)
-        if sizes[0]:
-            self._arrived = torch.zeros(sizes[0], dtype=torch.int32, device=self.device)
-            self._partial = torch.empty(sizes[1], device=self.device)
-            self.bytes += 4 * sum(sizes)
+            capacity = self.capacity(index)
+            columns = ceil(channels / packed.width)
+            own = blocks.small_tiles(capacity) * columns
+            tiles = max(tiles, own)
+            numbers = max(numbers, own * blocks.small_m * packed.width * packed.splits)
+        self.bytes += 4 * (numbers + tiles)
+        return (
+            torch.zeros(numbers, device=self.device),
+            torch.zeros(tiles, dtype=torch.int32, device=self.device),
+        )
 
     def _make(self) -> list[tuple[int | None, list[Work]]]:
         work: list[tuple[int | None, list[Work]]] = [(None, self._input())]
@@ -302,14 +295,20 @@ class Frame:
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
              "zeros_ptr": self._zeros},
         )  # fmt: skip
+        find = Launch(
+            gate_kernels.find_hot, blocks * self.slots,
+            {"ctl_ptr": memory.ctl, "h": h, "w": w, "blocks": blocks,
+             "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
+             "hot_ptr": memory.hot, "BS": INPUT_PX, "PDL": self._pdl},
+        )  # fmt: skip
         publish = Launch(
             gate_kernels.publish_input, blocks * self.slots,
-            {**common, "difference_ptr": memory.difference,
+            {**common, "hot_ptr": memory.hot,
              "threshold_ptr": memory.input_threshold, "stamp_ptr": memory.stamps[plan.input],
              "touch_ptr": memory.touch[plan.input], "changed_ptr": self.changed,
              "PDL": self._pdl},
         )  # fmt: skip
-        return [compare, publish]
+        return [compare, find, publish]
 
     def check_frames(self) -> list[Work]:
         """Make the launches that refuse float frames with values that are not finite."""
@@ -342,7 +341,12 @@ class Frame:
         step = self.plan.steps[index]
         h, w = self.plan.values[step.output].size
         area = h * w
-        size = SMALL_SELECT_PX if area * self.slots <= SMALL_SELECT_PX * 132 else SELECT_PX
+        few = area * self.slots <= SMALL_SELECT_PX * 2 * self.processors
+        across = max((_table_width(footprint) for _, footprint in selection.sources), default=1)
+        size = SMALL_SELECT_PX if few else SELECT_PX
+        if across > 1:
+            # a program holds whole rows of windows
+            size = max(16, size // across)
         blocks = ceil(area / size)
         phases = _phases(self.plan, index)
         own = self._new_list(self.capacity(index), prod(phases))
@@ -377,7 +381,7 @@ class Frame:
                 "blocks": blocks, "capacity": self.capacity(index), "OWN": len(part),
                 "SOURCES": len(sources), "PHASES_Y": phases[0], "PHASES_X": phases[1],
                 "CARRY_IN": number > 0, "CARRY_OUT": not last, "FORCED": index in self._forced,
-                "BS": size, "PDL": self._pdl,
+                "BS": size, "WIDE": across, "PDL": self._pdl,
             }  # fmt: skip
             for n in range(MOST_SOURCES):
                 args |= self._source_args(n, sources[n] if n < len(sources) else None)
@@ -406,7 +410,7 @@ class Frame:
 
     def _footprint_args(self, n: int, footprint: Any, numbers: list[int]) -> dict[str, Any]:
         y, x = footprint.rows, footprint.cols
-        if is_window(y) and is_window(x) and y.kernel * x.kernel <= MOST_TAPS:
+        if _table_width(footprint) == 1:
             numbers[2:] = [y.stride, x.stride, y.pad, x.pad, y.dilation, x.dilation]
             return {f"KIND{n}": select_kernels.WINDOW, f"KH{n}": y.kernel, f"KW{n}": x.kernel}
         tables = [
@@ -446,6 +450,16 @@ class Frame:
             "PDL": self._pdl,
         }  # fmt: skip
         return [Launch(select_kernels.count_stamps, len(jobs), args)]
+
+
+def _table_width(footprint: Footprint) -> int:
+    """Give the columns of a window that is read through tables, as a power of 2; 1: it is not."""
+    rows, cols = footprint.rows, footprint.cols
+    if rows is None or cols is None:
+        return 1
+    if is_window(rows) and is_window(cols) and rows.kernel * cols.kernel <= MOST_TAPS:
+        return 1
+    return max(2, 1 << (cols.taps.shape[1] - 1).bit_length())
 
 
 def _phases(plan: Plan, index: int) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def _launch(frame: Frame, index: int, kernel: Any, args: Args) -> Launch:
     args = {name: args[name] for name in kernel.arg_names}
     numbers = args.get("BM", args.get("BT", 1)) * args["BN"]
     warps = 8 if numbers > 4 * BLOCK_NUMBERS else 4
-    return Launch(kernel, frame.programs(blocks), args, warps=warps, step=index)
+    return Launch(kernel, frame.programs(blocks), args, warps=warps, stages=1, step=index)
 
 
 def _block(frame: Frame, index: int) -> Args:

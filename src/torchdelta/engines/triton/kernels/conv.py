@@ -15,7 +15,10 @@ from torchdelta.engines.triton.kernels.shared import (
     apply_function,
     begin,
     combine,
-    publish,
+    is_active,
+    load_stored,
+    publish_over,
+    row_facts,
     take_block,
 )
 
@@ -23,7 +26,7 @@ from torchdelta.engines.triton.kernels.shared import (
 _PLAIN = [
     "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps", "chunks",
     "taps_w", "num_y", "num_x", "den_y", "den_x", "bias_y", "bias_x", "first_y", "first_x",
-    "step_y", "step_x", "small_rows", "out_group", "in_group", "last_channel", "channels",
+    "step_y", "step_x", "small_rows", "middle_rows", "out_group", "in_group", "last_channel", "channels",
     "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
     "filter0_ptr", "filter1_ptr", "list_ptr", "slope_ptr",
 ]  # fmt: skip
@@ -88,17 +91,26 @@ def _multiply(
 
 
 @triton.jit
+def _load_residual(
+    ok, pixel, slot, cols, hw, channels, residual_ptr, residual_slot, residual_px,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """Read the residual's values of a block."""
+    row = slot.to(tl.int64) * residual_slot + (pixel - slot * hw).to(tl.int64) * residual_px
+    return load_stored(residual_ptr + row, ok, cols, channels, EVEN)
+
+
+@triton.jit
 def _finish(
-    acc, ok, pixel, slot, cols, bias_ptr, residual_ptr, residual_slot, residual_px,
-    out_ptr, out_slot, out_px, hw, channels, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
-    stamp_ptr, touch_ptr,
+    acc, old, other, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, bias_ptr,
+    slope_ptr, ctl_ptr, stamp_ptr, touch_ptr,
     BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
     TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr,
     PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr,
     JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr,
-    POST_C: tl.constexpr, EVEN: tl.constexpr, slope_ptr,
+    POST_C: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Bias, activation, residual, activation; then gate and publish."""
+    """Bias, activation, residual (`other`), activation; then gate and publish."""
     inside = cols < channels
     if BIAS:
         acc += tl.load(bias_ptr + cols, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -108,26 +120,121 @@ def _finish(
     elif PRE != "":
         acc = apply_function(acc, PRE, PRE_A, PRE_B, PRE_C)
     if JOIN != "":
-        row = slot.to(tl.int64) * residual_slot + (pixel - slot * hw).to(tl.int64) * residual_px
-        other = tl.load(
-            residual_ptr + row[:, None] + cols[None, :],
-            mask=ok[:, None] & inside[None, :],
-            other=0.0,
-        ).to(tl.float32)
         if JOIN_FIRST:
-            acc = combine(other, acc, JOIN, ALPHA)
+            acc = combine(other.to(tl.float32), acc, JOIN, ALPHA)
         else:
-            acc = combine(acc, other, JOIN, ALPHA)
+            acc = combine(acc, other.to(tl.float32), JOIN, ALPHA)
     if POST == "prelu":
         slope = tl.load(slope_ptr + cols, mask=inside, other=0.0).to(tl.float32)
         acc = tl.where(acc >= 0, acc, acc * slope[None, :])
     elif POST != "":
         acc = apply_function(acc, POST, POST_A, POST_B, POST_C)
-    publish(
-        acc, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels, threshold_ptr,
-        threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP,
-        TOUCH, EVEN,
+    publish_over(
+        acc, old, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
+        touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, EVEN,
     )  # fmt: skip
+
+
+@triton.jit
+def _walk(
+    count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
+    residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, filter0_ptr,
+    filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x, den_y, den_x, bias_y, bias_x,
+    first_y, first_x, step_y, step_x, out_group, in_group, last_channel,
+    BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
+    CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, SPLITS: tl.constexpr,
+    SPLIT_STEPS: tl.constexpr, FLAT: tl.constexpr, GROUPED: tl.constexpr,
+    PRECISION: tl.constexpr, CAST: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr,
+    PRE_A: tl.constexpr, PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr,
+    ALPHA: tl.constexpr, JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr,
+    POST_B: tl.constexpr, POST_C: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Work through this program's share of the tiles, BM pixels by BN output channels each.
+
+    PARTS: SPLITS where the parts of a sum go to programs of their own, the last one of which adds
+    them up; 1 where a program forms them one after the other. Both add the same parts in the same
+    order. EARLY: ask for what is stored before the sum is formed: short lists wait for memory.
+    """
+    blocks_n = tl.cdiv(channels, BN)
+    total = tl.cdiv(count, BM) * (blocks_n * PARTS)
+    depth = steps * BK
+    for work in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=1):
+        block_n = work % blocks_n
+        tile = work // blocks_n
+        part = tile % PARTS
+        tile = tile // PARTS
+        cols = block_n * BN + tl.arange(0, BN)
+        at = tile * BM + tl.arange(0, BM)
+        listed = at < count
+        pixel = tl.load(list_ptr + at, mask=listed, other=0)
+        slot = pixel // hw
+        # the product takes all that is listed, not to wait for the filters' stamps
+        ok = is_active(listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS)
+        rows_ptr, threshold, free = row_facts(
+            listed, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride,
+            ctl_ptr, forced_ptr,
+        )  # fmt: skip
+        if EARLY and PARTS == 1:
+            old = load_stored(rows_ptr, listed, cols, channels, EVEN)
+            if JOIN != "":
+                other = _load_residual(
+                    listed, pixel, slot, cols, hw, channels, residual_ptr, residual_slot,
+                    residual_px, EVEN,
+                )  # fmt: skip
+        y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
+        first_channel = 0
+        if GROUPED:
+            first_channel = tl.minimum((block_n * BN // out_group) * in_group, last_channel)
+        weights = weight_ptr + (cols // WN).to(tl.int64) * depth * WN + cols % WN
+        row = slot.to(tl.int64) * x_slot
+        first_step = part * SPLIT_STEPS
+        acc = _multiply(
+            tl.zeros((BM, BN), tl.float32), first_step, tl.minimum(first_step + SPLIT_STEPS, steps),
+            x_ptr, row, y, x, listed, weights, first_channel, x_px, x_h, x_w, chunks, taps_w, first_y,
+            first_x, step_y, step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, STAGES,
+        )  # fmt: skip
+        last = True
+        if PARTS > 1:
+            own = tl.arange(0, BM)[:, None] * BN + tl.arange(0, BN)[None, :]
+            number = tile * blocks_n + block_n
+            base = partial_ptr + number.to(tl.int64) * (PARTS * BM * BN) + own
+            tl.store(base + part * (BM * BN), acc)
+            # all threads' stores come before the count
+            tl.debug_barrier()
+            last = tl.atomic_add(arrived_ptr + number, 1) == PARTS - 1
+            if last:
+                tl.store(arrived_ptr + number, 0)
+                acc = tl.load(base, cache_modifier=".cg")
+                for other_part in tl.static_range(1, PARTS):
+                    acc += tl.load(base + other_part * (BM * BN), cache_modifier=".cg")
+        elif SPLITS > 1:
+            for next_part in tl.range(1, SPLITS, num_stages=1):
+                first_step = next_part * SPLIT_STEPS
+                acc += _multiply(
+                    tl.zeros((BM, BN), tl.float32), first_step,
+                    tl.minimum(first_step + SPLIT_STEPS, steps), x_ptr, row, y, x, ok, weights,
+                    first_channel, x_px, x_h, x_w, chunks, taps_w, first_y, first_x, step_y,
+                    step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, STAGES,
+                )  # fmt: skip
+        if last:
+            if not (EARLY and PARTS == 1):
+                old = load_stored(rows_ptr, ok, cols, channels, EVEN)
+                if JOIN != "":
+                    other = _load_residual(
+                        ok, pixel, slot, cols, hw, channels, residual_ptr, residual_slot,
+                        residual_px, EVEN,
+                    )  # fmt: skip
+            if JOIN == "":
+                other = old
+            _finish(
+                acc, old, other, rows_ptr, threshold, free, ok, pixel, slot, cols, channels,
+                bias_ptr, slope_ptr, ctl_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP,
+                TOUCH, BIAS, PRE, PRE_A, PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A,
+                POST_B, POST_C, EVEN,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_PLAIN)
@@ -136,12 +243,11 @@ def convolution(
     slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, count_ptr, filter0_ptr,
     filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
     partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x, den_y, den_x, bias_y, bias_x,
-    first_y, first_x, step_y, step_x, small_rows, out_group, in_group,
-    last_channel,
+    first_y, first_x, step_y, step_x, small_rows, middle_rows, out_group, in_group, last_channel,
     CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, SPLITS: tl.constexpr,
-    SPLIT_STEPS: tl.constexpr, FLAT: tl.constexpr, GROUPED: tl.constexpr, SMALL_M: tl.constexpr, SMALL_N: tl.constexpr,
-    LARGE_M: tl.constexpr, LARGE_N: tl.constexpr, SMALL_STAGES: tl.constexpr,
-    LARGE_STAGES: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
+    SPLIT_STEPS: tl.constexpr, FLAT: tl.constexpr, GROUPED: tl.constexpr,
+    SMALL_M: tl.constexpr, MIDDLE_M: tl.constexpr, LARGE_M: tl.constexpr, BN: tl.constexpr,
+    STAGES: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
     FILTERS: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr, TOUCH: tl.constexpr,
     BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr, PRE_B: tl.constexpr,
     PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr, JOIN_FIRST: tl.constexpr,
@@ -151,101 +257,47 @@ def convolution(
     """Convolve the active pixels of all slots, gate, publish.
 
     Input place of tap (i, j): ((y * num_y + bias_y) // den_y + first_y + i * step_y, same for x).
-    Up to `small_rows` pixels a tile is SMALL_M x SMALL_N and the SPLITS parts of its sum go to
-    programs of their own, the last one of which adds them up; beyond, tiles are LARGE_M x LARGE_N.
+    A tile has SMALL_M pixels in lists up to `small_rows`, MIDDLE_M up to `middle_rows`, LARGE_M
+    beyond, where the parts of a sum stay in one program.
     weight_ptr: [channels / WN, steps * BK, WN]. A block of output channels reads the CHANNELS input
     channels from its first group on (out_group, in_group: channels of a group), but not beyond
     last_channel + CHANNELS.
     """
     begin(PDL)
     count = tl.load(count_ptr)
-    pid = tl.program_id(0)
-    programs = tl.num_programs(0)
-    depth = steps * BK
     if count <= small_rows:
-        blocks_small = tl.cdiv(channels, SMALL_N)
-        tiles = tl.cdiv(count, SMALL_M) * blocks_small
-        for work in range(pid, tiles * SPLITS, programs):
-            part = work // tiles
-            tile = work - part * tiles
-            block_m = tile // blocks_small
-            block_n = tile - block_m * blocks_small
-            cols = block_n * SMALL_N + tl.arange(0, SMALL_N)
-            pixel, slot, ok = take_block(
-                list_ptr, count, block_m * SMALL_M, hw, ctl_ptr, forced_ptr, filter0_ptr,
-                filter1_ptr, FILTERS, SMALL_M,
-            )  # fmt: skip
-            y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
-            first_channel = 0
-            if GROUPED:
-                first = (block_n * SMALL_N // out_group) * in_group
-                first_channel = tl.minimum(first, last_channel)
-            weights = weight_ptr + (cols // WN).to(tl.int64) * depth * WN + cols % WN
-            acc = _multiply(
-                tl.zeros((SMALL_M, SMALL_N), tl.float32), part * SPLIT_STEPS,
-                tl.minimum((part + 1) * SPLIT_STEPS, steps), x_ptr, slot.to(tl.int64) * x_slot, y,
-                x, ok, weights, first_channel, x_px, x_h, x_w, chunks, taps_w, first_y, first_x,
-                step_y, step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, SMALL_STAGES,
-            )  # fmt: skip
-            last = True
-            if SPLITS > 1:
-                own = tl.arange(0, SMALL_M)[:, None] * SMALL_N + tl.arange(0, SMALL_N)[None, :]
-                base = partial_ptr + tile.to(tl.int64) * (SPLITS * SMALL_M * SMALL_N) + own
-                tl.store(base + part * (SMALL_M * SMALL_N), acc)
-                # all threads' stores come before the count
-                tl.debug_barrier()
-                last = tl.atomic_add(arrived_ptr + tile, 1) == SPLITS - 1
-                if last:
-                    tl.store(arrived_ptr + tile, 0)
-                    acc = tl.load(base, cache_modifier=".cg")
-                    for other in tl.static_range(1, SPLITS):
-                        acc += tl.load(base + other * (SMALL_M * SMALL_N), cache_modifier=".cg")
-            if last:
-                _finish(
-                    acc, ok, pixel, slot, cols, bias_ptr, residual_ptr, residual_slot,
-                    residual_px, out_ptr, out_slot, out_px, hw, channels, threshold_ptr,
-                    threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr, SMALL_M, SMALL_N,
-                    NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B, PRE_C, JOIN, ALPHA,
-                    JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, slope_ptr,
-                )  # fmt: skip
+        _walk(
+            count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
+            residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
+            filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
+            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
+            den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
+            last_channel, SMALL_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
+            GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
+            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
+        )  # fmt: skip
+    elif count <= middle_rows:
+        _walk(
+            count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
+            residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
+            filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
+            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
+            den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
+            last_channel, MIDDLE_M, BN, STAGES, 1, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
+            GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
+            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
+        )  # fmt: skip
     else:
-        blocks_large = tl.cdiv(channels, LARGE_N)
-        tiles = tl.cdiv(count, LARGE_M) * blocks_large
-        for tile in range(pid, tiles, programs):
-            block_m = tile // blocks_large
-            block_n = tile - block_m * blocks_large
-            cols = block_n * LARGE_N + tl.arange(0, LARGE_N)
-            pixel, slot, ok = take_block(
-                list_ptr, count, block_m * LARGE_M, hw, ctl_ptr, forced_ptr, filter0_ptr,
-                filter1_ptr, FILTERS, LARGE_M,
-            )  # fmt: skip
-            y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
-            first_channel = 0
-            if GROUPED:
-                first = (block_n * LARGE_N // out_group) * in_group
-                first_channel = tl.minimum(first, last_channel)
-            weights = weight_ptr + (cols // WN).to(tl.int64) * depth * WN + cols % WN
-            row = slot.to(tl.int64) * x_slot
-            acc = _multiply(
-                tl.zeros((LARGE_M, LARGE_N), tl.float32), 0, tl.minimum(SPLIT_STEPS, steps),
-                x_ptr, row, y, x, ok, weights, first_channel, x_px, x_h, x_w, chunks, taps_w,
-                first_y, first_x, step_y, step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST,
-                LARGE_STAGES,
-            )  # fmt: skip
-            for part in range(1, SPLITS):
-                acc += _multiply(
-                    tl.zeros((LARGE_M, LARGE_N), tl.float32), part * SPLIT_STEPS,
-                    tl.minimum((part + 1) * SPLIT_STEPS, steps), x_ptr, row, y, x, ok, weights,
-                    first_channel, x_px, x_h, x_w, chunks, taps_w, first_y, first_x, step_y,
-                    step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, LARGE_STAGES,
-                )  # fmt: skip
-            _finish(
-                acc, ok, pixel, slot, cols, bias_ptr, residual_ptr, residual_slot, residual_px,
-                out_ptr, out_slot, out_px, hw, channels, threshold_ptr, threshold_stride, ctl_ptr,
-                forced_ptr, stamp_ptr, touch_ptr, LARGE_M, LARGE_N, NORM_MAX, STAMP, TOUCH, BIAS,
-                PRE, PRE_A, PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C,
-                EVEN, slope_ptr,
-            )  # fmt: skip
+        _walk(
+            count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
+            residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
+            filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
+            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
+            den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
+            last_channel, LARGE_M, BN, STAGES, 1, False, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
+            GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
+            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_PLAIN)
@@ -268,7 +320,8 @@ def depthwise(
     begin(PDL)
     count = tl.load(count_ptr)
     blocks_n = tl.cdiv(channels, BN)
-    for block in range(tl.program_id(0), tl.cdiv(count, BM) * blocks_n, tl.num_programs(0)):
+    total = tl.cdiv(count, BM) * blocks_n
+    for block in tl.range(tl.program_id(0), total, tl.num_programs(0), num_stages=1):
         block_m = block // blocks_n
         cols = (block - block_m * blocks_n) * BN + tl.arange(0, BN)
         inside_n = cols < channels
@@ -293,9 +346,19 @@ def depthwise(
                     other=0.0,
                 )  # fmt: skip
                 acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
+        rows_ptr, threshold, free = row_facts(
+            ok, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride,
+            ctl_ptr, forced_ptr,
+        )  # fmt: skip
+        old = load_stored(rows_ptr, ok, cols, channels, EVEN)
+        other = old
+        if JOIN != "":
+            other = _load_residual(
+                ok, pixel, slot, cols, hw, channels, residual_ptr, residual_slot, residual_px,
+                EVEN,
+            )  # fmt: skip
         _finish(
-            acc, ok, pixel, slot, cols, bias_ptr, residual_ptr, residual_slot, residual_px,
-            out_ptr, out_slot, out_px, hw, channels, threshold_ptr, threshold_stride, ctl_ptr,
-            forced_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A,
-            PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, slope_ptr,
+            acc, old, other, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, bias_ptr,
+            slope_ptr, ctl_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, BIAS, PRE,
+            PRE_A, PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip

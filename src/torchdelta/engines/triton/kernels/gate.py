@@ -87,12 +87,45 @@ def compare_input(
 
 
 @triton.jit(do_not_specialize=_PLAIN)
+def find_hot(
+    ctl_ptr, h, w, blocks, difference_ptr, threshold_ptr, hot_ptr, BS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Mark the pixels whose 3x3 box (what of it lies in the frame) exceeds the threshold.
+
+    hot_ptr: uint8 [slots, h, w]; where the threshold is 0: the pixels that differ.
+    """
+    begin(PDL)
+    pid = tl.program_id(0)
+    slot = pid // blocks
+    if tl.load(ctl_ptr + MODE + slot) == 1:
+        threshold = tl.load(threshold_ptr + slot)
+        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
+        ok = at < h * w
+        y = at // w
+        x = at - y * w
+        differences = difference_ptr + slot * (h * w)
+        own = tl.load(differences + at, mask=ok, other=0.0)
+        total = own
+        for i in tl.static_range(-1, 2):
+            for j in tl.static_range(-1, 2):
+                if i != 0 or j != 0:
+                    inside = (y + i >= 0) & (y + i < h) & (x + j >= 0) & (x + j < w) & ok
+                    total += tl.load(differences + (at + i * w + j), mask=inside, other=0.0)
+        rows = tl.minimum(y + 2, h) - tl.maximum(y - 1, 0)
+        columns = tl.minimum(x + 2, w) - tl.maximum(x - 1, 0)
+        mean = total / (rows * columns).to(tl.float32)
+        over = tl.where(threshold == 0.0, own != 0.0, (mean > threshold) | (mean != mean))
+        tl.store(hot_ptr + slot * (h * w) + at, over.to(tl.uint8), mask=ok)
+
+
+@triton.jit(do_not_specialize=_PLAIN)
 def publish_input(
-    ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, difference_ptr,
+    ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, hot_ptr,
     threshold_ptr, stamp_ptr, touch_ptr, changed_ptr,
     C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Publish where the mean over a 3x3 box exceeds the threshold, and one pixel around.
+    """Publish the hot pixels and those beside them (threshold 0: the hot ones alone).
 
     changed_ptr: int32 [slots], published pixels.
     """
@@ -102,40 +135,26 @@ def publish_input(
     mode = tl.load(ctl_ptr + MODE + slot)
     if mode != 0:
         now = tl.load(ctl_ptr).to(tl.int32)
-        threshold = tl.load(threshold_ptr + slot)
+        reach = (tl.load(threshold_ptr + slot) != 0.0).to(tl.int32)
         at = (pid - slot * blocks) * BS + tl.arange(0, BS)
         ok = at < h * w
         y = at // w
         x = at - y * w
-        differences = difference_ptr + slot * (h * w)
+        hots = hot_ptr + slot * (h * w)
         hot = tl.zeros((BS,), tl.int32)
         if mode == IS_WHOLE:
             hot += 1
-        elif threshold == 0.0:
-            hot += (tl.load(differences + at, mask=ok, other=0.0) != 0.0).to(tl.int32)
         else:
             for i in tl.static_range(-1, 2):
                 for j in tl.static_range(-1, 2):
-                    box_y = y + i
-                    box_x = x + j
-                    total = tl.zeros((BS,), tl.float32)
-                    for k in tl.static_range(-1, 2):
-                        for m in tl.static_range(-1, 2):
-                            at_y = box_y + k
-                            at_x = box_x + m
-                            inside = (at_y >= 0) & (at_y < h) & (at_x >= 0) & (at_x < w) & ok
-                            total += tl.load(differences + at_y * w + at_x, mask=inside, other=0.0)
-                    count = (tl.minimum(box_y + 2, h) - tl.maximum(box_y - 1, 0)) * (
-                        tl.minimum(box_x + 2, w) - tl.maximum(box_x - 1, 0)
-                    )
-                    inside = (box_y >= 0) & (box_y < h) & (box_x >= 0) & (box_x < w)
-                    mean = total / tl.maximum(count, 1).to(tl.float32)
-                    over = (mean > threshold) | (mean != mean)
-                    hot |= (inside & over).to(tl.int32)
+                    inside = (y + i >= 0) & (y + i < h) & (x + j >= 0) & (x + j < w) & ok
+                    if i != 0 or j != 0:
+                        inside &= y * 0 + reach != 0
+                    hot |= tl.load(hots + (at + i * w + j), mask=inside, other=0).to(tl.int32)
         hot = tl.where(ok, hot, 0)
-        total_px = tl.sum(hot)
-        if total_px > 0:
-            tl.atomic_add(changed_ptr + slot, total_px)
+        total = tl.sum(hot)
+        if total > 0:
+            tl.atomic_add(changed_ptr + slot, total)
             frame = frames_ptr + slot * FRAME_ROW
             address = tl.load(frame)
             stride_c = tl.load(frame + 3)

@@ -43,7 +43,8 @@ _PLAIN = [
 @triton.jit
 def _hit(
     slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
-    rows_ptr, cols_ptr, KIND: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    rows_ptr, cols_ptr, KIND: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, WIDE: tl.constexpr,
+    BS: tl.constexpr,
 ):  # fmt: skip
     """Whether some published pixel of a source lies in the outputs' windows: int32 [BS].
 
@@ -66,13 +67,17 @@ def _hit(
         touched = tl.load(ptr + slot).to(tl.int32) == now
         hit += touched.to(tl.int32)
     else:
+        # a row of the window at once
+        j = tl.arange(0, WIDE)[None, :]
+        at_x = tl.load(cols_ptr + x[:, None] * KW + j, mask=ok[:, None] & (j < KW), other=-1)
+        found = tl.zeros((BS, WIDE), tl.int32)
         for i in range(KH):
             at_y = tl.load(rows_ptr + y * KH + i, mask=ok, other=-1)
-            for j in range(KW):
-                at_x = tl.load(cols_ptr + x * KW + j, mask=ok, other=-1)
-                inside = (at_y >= 0) & (at_x >= 0) & ok
-                stamp = tl.load(ptr + slot * (h * w) + at_y * w + at_x, mask=inside, other=0)
-                hit |= (stamp.to(tl.int32) == now).to(tl.int32)
+            inside = (at_y >= 0)[:, None] & (at_x >= 0)
+            place = slot * (h * w) + at_y[:, None] * w + at_x
+            stamp = tl.load(ptr + place, mask=inside, other=0)
+            found |= (stamp.to(tl.int32) == now).to(tl.int32)
+        hit = tl.max(found, 1)
     return hit
 
 
@@ -105,7 +110,7 @@ def select(
     KIND3: tl.constexpr, KH3: tl.constexpr, KW3: tl.constexpr,
     OWN: tl.constexpr, SOURCES: tl.constexpr, PHASES_Y: tl.constexpr, PHASES_X: tl.constexpr,
     CARRY_IN: tl.constexpr, CARRY_OUT: tl.constexpr, FORCED: tl.constexpr, BS: tl.constexpr,
-    PDL: tl.constexpr,
+    WIDE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """List the pixels of a map [slots, h, w] that a change of the sources makes active.
 
@@ -119,77 +124,78 @@ def select(
     pid = tl.program_id(0)
     slot = pid // blocks
     mode = tl.load(ctl_ptr + MODE + slot)
-    if mode != 0:
-        now = tl.load(ctl_ptr).to(tl.int32)
-        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
-        ok = at < h * w
-        y = at // w
-        x = at - y * w
-        pixel = slot * (h * w) + at
-        active = _hit(
-            slot, y, x, ok, now, s0_ptr, s0_h, s0_w, s0_stride_y, s0_stride_x, s0_pad_y, s0_pad_x,
-            s0_dilation_y, s0_dilation_x, s0_rows_ptr, s0_cols_ptr, KIND0, KH0, KW0,
+    now = tl.load(ctl_ptr).to(tl.int32)
+    at = (pid - slot * blocks) * BS + tl.arange(0, BS)
+    ok = at < h * w
+    y = at // w
+    x = at - y * w
+    pixel = slot * (h * w) + at
+    active = _hit(
+        slot, y, x, ok, now, s0_ptr, s0_h, s0_w, s0_stride_y, s0_stride_x, s0_pad_y, s0_pad_x,
+        s0_dilation_y, s0_dilation_x, s0_rows_ptr, s0_cols_ptr, KIND0, KH0, KW0, WIDE, BS,
+    )  # fmt: skip
+    if OWN > 1:
+        active |= _hit(
+            slot, y, x, ok, now, s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y,
+            s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1, KW1, WIDE, BS,
         )  # fmt: skip
-        if OWN > 1:
-            active |= _hit(
+    if OWN > 2:
+        active |= _hit(
+            slot, y, x, ok, now, s2_ptr, s2_h, s2_w, s2_stride_y, s2_stride_x, s2_pad_y,
+            s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2, KW2, WIDE, BS,
+        )  # fmt: skip
+    if OWN > 3:
+        active |= _hit(
+            slot, y, x, ok, now, s3_ptr, s3_h, s3_w, s3_stride_y, s3_stride_x, s3_pad_y,
+            s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3, KW3, WIDE, BS,
+        )  # fmt: skip
+    if CARRY_IN:
+        active |= tl.load(carry_ptr + pixel, mask=ok, other=0).to(tl.int32)
+    if CARRY_OUT:
+        tl.store(carry_ptr + pixel, active.to(tl.uint8), mask=ok)
+    else:
+        wide = active
+        if SOURCES > OWN and OWN < 2:
+            wide |= _hit(
                 slot, y, x, ok, now, s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y,
-                s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1, KW1,
+                s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1,
+                KW1, WIDE, BS,
             )  # fmt: skip
-        if OWN > 2:
-            active |= _hit(
+        if SOURCES > 2 and OWN < 3:
+            wide |= _hit(
                 slot, y, x, ok, now, s2_ptr, s2_h, s2_w, s2_stride_y, s2_stride_x, s2_pad_y,
-                s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2, KW2,
+                s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2,
+                KW2, WIDE, BS,
             )  # fmt: skip
-        if OWN > 3:
-            active |= _hit(
+        if SOURCES > 3 and OWN < 4:
+            wide |= _hit(
                 slot, y, x, ok, now, s3_ptr, s3_h, s3_w, s3_stride_y, s3_stride_x, s3_pad_y,
-                s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3, KW3,
+                s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3,
+                KW3, WIDE, BS,
             )  # fmt: skip
-        if CARRY_IN:
-            active |= tl.load(carry_ptr + pixel, mask=ok, other=0).to(tl.int32)
-        if CARRY_OUT:
-            tl.store(carry_ptr + pixel, active.to(tl.uint8), mask=ok)
-        else:
+        if FORCED:
+            # what was found is counted, or the compiler would leave the search away
+            tl.atomic_add(found_ptr, tl.sum(wide))
+            active = tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)
             wide = active
-            if SOURCES > OWN and OWN < 2:
-                wide |= _hit(
-                    slot, y, x, ok, now, s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y,
-                    s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1,
-                    KW1,
+        # a slot without a frame: what its stamps say is older
+        whole = (mode == IS_WHOLE).to(tl.int32)
+        ok &= at * 0 + mode != 0
+        active = tl.where(ok, active | whole, 0)
+        if PHASES_Y * PHASES_X == 1:
+            total = _append(active, pixel, list_ptr, count_ptr)
+        else:
+            total = tl.sum(active)
+            for phase in tl.static_range(PHASES_Y * PHASES_X):
+                own = (y % PHASES_Y == phase // PHASES_X) & (x % PHASES_X == phase % PHASES_X)
+                _append(
+                    tl.where(own, active, 0), pixel, list_ptr + phase * capacity,
+                    count_ptr + phase,
                 )  # fmt: skip
-            if SOURCES > 2 and OWN < 3:
-                wide |= _hit(
-                    slot, y, x, ok, now, s2_ptr, s2_h, s2_w, s2_stride_y, s2_stride_x, s2_pad_y,
-                    s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2,
-                    KW2,
-                )  # fmt: skip
-            if SOURCES > 3 and OWN < 4:
-                wide |= _hit(
-                    slot, y, x, ok, now, s3_ptr, s3_h, s3_w, s3_stride_y, s3_stride_x, s3_pad_y,
-                    s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3,
-                    KW3,
-                )  # fmt: skip
-            if FORCED:
-                # what was found is counted, or the compiler would leave the search away
-                tl.atomic_add(found_ptr, tl.sum(wide))
-                active = tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)
-                wide = active
-            whole = (mode == IS_WHOLE).to(tl.int32)
-            active = tl.where(ok, active | whole, 0)
-            if PHASES_Y * PHASES_X == 1:
-                total = _append(active, pixel, list_ptr, count_ptr)
-            else:
-                total = tl.sum(active)
-                for phase in tl.static_range(PHASES_Y * PHASES_X):
-                    own = (y % PHASES_Y == phase // PHASES_X) & (x % PHASES_X == phase % PHASES_X)
-                    _append(
-                        tl.where(own, active, 0), pixel, list_ptr + phase * capacity,
-                        count_ptr + phase,
-                    )  # fmt: skip
-            if total > 0:
-                tl.atomic_add(active_ptr + slot, total)
-            if SOURCES > OWN:
-                _append(tl.where(ok, wide | whole, 0), pixel, wide_list_ptr, wide_count_ptr)
+        if total > 0:
+            tl.atomic_add(active_ptr + slot, total)
+        if SOURCES > OWN:
+            _append(tl.where(ok, wide | whole, 0), pixel, wide_list_ptr, wide_count_ptr)
 
 
 @triton.jit

@@ -33,37 +33,61 @@ def begin(PDL: tl.constexpr):
 
 
 @triton.jit
-def take_block(
-    list_ptr,
-    count,
-    start,
-    hw,
-    ctl_ptr,
-    forced_ptr,
-    filter0_ptr,
-    filter1_ptr,
-    FILTERS: tl.constexpr,
-    BM: tl.constexpr,
+def is_active(
+    listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS: tl.constexpr
 ):
-    """Take BM pixels from a list: their flat index, slot, and whether they are active.
+    """Whether listed pixels are active: with FILTERS the list holds more than the active set.
 
-    FILTERS: 0: every listed pixel is active; else the list holds more than the active set, and a
-    pixel is active where one of the given stamps is `now`.
+    Then a pixel is active where one of the given stamps is `now`.
     """
-    at = start + tl.arange(0, BM)
-    ok = at < count
-    pixel = tl.load(list_ptr + at, mask=ok, other=0)
-    slot = pixel // hw
     if FILTERS > 0:
         now = tl.load(ctl_ptr).to(tl.int32)
-        wanted = tl.load(filter0_ptr + pixel, mask=ok, other=0).to(tl.int32) == now
+        wanted = tl.load(filter0_ptr + pixel, mask=listed, other=0).to(tl.int32) == now
         if FILTERS > 1:
-            wanted |= tl.load(filter1_ptr + pixel, mask=ok, other=0).to(tl.int32) == now
-        wanted |= tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
+            wanted |= tl.load(filter1_ptr + pixel, mask=listed, other=0).to(tl.int32) == now
+        wanted |= tl.load(ctl_ptr + MODE + slot, mask=listed, other=0) == IS_WHOLE
         # slot * 0: the interpreter cannot splat a scalar truth value
         wanted |= slot * 0 + tl.load(forced_ptr) != 0
-        ok &= wanted
+        listed &= wanted
+    return listed
+
+
+@triton.jit
+def take_block(
+    list_ptr, count, start, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+    FILTERS: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Take BM pixels from a list: their flat index, slot, and whether they are active."""
+    at = start + tl.arange(0, BM)
+    listed = at < count
+    pixel = tl.load(list_ptr + at, mask=listed, other=0)
+    slot = pixel // hw
+    ok = is_active(listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS)
     return pixel, slot, ok
+
+
+@triton.jit
+def row_facts(
+    ok, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride, ctl_ptr,
+    forced_ptr,
+):  # fmt: skip
+    """Give a block's places in the state, its thresholds, and whether it is published anyway."""
+    rows_ptr = out_ptr + slot.to(tl.int64) * out_slot + (pixel - slot * hw).to(tl.int64) * out_px
+    threshold = tl.load(threshold_ptr + slot * threshold_stride, mask=ok, other=0.0)
+    free = tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
+    # slot * 0: the interpreter cannot splat a scalar truth value
+    free |= slot * 0 + tl.load(forced_ptr) != 0
+    return rows_ptr, threshold, free
+
+
+@triton.jit
+def load_stored(rows_ptr, ok, cols, channels, EVEN: tl.constexpr):
+    """Read what is stored at a block's pixels and channels."""
+    if EVEN:
+        mask = ok[:, None]
+    else:
+        mask = ok[:, None] & (cols[None, :] < channels)
+    return tl.load(rows_ptr[:, None] + cols[None, :], mask=mask, other=0)
 
 
 @triton.jit
@@ -74,25 +98,39 @@ def publish(
     BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
     TOUCH: tl.constexpr, EVEN: tl.constexpr = False,
 ):  # fmt: skip
+    """Gate and publish a block (see `publish_over`)."""
+    rows_ptr, threshold, free = row_facts(
+        ok, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride, ctl_ptr,
+        forced_ptr,
+    )  # fmt: skip
+    old = load_stored(rows_ptr, ok, cols, channels, EVEN)
+    publish_over(
+        new, old, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
+        touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, EVEN,
+    )  # fmt: skip
+
+
+@triton.jit
+def publish_over(
+    new, old, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
+    touch_ptr,
+    BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
+    TOUCH: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
     """Gate and publish a block (design: gates): a pixel's channel group where it moved.
 
-    new: [BM, BN], rounded to the state's dtype here; cols: [BN] its channels, whole groups; BN is
-    a multiple of 64, or covers all channels; EVEN: it divides them. stamp_ptr: of the output; touch_ptr: a byte per slot.
+    new: [BM, BN], rounded to the state's dtype here; old: what is stored there (`load_stored`);
+    cols: [BN] its channels, whole groups; BN is a multiple of 64, or covers all channels; EVEN: it
+    divides them. stamp_ptr: of the output; touch_ptr: a byte per slot.
     """
-    new = new.to(out_ptr.dtype.element_ty)
+    new = new.to(old.dtype)
     now = tl.load(ctl_ptr).to(tl.int32)
-    rows_ptr = out_ptr + slot.to(tl.int64) * out_slot + (pixel - slot * hw).to(tl.int64) * out_px
     at = rows_ptr[:, None] + cols[None, :]
     inside = cols[None, :] < channels
     if EVEN:
         mask = ok[:, None]
     else:
         mask = ok[:, None] & inside
-    old = tl.load(at, mask=mask, other=0)
-    threshold = tl.load(threshold_ptr + slot * threshold_stride, mask=ok, other=0.0)
-    free = tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
-    # slot * 0: the interpreter cannot splat a scalar truth value
-    free |= slot * 0 + tl.load(forced_ptr) != 0
     difference = new.to(tl.float32) - old.to(tl.float32)
     if not EVEN:
         difference = tl.where(inside, difference, 0.0)
@@ -106,7 +144,7 @@ def publish(
         )  # fmt: skip
     else:
         hit = _moved(difference, size, threshold, 1, NORM_MAX)
-    if not out_ptr.dtype.element_ty.is_floating() or out_ptr.dtype.element_ty.is_fp64():
+    if not old.dtype.is_floating() or old.dtype.is_fp64():
         # float32 would hide small differences; such values are never gated by a norm
         exact = tl.where(mask & (new != old), 1, 0)
         if BN > GROUP:
