@@ -33,8 +33,8 @@ NO_GROUP = 1 << 30
 # pixels per stream that a split is made for, as a share of the map: short lists need it most
 TYPICAL_SHARE = 0.05
 # programs that a short list should give work to, and most parts of a sum
-WANTED_PROGRAMS = 128
-MOST_SPLITS = 8
+WANTED_PROGRAMS = 64
+MOST_SPLITS = 4
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class Blocks:
     stages: int
     warps: int = 4
 
-    def small_tiles(self, capacity: int) -> int:
-        """Small tiles that lists have at most, in one block of channels."""
-        return ceil(min(self.small_rows, capacity) / self.small_m)
+    def split_tiles(self, capacity: int) -> tuple[int, int]:
+        """Tiles whose sums are cut into parts, in one block of channels, and their pixels."""
+        small = ceil(min(self.small_rows, capacity) / self.small_m)
+        middle = ceil(min(self.middle_rows, capacity) / self.middle_m)
+        return max(small, middle), max(small * self.small_m, middle * self.middle_m)
 
 
 @dataclass(frozen=True)
@@ -363,8 +365,7 @@ def _launch(
         "CAST": frame.interpreted and frame.dtype == torch.bfloat16,
     }  # fmt: skip
     most = columns * max(
-        blocks.small_tiles(rows) * packed.splits,
-        ceil(min(rows, blocks.middle_rows) / blocks.middle_m),
+        blocks.split_tiles(rows)[0] * packed.splits,
         ceil(rows / blocks.large_m),
     )
     return Launch(

@@ -229,9 +229,9 @@ class Frame:
             blocks = conv.choose_blocks(self, packed, channels)
             capacity = self.capacity(index)
             columns = ceil(channels / packed.width)
-            own = blocks.small_tiles(capacity) * columns
-            tiles = max(tiles, own)
-            numbers = max(numbers, own * blocks.small_m * packed.width * packed.splits)
+            own, rows_px = blocks.split_tiles(capacity)
+            tiles = max(tiles, own * columns)
+            numbers = max(numbers, rows_px * columns * packed.width * packed.splits)
         self.bytes += 4 * (numbers + tiles)
         return (
             torch.zeros(numbers, device=self.device),

@@ -136,6 +136,30 @@ def _finish(
 
 
 @triton.jit
+def _prefetch(
+    weight_ptr, steps, blocks_n, SPLITS: tl.constexpr, SPLIT_STEPS: tl.constexpr,
+    BK: tl.constexpr, WN: tl.constexpr,
+):  # fmt: skip
+    """Bring the weights of this program's first tile into the second-level cache.
+
+    The first SPLITS * blocks_n programs take all weights among themselves.
+    """
+    pid = tl.program_id(0)
+    if pid < blocks_n * SPLITS:
+        first = (pid // blocks_n) * SPLIT_STEPS
+        numbers = tl.minimum(SPLIT_STEPS, steps - first) * (BK * WN)
+        base = weight_ptr + ((pid % blocks_n).to(tl.int64) * steps + first) * (BK * WN)
+        # a line of the cache per thread
+        line: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth
+        for begin_at in range(0, numbers, 128 * line):
+            at = tl.minimum(begin_at + tl.arange(0, 128) * line, numbers - 1)
+            tl.inline_asm_elementwise(
+                "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [base + at], dtype=tl.int32,
+                is_pure=False, pack=1,
+            )  # fmt: skip
+
+
+@triton.jit
 def _walk(
     count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
     residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, filter0_ptr,
@@ -263,6 +287,9 @@ def convolution(
     channels from its first group on (out_group, in_group: channels of a group), but not beyond
     last_channel + CHANNELS.
     """
+    if PDL:
+        # weights do not depend on the kernels before
+        _prefetch(weight_ptr, steps, tl.cdiv(channels, BN), SPLITS, SPLIT_STEPS, BK, WN)
     begin(PDL)
     count = tl.load(count_ptr)
     if count <= small_rows:
@@ -283,7 +310,7 @@ def convolution(
             filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
             stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, MIDDLE_M, BN, STAGES, 1, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
+            last_channel, MIDDLE_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
             GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip
