@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, gcd
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -313,6 +313,11 @@ def launches(frame: Frame, index: int, packed: Packed) -> list[Launch]:
         **frame.in_args(step.inputs[0], "x"), **frame.out_args(index), **frame.list_args(index),
         **epilogue_args(frame, index, packed), "out_w": frame.plan.values[step.output].size[1],
     }  # fmt: skip
+    for name in ("x", "out", "residual"):
+        # what a kernel knows about alignment decides how wide its loads are
+        unit = gcd(common[f"{name}_px"], 16)
+        common[f"{name.upper()}_UNIT"] = unit
+        common[f"{name}_px"] //= unit
     return [
         _launch(frame, index, packed, phase, common, number)
         for number, phase in enumerate(packed.phases)

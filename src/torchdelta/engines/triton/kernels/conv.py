@@ -24,7 +24,7 @@ from torchdelta.engines.triton.kernels.shared import (
 
 # arguments whose value should not make another variant of a kernel
 _PLAIN = [
-    "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps", "chunks",
+    "x_px", "out_px", "residual_px", "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps", "chunks",
     "taps_w", "num_y", "num_x", "den_y", "den_x", "bias_y", "bias_x", "first_y", "first_x",
     "step_y", "step_x", "small_rows", "middle_rows", "out_group", "in_group", "last_channel", "channels",
     "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
@@ -276,7 +276,8 @@ def convolution(
     BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr, PRE_B: tl.constexpr,
     PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr, JOIN_FIRST: tl.constexpr,
     POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr, POST_C: tl.constexpr,
-    EVEN: tl.constexpr, PDL: tl.constexpr,
+    EVEN: tl.constexpr, X_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolve the active pixels of all slots, gate, publish.
 
@@ -290,6 +291,10 @@ def convolution(
     if PDL:
         # weights do not depend on the kernels before
         _prefetch(weight_ptr, steps, tl.cdiv(channels, BN), SPLITS, SPLIT_STEPS, BK, WN)
+    # strides of pixels come divided by what all addresses are multiples of
+    x_px = x_px * X_UNIT
+    out_px = out_px * OUT_UNIT
+    residual_px = residual_px * RESIDUAL_UNIT
     begin(PDL)
     count = tl.load(count_ptr)
     if count <= small_rows:
@@ -338,12 +343,17 @@ def depthwise(
     TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr,
     PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr,
     JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr,
-    POST_C: tl.constexpr, EVEN: tl.constexpr, PDL: tl.constexpr,
+    POST_C: tl.constexpr, EVEN: tl.constexpr, X_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolve each channel alone: output channel c reads input channel c // MULTIPLIER.
 
     weight_ptr: [taps, channels]; the rest as in `convolution`.
     """
+    # strides of pixels come divided by what all addresses are multiples of
+    x_px = x_px * X_UNIT
+    out_px = out_px * OUT_UNIT
+    residual_px = residual_px * RESIDUAL_UNIT
     begin(PDL)
     count = tl.load(count_ptr)
     blocks_n = tl.cdiv(channels, BN)
