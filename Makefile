@@ -1,4 +1,5 @@
-# make demo | test | test-long | test-native | test-asan | test-arm | mutants | lint
+# make demo | test | test-long | test-gpu | sanitize-gpu | test-native | test-asan | test-arm | mutants
+# | lint
 # each sets up .venv first; make native rebuilds the cpu engine's library (docs/developing.md)
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,8 @@ ARM_CXX := aarch64-linux-gnu-g++
 ARM_QEMU := qemu-aarch64-static
 COMMA := ,
 
-.PHONY: venv native demo test test-long test-native test-asan test-arm arm-tools mutants lint clean
+.PHONY: venv native demo test test-long test-gpu sanitize-gpu test-native test-asan test-arm arm-tools \
+	mutants lint clean
 
 venv: $(VENV)/.installed $(LIBRARY)
 
@@ -45,11 +47,28 @@ demo: venv
 # one thread per worker, two workers on two cores; tests that use more must not spin
 ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 
+# Triton's interpreter is chosen before Triton is imported: a process of its own. pytest exits with 5
+# where all was skipped, for want of Triton; TORCHDELTA_REQUIRE=triton-interpreter makes that an error
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py || test $$? = 5
+
 test: venv
 	$(ONE_THREAD) $(PYTEST)
+	$(ONE_THREAD) $(INTERPRETED)
 
 test-long: venv
 	$(ONE_THREAD) TORCHDELTA_LONG=1 $(PYTEST)
+	$(ONE_THREAD) TORCHDELTA_LONG=1 $(INTERPRETED)
+
+# whatever runs on a GPU; no GPU is an error. Compiling the kernels takes the CPU most of the time
+GPU_WORKERS ?= 8
+
+test-gpu: venv
+	TORCHDELTA_REQUIRE=cuda $(PYTEST) -n $(GPU_WORKERS) -k "cuda or triton or every_engine" \
+		$(addprefix tests/test_,cuda.py ops.py properties.py networks.py gate.py drift.py)
+
+# compute-sanitizer over op cases, minutes
+sanitize-gpu: venv
+	$(BIN)/python tools/sanitize_gpu.py
 
 # the op cases without Python (native/tests/runner.cpp): on this CPU's instruction sets, under
 # sanitizers, on an emulated AArch64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -13,7 +13,7 @@ from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 import torchdelta
-from cases import OP_CASES
+from cases import OP_CASES, Shape
 from torchdelta.engines import ENGINES, Engine
 from torchdelta.engines.cpu import CpuEngine, bind
 from torchdelta.plan import Plan
@@ -23,10 +23,19 @@ from torchdelta.runtime.session import Session
 LONG = bool(os.environ.get("TORCHDELTA_LONG"))
 
 
-# engines that run here; a test checks that none is missing
-ENGINE_NAMES = [name for name, engine in ENGINES.items() if engine.usable()[0]]
+CPU = torch.device("cpu")
+# engines that run models on the CPU here; a test checks that none is missing
+ENGINE_NAMES = [
+    name
+    for name, engine in ENGINES.items()
+    if engine.usable()[0] and engine.refuses(CPU, torch.float32) is None
+]
+# those that run on a GPU: tests hand them plans and frames of the CPU all the same
+GPU_NAMES = [n for n in ENGINES if n not in ENGINE_NAMES and ENGINES[n].usable()[0]]
 # an engine each, with the instruction set where it has several
-ENGINE_CASES = [f"cpu-{bind.choose_isa()}" if n == "cpu" else n for n in ENGINE_NAMES]
+ENGINE_CASES = [
+    f"cpu-{bind.choose_isa()}" if n == "cpu" else n for n in (*ENGINE_NAMES, *GPU_NAMES)
+]
 # the same kernels in other instruction sets, for the tests of single operations
 ISA_CASES = [
     f"cpu-{isa}"
@@ -41,6 +50,8 @@ def make_engine(case: str, plan: Plan, device: torch.device, dtype: torch.dtype)
     name, _, isa = case.partition("-")
     if isa:
         return CpuEngine(plan, device, dtype, isa=isa)
+    if name in GPU_NAMES and device.type == "cpu":
+        device = torch.device("cuda", torch.cuda.current_device())
     return ENGINES[name](plan, device, dtype)
 
 
@@ -67,13 +78,15 @@ def each(cases: Iterable[str]) -> list[ParameterSet]:
 
 
 @cache
-def compiled(case: str) -> tuple[torchdelta.CompiledModel, nn.Module]:
-    """Compile an op case once per worker."""
+def compiled(
+    case: str, size: tuple[int, int] | None = None
+) -> tuple[torchdelta.CompiledModel, nn.Module]:
+    """Compile an op case once per worker; size: other height and width than its own."""
     _, make, shape = OP_CASES[case]
     torch.manual_seed(0)
     model = make().eval()
     generator = torch.Generator().manual_seed(0)
-    example = torch.rand(1, *shape, generator=generator)
+    example = torch.rand(1, shape[0], *(size or shape[1:]), generator=generator)
     return torchdelta.compile(model, example, input_range=(0, 1)), model
 
 
@@ -152,20 +165,123 @@ def untouched_outside(
     session: Session, before: list[Tensor], result: torchdelta.Result, slot: int = 0
 ) -> bool:
     """Whether this frame wrote nothing outside its active sets, and nothing of other slots."""
+    return wrote_only(session, before, {slot: result})
+
+
+def wrote_only(
+    session: Session, before: list[Tensor], results: Mapping[int, torchdelta.Result]
+) -> bool:
+    """Whether a frame wrote nothing outside the active sets of these slots."""
     plan = session.plan
-    written = [torch.zeros(b.shape, dtype=torch.bool) for b in before]
-    assert result.active is not None
-    masks = {plan.input: result.changed}
-    for step in plan.steps:
-        masks[step.output] = result.active[step.name]
-    for index, mask in masks.items():
-        v = plan.values[index]
-        span = slice(v.offset, v.offset + v.channels)
-        written[v.buffer][slot, :, :, span] |= mask[:, :, None]
+    written = [torch.zeros(b.shape, dtype=torch.bool, device=b.device) for b in before]
+    for slot, result in results.items():
+        assert result.active is not None
+        masks = {plan.input: result.changed}
+        for step in plan.steps:
+            masks[step.output] = result.active[step.name]
+        for index, mask in masks.items():
+            v = plan.values[index]
+            span = slice(v.offset, v.offset + v.channels)
+            written[v.buffer][slot, :, :, span] |= mask[:, :, None]
     return all(
         bool((same_bits(old, new) | mask).all())
         for old, new, mask in zip(before, session._state.buffers, written, strict=True)
     )
+
+
+def expected_active(
+    session: Session, before: list[Tensor], result: torchdelta.Result, slot: int
+) -> dict[str, Tensor]:
+    """Give the active sets that a frame's changes of the state make, by step name.
+
+    What a step publishes differs from what was stored, so the states before and after say where;
+    the input gate also publishes neighbours.
+    """
+    plan = session.plan
+    changed = {}
+    for v in plan.owners:
+        old, new = (
+            buffers[v.buffer][slot, :, :, v.offset : v.offset + v.channels]
+            for buffers in (before, session._state.buffers)
+        )
+        changed[v.index] = ~same_bits(old, new).all(-1)
+    changed[plan.input] = result.changed
+    active = {}
+    for step in plan.steps:
+        size = plan.values[step.output].size
+        found = torch.zeros(size, dtype=torch.bool, device=session.engine.device)
+        for value, footprint in zip(step.inputs, step.footprints, strict=True):
+            for owner in plan.values[value].owners:
+                found |= footprint.active(changed[owner], size)
+        active[step.name] = found
+    return active
+
+
+def assert_active(
+    session: Session, before: list[Tensor], result: torchdelta.Result, slot: int
+) -> None:
+    """Active sets are what the changes make of them, no more and no less, and counted rightly."""
+    assert result.active is not None
+    whole = {name: torch.ones_like(mask) for name, mask in result.active.items()}
+    expected = whole if result.stats.first else expected_active(session, before, result, slot)
+    for name, mask in result.active.items():
+        assert torch.equal(mask, expected[name]), name
+    counts = [int(mask.sum()) for mask in result.active.values()]
+    assert result._report().active_px == counts
+
+
+# the kinds of frame that an op case sees
+OP_KINDS = ("first", "pixel", "patch", "same", "all", "pixel", "corner", "origin")
+
+
+def run_op_case(
+    engine: str,
+    case: str,
+    limit: float,
+    *,
+    dtype: torch.dtype = torch.float32,
+    kinds: Sequence[str] = OP_KINDS,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Run an op case on an engine: single pixels, patches, all and nothing change.
+
+    Each frame gives what the stock operation gives, activates what the footprints say, writes
+    nothing else, and leaves a state that an audit confirms. Buffers are full of NaN before. Two
+    streams: the other one joins at the second frame and is idle in every second step.
+    limit: relative L2 against the stock operation in float32
+    """
+    fast, model = compiled(case, size)
+    session = new_session(fast, engine, tolerance=0.0, slots=2, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    shape: Shape = fast.plan.shape
+    last = {name: torch.rand(1, *shape, generator=generator).to(dtype).float() for name in "st"}
+    references: dict[str, Tensor] = {}
+    moved = 0.0
+    for t, kind in enumerate(kinds):
+        streams = {"s": kind, **({"t": "patch"} if t % 2 else {})}
+        for name, change in streams.items():
+            last[name] = move(last[name], change, generator).to(dtype).float()
+        before = snapshot(session)
+        results = session.step({name: last[name] for name in streams}, record=True)
+        assert wrote_only(session, before, dict(enumerate(results.values()))), kind
+        for slot, (name, result) in enumerate(results.items()):
+            with torch.no_grad():
+                expected = model(last[name])
+            error = torchdelta.relative_error(result.output, expected)
+            assert error <= limit, (kind, name, error)
+            assert result.output.shape == expected.shape
+            assert result.output.dtype in (dtype, torch.int64)
+            assert session.audit(name).ok, (kind, name, str(session.audit(name)))
+            assert_active(session, before, result, slot)
+            active = sum(result._report().active_px)
+            if streams[name] == "same":
+                assert active == 0
+            elif name in references and not torch.equal(references[name], expected):
+                assert active > 0, kind
+            if name in references:
+                moved = max(moved, torchdelta.relative_error(references[name], expected))
+            references[name] = expected
+    assert moved > 1e-2 or "all" not in kinds
 
 
 def as_frame(x: Tensor) -> np.ndarray:

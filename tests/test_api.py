@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 import torchdelta
 from cases import Fn
 from torchdelta import CaptureError, EngineError, FrameError
-from torchdelta.engines import available, choose
+from torchdelta.engines import ENGINES, available, choose
+from torchdelta.engines.torch_engine import TorchEngine
+from torchdelta.engines.triton import TritonEngine
+from torchdelta.plan import Plan
 
 
 class TwoHeads(nn.Module):
@@ -166,7 +170,7 @@ def test_the_range_is_taken_from_the_example_with_a_note(
     [
         ({"tolerance": -1}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
-        ({"dtype": "fp8"}, "fp32, fp16, bf16"),
+        ({"dtype": "fp8"}, "fp32, fp16, bf16, tf32"),
         ({"dtype": torch.int8}, "dtype"),
         ({"mean": (0.5,)}, "mean has 1 numbers"),
         ({"std": (0.1, 0.0, 0.1)}, "std"),
@@ -201,6 +205,37 @@ def test_dtypes() -> None:
         assert torchdelta.relative_error(out, model(x)) < limit
         half = fast.session().plan.state_bytes(dtype)
         assert half < 0.6 * fast.plan.state_bytes(torch.float32)
+
+
+@pytest.mark.parametrize("engine", ["torch", "cpu"])
+def test_engines_without_tf32_say_which_has_it(engine: str) -> None:
+    with pytest.raises(EngineError, match="no tf32, which the triton engine has; take fp32"):
+        torchdelta.compile(net(), torch.rand(1, 3, 20, 22), dtype="tf32", engine=engine)
+
+
+def test_tf32_without_a_gpu_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TritonEngine, "usable", classmethod(lambda cls: (False, "no GPU")))
+    with pytest.raises(EngineError, match=r"in tf32: triton: no GPU; cpu: it has no tf32"):
+        torchdelta.compile(net(), torch.rand(1, 3, 20, 22), dtype="tf32")
+
+
+def test_tf32_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    class Fake(TritonEngine):
+        def __new__(cls, plan: Plan, device: torch.device, dtype: torch.dtype, tf32: bool) -> Any:
+            asked.append(tf32)
+            return TorchEngine(plan, device, dtype)
+
+    monkeypatch.setattr(Fake, "usable", classmethod(lambda cls: (True, "here")))
+    monkeypatch.setattr(Fake, "refuses", classmethod(lambda cls, device, dtype: None))
+    monkeypatch.setattr(Fake, "reluctance", classmethod(lambda cls: None))
+    monkeypatch.setitem(ENGINES, "triton", Fake)
+    fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22), dtype="tf32")
+    assert (fast.engine, fast.dtype, fast.tf32, asked) == ("triton", torch.float32, True, [True])
+    assert "engine triton (auto: here), products in tf32, float32" in fast.explain()
+    fast(torch.rand(1, 3, 24, 22))
+    assert asked == [True, True]
 
 
 def test_a_model_in_half_precision_is_captured() -> None:

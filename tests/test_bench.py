@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,18 @@ from test_docs import rows, section
 from torchdelta.bench import peers as peers_module
 from torchdelta.bench.forced import changed_inside, disc_mask, forced_masks, made_frame
 from torchdelta.bench.measure import Moment, Race, Times, sampled_steps
-from torchdelta.bench.peers import PEERS, Eager, Peer, Workload, make_peers, parse_peers
+from torchdelta.bench.peers import (
+    PEERS,
+    Eager,
+    Lineup,
+    Peer,
+    Workload,
+    make_peers,
+    parse_peers,
+)
 from torchdelta.bench.quality import Quality, Reference, difference, tensors
 from torchdelta.bench.report import figures, write_json
+from torchdelta.cli import clip as clip_module
 from torchdelta.cli.app import app
 from torchdelta.cli.clip import Clip
 from torchdelta.errors import EngineError, SinkError, SourceError
@@ -289,9 +300,12 @@ def test_lists_of_peers() -> None:
     assert [k.name for k in kinds] == ["openvino", "torch"]
     assert asked
     assert parse_peers("none", CPU)[0] == []
-    assert [k.name for k in parse_peers(None, torch.device("cuda"))[0]] == [
-        "torch", "cudagraph", "compile",
-    ]  # fmt: skip
+    cuda = torch.device("cuda")
+    names = ["torch", "cudagraph", "compile", "cudnn-fp32"]
+    assert [k.name for k in parse_peers(None, cuda)[0]] == names
+    # the other peers are float32 themselves then
+    assert [k.name for k in parse_peers(None, cuda, float32=True)[0]] == names[:3]
+    assert [k.name for k in parse_peers("cudnn-fp32", cuda, float32=True)[0]] == names[3:]
     for text in ("tensorflow", "torch,tensorflow", ""):
         with pytest.raises(EngineError, match="known are torch, compile, onnxruntime, openvino"):
             parse_peers(text, CPU)
@@ -365,6 +379,96 @@ def test_figures_of_totals_and_of_medians() -> None:
     assert alone["best_peer"] is alone["speedup"] is alone["efficiency"] is None
 
 
+def test_the_reference_is_never_the_best_peer() -> None:
+    times = Times(
+        ours_ms=[1.0, 3.0], mac_share=[0.1, 0.3], changed_input=[0.0, 0.1],
+        peers_ms={"slow": [8.0, 8.0]}, reference_ms=[4.0, 8.0],
+    )  # fmt: skip
+    found = figures(times, by_median=False)
+    assert (found["best_peer"], found["speedup"]) == ("slow", 4.0)
+    assert list(found["peers_ms"]) == list(found["peers"]) == ["slow"]
+    assert (found["reference_ms"], found["reference_speedup"]) == (6.0, 3.0)
+    assert found["reference"]["median"] == 6.0
+    alone = figures(replace(times, peers_ms={}), by_median=True)
+    assert alone["best_peer"] is alone["speedup"] is None
+    assert (alone["reference_ms"], alone["sampled_frames"]) == (6.0, 2)
+    without = figures(replace(times, reference_ms=[]), by_median=False)
+    assert without["reference_ms"] is without["reference_speedup"] is without["reference"] is None
+
+
+def test_a_reference_runs_at_every_fourth_sample() -> None:
+    class Slow(Eager):
+        name = "slow"
+        reference = True
+
+    model = network()
+    fast = compiled(model)
+    race = Race(fast.session(), Reference(model, fast.plan, CPU, torch.float32))
+    race.peers = [Eager(workload(model)), Slow(workload(model))]
+    times = race.run([Moment([frame(i)]) for i in range(7)], range(1, 7), lambda _: None)
+    assert {name: len(ms) for name, ms in times.peers_ms.items()} == {"torch": 6}
+    assert len(times.reference_ms) == 2
+
+
+def test_results_are_gone_before_the_next_step() -> None:
+    """An asynchronous engine keeps masks for results that live on: work that nobody asked for."""
+    model = network()
+    fast = compiled(model)
+    race = Race(fast.session(), Reference(model, fast.plan, CPU, torch.float32))
+    race.peers = [Eager(workload(model))]
+    alive: list[int] = []
+    seen: list[weakref.ref[Any]] = []
+    step = race.session.step
+
+    def spy(frames: Any, **options: Any) -> Any:
+        alive.append(sum(ref() is not None for ref in seen))
+        results = step(frames, **options)
+        seen.extend(weakref.ref(result) for result in results.values())
+        return results
+
+    race.session.step = spy  # type: ignore[method-assign]
+    race.run([Moment([frame(i)]) for i in range(4)], {1, 2}, lambda _: None)
+    assert alive == [0, 0, 0, 0]
+
+
+def test_peers_are_prepared_once_for_a_shape() -> None:
+    made: list[int] = []
+
+    class Counted(Eager):
+        def __init__(self, work: Workload) -> None:
+            made.append(len(work.example))
+            super().__init__(work)
+
+    lineup = Lineup([Counted], True, lambda _: None)
+    model = network()
+    checks = iter([None, None])
+
+    def check() -> Callable[[list[Tensor]], str | None]:
+        return lambda _: next(checks)
+
+    first, _ = lineup.prepare(workload(model), check)
+    again, _ = lineup.prepare(workload(model), check)
+    assert first[0] is again[0]
+    lineup.prepare(workload(model, 2), check)
+    assert made == [1, 2]
+    assert Lineup([], True, print).prepare(workload(model), check) == ([], [])
+
+
+def test_allowances_follow_the_dtype() -> None:
+    model = network()
+    fast = compiled(model)
+    x = torch.rand(1, 3, H, W)
+
+    def allowance(dtype: torch.dtype, tf32: bool = False) -> float:
+        return Reference(model, fast.plan, CPU, dtype, tf32=tf32).allowance(x)
+
+    assert allowance(torch.float32) == 1e-3
+    # a CPU has no TF32, so the floor is what is left
+    assert allowance(torch.float32, tf32=True) == 2e-2
+    assert 1e-2 <= allowance(torch.float16) < 2e-2
+    assert 3e-2 <= allowance(torch.bfloat16) < 1e-1
+
+
 def test_quality_of_classes_and_pictures() -> None:
     quality = Quality((H, W), None)
     logits = torch.tensor([[1.0, 3.0, 2.0]])
@@ -398,7 +502,9 @@ def test_difference_tells_wrong_from_rounded() -> None:
     assert tensors({"a": x, "b": (classes, 3)}) == [x, classes]
 
 
-def test_streams_begin_all_over_the_clip_and_go_round(folder: Path) -> None:
+def test_streams_begin_all_over_the_clip_and_go_round(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip = Clip("clip", gray=False, size=None, streams=2, frames=None)
     moments = list(clip.moments())
     assert clip.count == len(moments) == 9
@@ -408,6 +514,17 @@ def test_streams_begin_all_over_the_clip_and_go_round(folder: Path) -> None:
             assert np.array_equal(moment.frames[stream], pictures[(start + t) % 9])
         assert moment.decode_ms is not None
         assert moment.decode_ms > 0
+    # several streams play it from memory, one does not
+    shutil.move("clip", "gone")
+    again = list(clip.moments())
+    assert [m.decode_ms for m in again] == [m.decode_ms for m in moments]
+    shutil.move("gone", "clip")
+    # what does not fit is decoded for each stream
+    monkeypatch.setattr(clip_module, "KEPT_BYTES", 5 * H * W * 3)
+    large = list(Clip("clip", gray=False, size=None, streams=2, frames=4).moments())
+    assert len(large) == 4
+    for moment, other in zip(large, moments, strict=False):
+        assert all(map(np.array_equal, moment.frames, other.frames))
     short = Clip("clip", gray=True, size=(24, 32), streams=1, frames=3)
     assert [m.frames[0].shape for m in short.moments()] == [(24, 32, 1)] * 3
     assert short.peek(5).shape == (3, 24, 32, 1)
@@ -474,6 +591,43 @@ def test_forced_activity_needs_no_clip(folder: Path) -> None:
     assert "not measured: forced active sets" in result.stdout
 
 
+def test_an_unchanged_frame(folder: Path) -> None:
+    result = call(
+        "--model", "nets:classify", "--active", "0", "--size", "48x64", "--frames", "4",
+        "--peers", "torch", "--json", "out.json",
+    )  # fmt: skip
+    record = json.loads(Path("out.json").read_text())
+    # nothing is forced, and the gates find nothing, the vector behind the pool included
+    assert (record["active"], record["mac_share"], record["changed_input"]) == (0, 0, 0)
+    assert record["efficiency"] is None
+    assert record["speedup"] > 0
+    assert "the same frame again and again" in result.stdout
+    assert "efficiency" not in result.stdout
+
+
+def test_tf32_is_refused_where_no_engine_has_it(folder: Path) -> None:
+    args = ["--model", "nets:picture", "--source", "clip", "--dtype", "tf32"]
+    result = call(*args, "--engine", "torch", code=1)
+    assert "it has no tf32, which the triton engine has" in result.stderr
+
+
+def test_a_reference_has_a_line_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Eager):
+        name = "cudnn-fp32"
+        reference = True
+
+    monkeypatch.setitem(peers_module.PEERS, "cpu", (Eager, Slow))
+    args = ["--model", "nets:picture", "--source", "clip", "--frames", "3", "--json", "out.json"]
+    result = call(*args, "--dtype", "bf16", "--engine", "torch")
+    record = json.loads(Path("out.json").read_text())
+    assert list(record["peers"]) == ["torch"]
+    assert record["reference_speedup"] == pytest.approx(record["reference_ms"] / record["ours_ms"])
+    assert "cudnn-fp32 (reference)" in result.stdout
+    assert "cuDNN in float32 without TF32" in result.stdout
+    call(*args)
+    assert json.loads(Path("out.json").read_text())["reference"] is None
+
+
 def test_grey_pictures_in_two_streams(folder: Path) -> None:
     call(
         "--model", "nets:denoise", "--source", "clip", "--streams", "2", "--frames", "4",
@@ -536,7 +690,7 @@ def test_default_peers_that_cannot_run_are_notes(
     [
         (["--source", "clip", "--active", "0.1"], 2, "one of --source CLIP and --active SHARE"),
         ([], 2, "one of --source CLIP and --active SHARE"),
-        (["--active", "0"], 2, "is no share"),
+        (["--active", "-0.1"], 2, "is no share"),
         (["--active", "1.5"], 2, "is no share"),
         (["--active", "nan"], 2, "is no share"),
         (["--active", "0.1"], 1, "does not say what size it is for; give --size HxW"),

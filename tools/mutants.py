@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ENGINE = "engines/torch_engine.py"
+ENGINE, TRITON = "engines/torch_engine.py", "engines/triton/"
 PYTEST_TESTS_FAILED = 1
+# its tests run in Triton's interpreter
+INTERPRETED = "tests/test_triton.py"
 LIBRARY = "src/torchdelta/engines/cpu/libtorchdelta_native.so"
 # a native fault may keep the engine waiting for ever
 TIMEOUT_S = 300
@@ -56,6 +58,16 @@ def native_ops(cases: str) -> tuple[str, ...]:
     return "tests/test_ops.py", "-k", f"test_op and cpu and ({cases})"
 
 
+def triton_ops(cases: str) -> tuple[str, ...]:
+    """Name the tests of op cases in Triton's interpreter."""
+    return INTERPRETED, "-k", f"test_op and ({cases})"
+
+
+def triton_tests(names: str) -> tuple[str, ...]:
+    """Name other tests there."""
+    return INTERPRETED, "-k", names
+
+
 CONV, FINISH = "native/src/isa/conv.h", "native/src/isa/finish.h"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
 MUTANTS = [
@@ -69,7 +81,7 @@ MUTANTS = [
            "mask = torch.zeros(active.numel()", "mask = torch.ones(active.numel()",
            ("tests/test_session.py", "-k", "change_masks")),
     Mutant("join without reset", "runtime/session.py",
-           "self._whole.add(stream)\n        self._stats", "self._stats",
+           "self._whole.add(stream)\n        self._late", "self._late",
            ("tests/test_session.py", "-k", "taken_over or join")),
     Mutant("threshold ignored", ENGINE,
            "value_gate(rows, old, gate.threshold,", "value_gate(rows, old, 0.0,",
@@ -173,12 +185,60 @@ MUTANTS = [
     Mutant("native: average over the padding too", "native/src/isa/pool.h",
            "if (adaptive || !with_pad) return span(o).count;",
            "if (adaptive) return span(o).count;", native_ops("avgpool")),
+    Mutant("triton: a follower without filters", TRITON + "schedule.py",
+           "return Use(leader.step, wide, owners)", "return Use(leader.step, wide, ())",
+           ("tests/test_schedule.py", "-k", "lists_hold")),
+    Mutant("triton: a residual's changes on no list", TRITON + "schedule.py",
+           "leader.extra.extend(extra)", "leader.extra.extend(())",
+           ("tests/test_schedule.py", "-k", "lists_hold")),
+    Mutant("triton: footprint off by one", TRITON + "kernels/select.py",
+           "at_x = x * stride_x + (j * dilation_x - pad_x)",
+           "at_x = x * stride_x + (j * dilation_x - pad_x) + 1",
+           triton_ops("conv-3x3-nobias-fp32")),
+    Mutant("triton: whole slots ignored", TRITON + "kernels/select.py",
+           "active = tl.where(ok, active | whole, 0)", "active = tl.where(ok, active, 0)",
+           triton_ops("conv-3x3-nobias-fp32")),
+    Mutant("triton: active pixels of followers counted wrong", TRITON + "kernels/select.py",
+           "tl.atomic_add(counter, total)", "tl.atomic_add(counter, total + 1)",
+           triton_tests("shared_lists_at_tolerance_0 and bottleneck")),
+    Mutant("triton: groups published without their mask", TRITON + "kernels/shared.py",
+           "tl.store(at, new, mask=mask & hit[:, None])", "tl.store(at, new, mask=mask)",
+           triton_tests("group_is_published and rms")),
+    Mutant("triton: threshold turned round", TRITON + "kernels/shared.py",
+           "norm > threshold)", "norm < threshold)", triton_tests("group_is_published and rms")),
+    Mutant("triton: stamps not written", TRITON + "kernels/shared.py",
+           "tl.store(stamp_ptr + pixel, (row.to(tl.int32) * now).to(tl.uint8), mask=row)", "pass",
+           triton_tests("shared_lists_at_tolerance_0 and bottleneck")),
+    Mutant("triton: old stamps stay", TRITON + "frame.py",
+           "self._stamp_bytes.zero_()", "pass", triton_tests("stamps_begin_anew")),
+    Mutant("triton: operands of the residual exchanged", TRITON + "kernels/conv.py",
+           "acc = combine(other.to(tl.float32), acc, JOIN, ALPHA)",
+           "acc = combine(acc, other.to(tl.float32), JOIN, ALPHA)",
+           triton_ops("sub-from-value-fp32")),
+    Mutant("triton: a part of a short sum left out", TRITON + "kernels/conv.py",
+           "for other_part in tl.static_range(1, PARTS):",
+           "for other_part in tl.static_range(1, PARTS - 1):",
+           triton_tests("lists_of_any_length")),
+    Mutant("triton: a part of a long sum left out", TRITON + "kernels/conv.py",
+           "for next_part in tl.range(1, SPLITS, num_stages=1):",
+           "for next_part in tl.range(1, SPLITS - 1, num_stages=1):",
+           triton_tests("lists_of_any_length")),
+    Mutant("triton: input gate without dilation", TRITON + "kernels/gate.py",
+           "reach = (tl.load(threshold_ptr + slot) != 0.0)",
+           "reach = (tl.load(threshold_ptr + slot) < 0.0)",
+           triton_tests("input_gate_is")),
+    Mutant("triton: forced sets found instead", TRITON + "kernels/select.py",
+           "active = tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)",
+           "active |= tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)",
+           triton_tests("forced_sets and downsampling")),
 ]  # fmt: skip
 
 
 def run_tests(source: Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     """Run tests against the package in `source`."""
     env = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
+    if tests[0] == INTERPRETED:
+        env["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
     return subprocess.run(
         command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT_S

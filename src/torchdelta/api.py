@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.capture.export import Captured, export, find_batch_mixing, prepare_copy
-from torchdelta.engines import Engine, choose
+from torchdelta.engines import Engine, choose, make
 from torchdelta.engines.torch_engine import TorchEngine, ieee_float32
 from torchdelta.errors import CaptureError, FrameError
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
@@ -27,7 +27,9 @@ from torchdelta.runtime.gate import Profile
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {
+    "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32,
+}  # fmt: skip
 # plans (with their default session's state) kept for other input sizes
 MAX_PLANS = 8
 # the plan may differ from the model by rounding only: folded batch norms, order of sums
@@ -56,7 +58,8 @@ def compile(
     example:     [N, C, H, W], a frame as it will come: uint8, or float in `input_range`
     tolerance:   the one knob: 0 is exact, 0.04 the default, larger is faster and coarser
     engine:      "auto" or the name of an engine (`torchdelta env` lists them)
-    dtype:       compute dtype, torch.float32 (default) / float16 / bfloat16, or "fp32" …
+    dtype:       compute dtype, torch.float32 (default) / float16 / bfloat16, or "fp32" …; "tf32":
+                 float32 whose products are TF32 (the triton engine)
     profile:     a `Profile` or the path of one: multipliers and scales of the gates
     fixed_size:  True: frames of another size are refused; False: each size gets a plan
     input_range: (lo, hi) of a float frame's values; uint8 0..255 is mapped to it. Default: what
@@ -73,6 +76,7 @@ def compile(
     if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < float("inf")):
         raise ValueError(f"tolerance is {tolerance!r}, expected a number >= 0")
     example, device = _check_example(model, example)
+    tf32 = dtype == "tf32"
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -84,7 +88,7 @@ def compile(
     preprocess, notes = make_preprocess(example, input_range, mean, std, color)
     return CompiledModel(
         model, example, device, preprocess, notes, float(tolerance), engine,
-        dtype or torch.float32, profile or Profile(), fixed_size,
+        dtype or torch.float32, profile or Profile(), fixed_size, tf32=tf32,
     )  # fmt: skip
 
 
@@ -168,7 +172,8 @@ class CompiledModel:
     """A model ready for video; make one with `torchdelta.compile`.
 
     Call it with a frame [N, C, H, W] whose rows are N different cameras (not successive frames).
-    Attributes: plan (of the example's size), engine and engine_reason, device, dtype, tolerance.
+    Attributes: plan (of the example's size), engine and engine_reason, device, dtype, tf32 (whether
+    float32 is multiplied in TF32), tolerance.
     """
 
     def __init__(
@@ -183,11 +188,13 @@ class CompiledModel:
         dtype: torch.dtype,
         profile: Profile,
         fixed_size: bool,
+        *,
+        tf32: bool = False,
     ) -> None:
         self.device, self.dtype, self.tolerance = device, dtype, tolerance
-        self.fixed_size = fixed_size
+        self.fixed_size, self.tf32 = fixed_size, tf32
         self._profile, self._preprocess, self._notes = profile, preprocess, notes
-        self._engine_type, self.engine_reason = choose(engine, device, dtype)
+        self._engine_type, self.engine_reason = choose(engine, device, dtype, tf32=tf32)
         self.engine = self._engine_type.name
         self._model = prepare_copy(model)
         self._dense: nn.Module | None = None
@@ -214,9 +221,8 @@ class CompiledModel:
                 shape = (2, self.plan.shape[0], *size)
                 example = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
             plan = self._make_plan(example)
-            self._sized[size] = sized = _Sized(
-                plan, self._engine_type(plan, self.device, self.dtype)
-            )
+            engine = make(self._engine_type, plan, self.device, self.dtype, tf32=self.tf32)
+            self._sized[size] = sized = _Sized(plan, engine)
             while len(self._sized) > MAX_PLANS:
                 self._sized.popitem(last=False)
             return sized
@@ -344,7 +350,7 @@ class CompiledModel:
     def explain(self) -> str:
         """Return the plan as a table: step, shape, MACs, state, sparse or dense and why."""
         foreign = self._for_size(self._size).engine.foreign_steps()
-        name = f"{self.engine} ({self.engine_reason})"
+        name = f"{self.engine} ({self.engine_reason})" + (", products in tf32" if self.tf32 else "")
         return explain(self.plan, self.dtype, name, foreign)
 
     def preprocess(self, frame: Frame) -> Tensor:

@@ -31,10 +31,10 @@ def disc_mask(size: tuple[int, int], share: float) -> Mask:
     """Draw discs until at least `share` of the map is marked: bool [h, w].
 
     Their centres are drawn as shares of height and width, so that they lie at the same places in
-    maps of every size. A map of one pixel is marked whole.
+    maps of every size. A map of one pixel is marked whole, unless the share is 0.
     """
     h, w = size
-    if h * w == 1 or share >= 1:
+    if share > 0 and (h * w == 1 or share >= 1):
         return np.ones(size, dtype=np.bool_)
     mask = np.zeros(size, dtype=np.bool_)
     rng = np.random.default_rng(SEED)

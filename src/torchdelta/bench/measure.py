@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.bench.peers import Peer
+from torchdelta.bench.peers import Peer, peer_settings
 from torchdelta.bench.quality import Quality, Reference
 from torchdelta.errors import FrameError
 from torchdelta.runtime.frames import Frame
@@ -24,6 +24,8 @@ from torchdelta.runtime.session import Result, Session
 from torchdelta.runtime.stats import FrameStats, StepStats
 
 SAMPLES = 20
+# a reference takes many times as long as ours, and runs at every fourth sample
+REFERENCE_EVERY = 4
 # OpenMP's threads wait for more work in a loop before they sleep: some 300,000 rounds in libgomp,
 # up to 15 ms; whoever is timed meanwhile shares the cores with them
 SETTLE_S = 0.02
@@ -42,7 +44,7 @@ class Times:
     """What was measured; a time is per frame, that of a step over the number of streams.
 
     ours_ms … changed_input: one entry per step after the first
-    peers_ms: one entry per sampled step
+    peers_ms, reference_ms: one entry per sampled step
     """
 
     first_ms: float = 0.0
@@ -51,6 +53,7 @@ class Times:
     changed_input: list[float] = field(default_factory=list)
     decode_ms: list[float] = field(default_factory=list)
     peers_ms: dict[str, list[float]] = field(default_factory=dict)
+    reference_ms: list[float] = field(default_factory=list)
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
@@ -94,6 +97,7 @@ class Race:
         self.peers: list[Peer] = []
         self._forced = forced
         self._device = session.engine.device
+        self._samples = 0
         self.streams = [str(n) for n in range(session.slots)]
 
     def step(self, session: Session, frames: Sequence[Frame]) -> dict[str, Result]:
@@ -128,13 +132,15 @@ class Race:
         progress: Callable[[FrameStats], None],
     ) -> Times:
         """Time all moments; the first one, which is computed whole, stays apart."""
-        times = Times(peers_ms={peer.name: [] for peer in self.peers})
+        times = Times(peers_ms={peer.name: [] for peer in self.peers if not peer.reference})
         others_ran = True
+        self._samples = 0
         for index, moment in enumerate(moments):
             frames = self.place(moment.frames)
             if others_ran:
                 self._settle()
             results, ms = timed(partial(self.step, self.session, frames), self._device)
+            # may wait for the device, and is not timed
             stats = [result.stats for result in results.values()]
             others_ran = False
             if index == 0:
@@ -148,6 +154,8 @@ class Race:
                 if index in sampled:
                     self._sample(index, frames, results, times)
                     others_ran = True
+            # results that live on have their change masks kept when the next frame comes
+            del results
             progress(stats[0])
         return times
 
@@ -159,10 +167,15 @@ class Race:
         # in turn, so that nobody always follows the same one
         start = index % max(1, len(self.peers))
         for peer in self.peers[start:] + self.peers[:start]:
+            if peer.reference and self._samples % REFERENCE_EVERY:
+                continue
             feed = peer.load(x)
             self._settle()
-            _, ms = timed(partial(peer.run, feed), self._device)
-            times.peers_ms[peer.name].append(ms / len(frames))
+            with peer_settings(self._device, self.reference.tf32):
+                _, ms = timed(partial(peer.run, feed), self._device)
+            column = times.reference_ms if peer.reference else times.peers_ms[peer.name]
+            column.append(ms / len(frames))
+        self._samples += 1
         if self.quality is not None:
             # one stream at a time: the streams are alike, the dense network is slow
             row = index % len(frames)
@@ -180,4 +193,5 @@ class Race:
         for moment in moments:
             results = self.step(session, self.place(moment.frames))
             progress(results[self.streams[0]].stats)
+            del results
         return sorted(session.stats().per_step(), key=lambda step: -(step.ms or 0.0))

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
 import io
 import logging
 import tempfile
+import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +31,8 @@ from torch.utils import _pytree as pytree
 from torchdelta.errors import EngineError
 
 WARM_UP_RUNS = 3
+# runs that choose between two ways of one peer
+TRIAL_RUNS = 2
 ONNX_OPSET = 17
 INSTALL_HINT = 'pip install "torchdelta[bench]"'
 
@@ -40,22 +44,23 @@ class Workload:
     model:   in eval mode, float32, on the device; left untouched
     example: [N, C, H, W] float32, N streams' frames as the model sees them
     threads: CPU threads that each may use
+    tf32:    float32 may be multiplied in TF32
     """
 
     model: nn.Module
     example: Tensor
     dtype: torch.dtype
     threads: int
+    tf32: bool = False
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         return self.example.device
 
-    def network(self) -> nn.Module:
-        """Copy the model in the dtype, channels last, as PyTorch runs it fastest."""
-        own = copy.deepcopy(self.model).to(self.dtype)
-        return own.to(memory_format=torch.channels_last)
+    def network(self, layout: torch.memory_format) -> nn.Module:
+        """Copy the model in the dtype, its weights in a layout."""
+        return copy.deepcopy(self.model).to(self.dtype).to(memory_format=layout)
 
     @cached_property
     def onnx(self) -> bytes:
@@ -89,6 +94,27 @@ def _export(model: nn.Module, example: Tensor, newer: bool) -> bytes:
 
 
 @contextlib.contextmanager
+def peer_settings(
+    device: torch.device, tf32: bool = False, *, benchmark: bool = True
+) -> Iterator[None]:
+    """Let PyTorch run the peers as fast as it can.
+
+    tf32:      float32 may be multiplied in TF32; else it must not
+    benchmark: cuDNN tries its kernels at a shape's first run and keeps the best
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = benchmark, tf32, tf32
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep exporters' and compilers' chatter from the user; errors are raised all the same.
 
@@ -109,9 +135,13 @@ def _silence() -> Iterator[None]:
 
 
 class Peer(ABC):
-    """One way to run the network dense; making one prepares it for a workload's shape."""
+    """One way to run the network dense; making one prepares it for a workload's shape.
+
+    reference: a yardstick in another precision, which is never the best peer
+    """
 
     name: ClassVar[str]
+    reference: ClassVar[bool] = False
     # the packages that it needs; the first one's version is the peer's
     packages: ClassVar[tuple[str, ...]] = ("torch",)
     dtypes: ClassVar[frozenset[torch.dtype]] = frozenset(
@@ -151,17 +181,17 @@ class Peer(ABC):
 
 
 class Eager(Peer):
-    """PyTorch as it is, channels last."""
+    """PyTorch as it is; channels last, which it runs fastest, unless told otherwise."""
 
     name = "torch"
 
-    def __init__(self, work: Workload) -> None:
-        self._dtype = work.dtype
-        self._model: Callable[[Tensor], Any] = work.network()
+    def __init__(self, work: Workload, layout: torch.memory_format = torch.channels_last) -> None:
+        self._dtype, self._layout = work.dtype, layout
+        self._model: Callable[[Tensor], Any] = work.network(layout)
 
     def load(self, x: Tensor) -> Tensor:
         """Convert dtype and layout."""
-        return x.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        return x.to(self._dtype).contiguous(memory_format=self._layout)
 
     @torch.inference_mode()
     def run(self, feed: Tensor) -> Any:
@@ -170,21 +200,32 @@ class Eager(Peer):
 
 
 class Compiled(Eager):
-    """torch.compile: with weights frozen into the code on a CPU, with CUDA graphs on a GPU."""
+    """torch.compile: with weights frozen into the code on a CPU, with CUDA graphs on a GPU.
+
+    There its input stays in one place, so that its graph need not copy it from elsewhere.
+    """
 
     name = "compile"
 
     def __init__(self, work: Workload) -> None:
         super().__init__(work)
         inductor = importlib.import_module("torch._inductor.config")
-        network = work.network()
+        self._static: Tensor | None = None
         if work.device.type == "cuda":
-            self._model = torch.compile(network, dynamic=False, mode="reduce-overhead")
+            dynamo = importlib.import_module("torch._dynamo")
+            self._static = super().load(work.example).clone(memory_format=torch.preserve_format)
+            dynamo.mark_static_address(self._static)
+            self._model = torch.compile(self._model, dynamic=False, mode="reduce-overhead")
         else:
-            self._model = torch.compile(network, dynamic=False)
+            self._model = torch.compile(self._model, dynamic=False)
         # the first run compiles; freezing is read then, and off by default
         with _silence(), inductor.patch(freezing=work.device.type == "cpu"):
             self.run(self.load(work.example))
+
+    def load(self, x: Tensor) -> Tensor:
+        """Convert dtype and layout, on a GPU to where the graph reads it."""
+        feed = super().load(x)
+        return feed if self._static is None else self._static.copy_(feed)
 
     @torch.no_grad()
     def run(self, feed: Tensor) -> Any:
@@ -197,8 +238,8 @@ class CudaGraph(Eager):
 
     name = "cudagraph"
 
-    def __init__(self, work: Workload) -> None:
-        super().__init__(work)
+    def __init__(self, work: Workload, layout: torch.memory_format = torch.channels_last) -> None:
+        super().__init__(work, layout)
         self._static = super().load(work.example).clone(memory_format=torch.preserve_format)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -219,6 +260,35 @@ class CudaGraph(Eager):
         """Replay the graph."""
         self._graph.replay()
         return self._result
+
+
+class CudnnFp32(CudaGraph):
+    """What the papers compare with: cuDNN in float32 without TF32, whatever ours computes in.
+
+    As a CUDA graph; channels last or first, whichever is faster for the workload.
+    """
+
+    name = "cudnn-fp32"
+    reference = True
+
+    def __init__(self, work: Workload) -> None:
+        plain = replace(work, dtype=torch.float32, tf32=False)
+        with peer_settings(work.device):
+            layouts = (torch.channels_last, torch.contiguous_format)
+            super().__init__(plain, min(layouts, key=lambda layout: _trial_ms(plain, layout)))
+
+
+def _trial_ms(work: Workload, layout: torch.memory_format) -> float:
+    """Measure PyTorch eager on a GPU in one layout."""
+    peer = Eager(work, layout)
+    feed = peer.load(work.example)
+    peer.run(feed)
+    torch.cuda.synchronize(work.device)
+    start = time.perf_counter()
+    for _ in range(TRIAL_RUNS):
+        peer.run(feed)
+    torch.cuda.synchronize(work.device)
+    return (time.perf_counter() - start) * 1e3
 
 
 class OnnxRuntime(Peer):
@@ -301,18 +371,21 @@ class OpenVino(Peer):
 
 PEERS: dict[str, tuple[type[Peer], ...]] = {
     "cpu": (Eager, Compiled, OnnxRuntime, OpenVino),
-    "cuda": (Eager, CudaGraph, Compiled),
+    "cuda": (Eager, CudaGraph, Compiled, CudnnFp32),
 }
 
 
-def parse_peers(text: str | None, device: torch.device) -> tuple[list[type[Peer]], bool]:
+def parse_peers(
+    text: str | None, device: torch.device, *, float32: bool = False
+) -> tuple[list[type[Peer]], bool]:
     """Find the peers that a list like "torch,openvino" names; None: all, "none": none.
 
+    float32: ours computes in it, so that "all" need no reference in float32 beside the others
     Returns them, and whether they were asked for by name. Raises: EngineError naming those known.
     """
     known = {peer.name: peer for peer in PEERS[device.type]}
     if text is None:
-        return list(known.values()), False
+        return [peer for peer in known.values() if not (peer.reference and float32)], False
     names = [name.strip() for name in text.split(",") if name.strip()]
     if names == ["none"]:
         return [], True
@@ -361,6 +434,45 @@ def make_peers(
     if reasons and asked:
         raise EngineError("; ".join(reasons).replace(" left out:", " cannot run:"))
     return ready, reasons
+
+
+class Lineup:
+    """The peers of one network: prepared for one shape of input, kept until another one comes.
+
+    kinds, asked: as `parse_peers` gives them
+    """
+
+    def __init__(
+        self, kinds: Sequence[type[Peer]], asked: bool, say: Callable[[str], None]
+    ) -> None:
+        self._kinds, self._asked, self._say = kinds, asked, say
+        self._shape: torch.Size | None = None
+        self._found: tuple[list[Peer], list[str]] = [], []
+
+    def prepare(
+        self, work: Workload, check: Callable[[], Callable[[list[Tensor]], str | None]]
+    ) -> tuple[list[Peer], list[str]]:
+        """Give the peers, and a note for each that cannot run; see `make_peers`.
+
+        check: makes the check of `make_peers`, where peers have to be prepared
+        """
+        if self._kinds and work.example.shape != self._shape:
+            self.forget()
+            right = check()
+            with peer_settings(work.device, work.tf32):
+                self._found = make_peers(self._kinds, work, right, asked=self._asked, say=self._say)
+            self._shape = work.example.shape
+        return self._found
+
+    def forget(self) -> None:
+        """Give the memory of the peers back."""
+        if self._shape is None:
+            return
+        self._found, self._shape = ([], []), None
+        # torch.compile keeps what it has compiled, and its graphs their memory
+        importlib.import_module("torch._dynamo").reset()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def _said(error: Exception) -> str:

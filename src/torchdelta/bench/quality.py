@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.api import relative_error
+from torchdelta.bench.peers import peer_settings
 from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.plan import Plan
 from torchdelta.runtime.frames import Frame, check_frame
@@ -21,17 +22,24 @@ from torchdelta.runtime.frames import Frame, check_frame
 # relative L2 that rounding may cost a contestant on a whole frame; where PyTorch itself, eager in
 # the same dtype, is worse than half of it, twice PyTorch's error
 ROUNDING = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+# TF32 keeps as many bits of a factor as float16, but some tensor cores cut the others off instead
+# of rounding, and what is cut off does not cancel out over the layers
+TF32_ROUNDING = 2e-2
 # of whole numbers (classes …) this share may flip where two candidates are nearly equal
 FLIPS = 0.02
 
 
 class Reference:
-    """The dense network, eager in float32, and a frame as it sees it."""
+    """The dense network, eager in float32, and a frame as it sees it.
+
+    dtype, tf32: what ours computes in, see `allowance`
+    """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.plan, self.device, self.dtype = plan, device, dtype
+        self, model: nn.Module, plan: Plan, device: torch.device, dtype: torch.dtype,
+        *, tf32: bool = False,
+    ) -> None:  # fmt: skip
+        self.plan, self.device, self.dtype, self.tf32 = plan, device, dtype, tf32
         self._model = copy.deepcopy(model).to(device, torch.float32)
         self._model.to(memory_format=torch.channels_last)
 
@@ -53,11 +61,13 @@ class Reference:
     @torch.no_grad()
     def allowance(self, x: Tensor) -> float:
         """Give the relative L2 error that rounding to the compute dtype may cost."""
-        if self.dtype == torch.float32:
+        if self.dtype == torch.float32 and not self.tf32:
             return ROUNDING[self.dtype]
         low = copy.deepcopy(self._model).to(self.dtype)
-        error = relative_error(low(x.to(self.dtype)), self.dense(x))
-        return max(ROUNDING[self.dtype], 2 * error)
+        with peer_settings(self.device, self.tf32, benchmark=False):
+            rounded = low(x.to(self.dtype))
+        usual = TF32_ROUNDING if self.tf32 else ROUNDING[self.dtype]
+        return max(usual, 2 * relative_error(rounded, self.dense(x)))
 
 
 def difference(mine: Any, dense: Any, allowance: float) -> str | None:

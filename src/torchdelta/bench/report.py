@@ -19,9 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from torchdelta.bench.measure import Times
+from torchdelta.bench.peers import CudnnFp32
 from torchdelta.errors import SinkError
 
 SHOWN_STEPS = 12
+REFERENCE = CudnnFp32.name
 MIB = 2**20
 
 
@@ -51,6 +53,7 @@ def figures(times: Times, by_median: bool) -> dict[str, Any]:
     leading = "median" if by_median else "mean"
     best, speedup = _speedup(ours, peers, leading)
     _, speedup_median = _speedup(ours, peers, "median")
+    reference = spread(times.reference_ms) if times.reference_ms else None
     decode_ms = statistics.fmean(times.decode_ms) if times.decode_ms else None
     decoded = None
     if best is not None and decode_ms is not None:
@@ -60,9 +63,12 @@ def figures(times: Times, by_median: bool) -> dict[str, Any]:
         "peers_ms": {name: ms[leading] for name, ms in peers.items()},
         "best_peer": best,
         "speedup": speedup,
+        "reference_ms": reference and reference[leading],
+        "reference_speedup": reference and reference[leading] / ours[leading],
         "mac_share": shares[leading],
         "changed_input": statistics.fmean(times.changed_input),
-        "efficiency": None if speedup is None else shares[leading] * speedup,
+        # where nothing was active there is nothing to be efficient at
+        "efficiency": shares[leading] * speedup if speedup and any(times.mac_share) else None,
         "ours_ms_median": ours["median"],
         "peers_ms_median": {name: ms["median"] for name, ms in peers.items()},
         "speedup_median": speedup_median,
@@ -71,9 +77,10 @@ def figures(times: Times, by_median: bool) -> dict[str, Any]:
         "first_ms": times.first_ms,
         "decode_ms": decode_ms,
         "speedup_with_decoding": decoded,
-        "sampled_frames": max(map(len, times.peers_ms.values()), default=0),
+        "sampled_frames": max(map(len, times.peers_ms.values()), default=len(times.reference_ms)),
         "ours": ours,
         "peers": peers,
+        "reference": reference,
     }
 
 
@@ -167,6 +174,8 @@ def _times_table(record: Mapping[str, Any]) -> Table:
     for column in ("median", "20%", "80%", "mean"):
         table.add_column(column, justify="right")
     rows = {f"torchdelta ({record['engine']})": record["ours"], **record["peers"]}
+    if record["reference"] is not None:
+        rows[f"{REFERENCE} (reference)"] = record["reference"]
     for name, ms in rows.items():
         mark = " (best)" if name == record["best_peer"] else ""
         cells = (_number(ms[key]) for key in ("median", "p20", "p80", "mean"))
@@ -189,6 +198,11 @@ def _result_lines(record: Mapping[str, Any]) -> list[str]:
             f"speedup     {_number(record['speedup'])}x over {record['best_peer']} (of {leading})"
             f"{of_medians}"
         )
+    if record["reference_speedup"] is not None:
+        lines.append(
+            f"reference   {_number(record['reference_speedup'])}x over {REFERENCE} (of {leading}), "
+            "cuDNN in float32 without TF32"
+        )
     of_median = "" if forced else f", median {record['mac_share_median']:.1%}"
     lines.append(
         f"MAC share   {record['mac_share']:.1%}{of_median}; changed input "
@@ -210,7 +224,9 @@ def _result_lines(record: Mapping[str, Any]) -> list[str]:
 def _quality_lines(record: Mapping[str, Any]) -> list[str]:
     quality = record["quality"]
     if quality is None:
-        return ["quality     not measured: forced active sets are not what has changed"]
+        frames = "the same frame again shows none"
+        forced = "forced active sets are not what has changed"
+        return [f"quality     not measured: {forced if record['active'] else frames}"]
 
     def both(key: str, what: Mapping[str, Any]) -> str:
         return f"{what[key]['mean']:.4f} (worst {what[key]['worst']:.4f})"
@@ -241,13 +257,16 @@ def _condition_lines(record: Mapping[str, Any]) -> list[str]:
     source = record["source"]
     if record["active"] is not None:
         source = f"{record['active']:.1%} of every map forced active"
+        if not record["active"]:
+            source = "the same frame again and again"
     streams = record["streams"]
     h, w = record["size"]
     isa = f", {record['isa']}" if record["isa"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return [
-        f"state       {record['state_bytes'] / MIB:.1f} MiB; peak memory of the process before "
-        f"the peers came {record['peak_rss_bytes'] / MIB:.0f} MiB",
+        f"state       {record['state_bytes'] / MIB:.1f} MiB, published values "
+        f"{record['values_bytes'] / MIB:.1f} of it; peak memory of the process before the peers "
+        f"came {record['peak_rss_bytes'] / MIB:.0f} MiB",
         f"conditions  {record['model']}, {source}, {h}x{w}, {streams} "
         f"stream{'s' if streams > 1 else ''}, {record['frames']} frames, peers on "
         f"{record['sampled_frames']}; {record['dtype']}, tolerance {record['tolerance']:g}, "

@@ -104,7 +104,12 @@ WeightsOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", help="What the network computes in.", case_sensitive=False)
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="What the network computes in; tf32: float32 with TF32 products (triton engine).",
+        case_sensitive=False,
+    ),
 ]
 
 SourcesArgument = Annotated[
@@ -134,7 +139,12 @@ TaskOption = Annotated[
 ]
 EngineOption = Annotated[
     Engine,
-    typer.Option("--engine", case_sensitive=False, help="What executes the network."),
+    typer.Option(
+        "--engine",
+        case_sensitive=False,
+        help="What executes the network: triton on an NVIDIA GPU, cpu in native code on the CPU, "
+        "torch anywhere; auto: the first of them that can run.",
+    ),
 ]
 ToleranceOption = Annotated[
     float,
@@ -248,6 +258,9 @@ BENCH_EPILOG = "\n\n".join(
         "--source clip.mp4 --json lite0.json",
         "[dim]Kernels apart from content: 5 % of every map active, in four streams:[/dim]",
         "torchdelta bench --model torchvision:resnet18 --active 0.05 --size 512x768 --streams 4",
+        "[dim]Half precision on a GPU, 16 streams, and the papers' reference beside it:[/dim]",
+        "torchdelta bench --model timm:resnet50 --source clip.mp4 --size 512x768 --streams 16 "
+        "--engine triton --dtype fp16 --peers compile,cudnn-fp32",
         "[dim]One peer only, the first 100 frames, and where our time goes:[/dim]",
         "torchdelta bench --model mynets.denoise:build --weights w.pth --source clip.mp4 "
         "--frames 100 --peers openvino --steps",
@@ -255,6 +268,11 @@ BENCH_EPILOG = "\n\n".join(
         "Ours runs on every frame, preprocessing and copy of the output included; the peers run "
         "on 20 frames of a clip, right after ours, on inputs made beforehand. All use torch's "
         "number of threads (OMP_NUM_THREADS).",
+        "On a GPU all frames and inputs lie in its memory beforehand, and a time ends when the "
+        "GPU is done. cudnn-fp32 is what the papers compare with, cuDNN in float32 without TF32: "
+        "it is float32 whatever --dtype says, so it is never the best peer and has a line of its "
+        "own, the reference. With --dtype fp32 the peer cudagraph is the same already, and "
+        "cudnn-fp32 runs only where --peers names it.",
     )
 )
 
@@ -269,7 +287,8 @@ ActiveOption = Annotated[
         "--active",
         callback=check_share,
         metavar="SHARE",
-        help="Instead of a clip: force this share of every map active, 0.05 for 5 %.",
+        help="Instead of a clip: force this share of every map active, 0.05 for 5 %; 0: the same "
+        "frame again and again, nothing forced.",
     ),
 ]
 StreamsOption = Annotated[
@@ -280,8 +299,8 @@ PeersOption = Annotated[
     typer.Option(
         "--peers",
         metavar="LIST",
-        help="Of torch,compile,onnxruntime,openvino (on a GPU: torch,cudagraph,compile), or "
-        "none. Default: all that are installed.",
+        help="Of torch,compile,onnxruntime,openvino (on a GPU: torch,cudagraph,compile,"
+        "cudnn-fp32), or none. Default: all that are installed, cudnn-fp32 unless --dtype is fp32.",
     ),
 ]
 FramesOption = Annotated[

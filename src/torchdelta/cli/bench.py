@@ -6,8 +6,9 @@ import contextlib
 import platform
 import re
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torchdelta.api import CompiledModel
 from torchdelta.bench import report
 from torchdelta.bench.forced import forced_masks
 from torchdelta.bench.measure import Moment, Race, sampled_steps
-from torchdelta.bench.peers import Peer, Workload, make_peers, parse_peers
+from torchdelta.bench.peers import Lineup, Peer, Workload, parse_peers
 from torchdelta.bench.quality import Quality, Reference, difference
 from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.cli.clip import Clip, Made, Material
@@ -30,7 +31,6 @@ from torchdelta.cli.info import cpu
 from torchdelta.cli.options import Dtype, Engine
 from torchdelta.cli.outputs import check_outputs
 from torchdelta.cli.progress import Meter
-from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.errors import EngineError, ModelError
 
 # frames that ours runs before anything is timed
@@ -42,7 +42,10 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of `torchdelta bench`; size is (h, w), and one of source and active is given."""
+    """The options of `torchdelta bench`; size is (h, w), and one of source and active is given.
+
+    active: share of every map that is forced active; 0: the same frame again, nothing forced
+    """
 
     model: str
     weights: Path | None = None
@@ -67,7 +70,8 @@ def bench(options: BenchOptions, out: Console, log: Console) -> None:
         log.print(text, highlight=False, markup=False, soft_wrap=True)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kinds, asked = parse_peers(options.peers, device)
+    float32 = options.dtype is Dtype.fp32
+    kinds, asked = parse_peers(options.peers, device, float32=float32)
     if options.json is not None:
         report.check_target(options.json)
         check_outputs([("--json", options.json)], _inputs(options))
@@ -78,27 +82,46 @@ def bench(options: BenchOptions, out: Console, log: Console) -> None:
         loaded, material.peek(CALIBRATION_FRAMES), tolerance=options.tolerance,
         engine=options.engine, dtype=options.dtype, profile=options.profile,
     )  # fmt: skip
+    record = measure(options, loaded, compiled, material, Lineup(kinds, asked, say), log)
+    report.show(record, out)
+    if options.json is not None:
+        report.write_json(options.json, record)
+        out.print(f"wrote {options.json}", highlight=False, markup=False, soft_wrap=True)
+
+
+def measure(
+    options: BenchOptions,
+    loaded: LoadedModel,
+    compiled: CompiledModel,
+    material: Material,
+    lineup: Lineup,
+    log: Console,
+) -> dict[str, Any]:
+    """Measure a compiled network in a new session; returns the record.
+
+    Of the options, those count that say how to run: active, streams, dtype, tolerance, steps.
+    lineup: its peers are prepared here where they are not ready for this shape of input
+    """
+    device = compiled.device
     race = _race(options, loaded, compiled, material.size)
-    with ieee_float32(device):
-        x, allowance = _warm_up(race, list(islice(material.moments(), WARM_UP_FRAMES)))
-        # before the peers, whose memory is not ours
-        peak_rss_bytes = _peak_rss_bytes()
-        work = Workload(loaded.model, x, compiled.dtype, torch.get_num_threads())
-        race.peers, left_out = make_peers(
-            kinds, work, lambda mine: difference(mine, race.reference.dense(x), allowance),
-            asked=asked, say=say,
-        )  # fmt: skip
-        with Meter(log, material.count) as meter:
-            times = race.run(material.moments(), _sampled(options, material), meter.add)
-        steps = _slowest_steps(options, compiled, race, material, log) if options.steps else None
+    x, allowance = _warm_up(race, list(islice(material.moments(), WARM_UP_FRAMES)))
+    # before the peers, whose memory is not ours
+    peak_rss_bytes = _peak_rss_bytes()
+    work = Workload(loaded.model, x, compiled.dtype, torch.get_num_threads(), compiled.tf32)
+    race.peers, left_out = lineup.prepare(work, lambda: _right(race.reference, x, allowance))
+    with Meter(log, material.count) as meter:
+        times = race.run(material.moments(), _sampled(options, material), meter.add)
+    state_bytes = race.session.state_bytes + race.session.engine.scratch_bytes
+    steps = _slowest_steps(options, compiled, race, material, log) if options.steps else None
     notes = [*loaded.notes, *left_out]
     if not loaded.has_weights:
         notes.append("the peers run the same prepared weights as ours")
-    record = {
+    return {
         **_conditions(options, loaded, compiled, material),
         **report.figures(times, by_median=options.active is not None),
         "quality": race.quality.summary() if race.quality else None,
-        "state_bytes": race.session.state_bytes + race.session.engine.scratch_bytes,
+        "state_bytes": state_bytes,
+        "values_bytes": race.session.state_bytes,
         "peak_rss_bytes": peak_rss_bytes,
         "device": _device_name(device),
         "isa": getattr(race.session.engine, "isa", None),
@@ -108,10 +131,14 @@ def bench(options: BenchOptions, out: Console, log: Console) -> None:
         "steps": steps,
         "notes": notes,
     }
-    report.show(record, out)
-    if options.json is not None:
-        report.write_json(options.json, record)
-        out.print(f"wrote {options.json}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _right(
+    reference: Reference, x: Tensor, allowance: float
+) -> Callable[[list[Tensor]], str | None]:
+    """Make the check of what peers compute for the input x."""
+    dense = reference.dense(x)
+    return lambda mine: difference(mine, dense, allowance)
 
 
 def _inputs(options: BenchOptions) -> list[tuple[str, Path]]:
@@ -152,11 +179,13 @@ def _race(
     options: BenchOptions, loaded: LoadedModel, compiled: CompiledModel, size: tuple[int, int]
 ) -> Race:
     """Open the session; the peers come later."""
-    reference = Reference(loaded.model, compiled.plan, compiled.device, compiled.dtype)
+    reference = Reference(
+        loaded.model, compiled.plan, compiled.device, compiled.dtype, tf32=compiled.tf32
+    )
     low, high = loaded.input_range
     value_range = None if loaded.mean or loaded.std else high - low
     forced = None
-    if options.active is not None:
+    if options.active:
         forced = forced_masks(compiled.plan, options.active, compiled.device)
     return Race(
         compiled.session(slots=options.streams),
@@ -243,4 +272,7 @@ def _versions(device: torch.device, peers: Sequence[Peer]) -> dict[str, str]:
         versions.setdefault(peer.packages[0], peer.version())
     if device.type == "cuda":
         versions["cuda"] = str(torch.version.cuda)
+        versions["cudnn"] = str(torch.backends.cudnn.version())
+        with contextlib.suppress(PackageNotFoundError):
+            versions["triton"] = version("triton")
     return versions

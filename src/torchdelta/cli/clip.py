@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -18,6 +19,8 @@ from torchdelta.video.source import open_source
 
 Picture = NDArray[np.uint8]
 
+# several streams play a clip from memory where it takes no more
+KEPT_BYTES = 4 * 2**30
 # with --active every frame costs alike
 MADE_FRAMES = 31
 
@@ -42,6 +45,7 @@ class Material(Protocol):
 class Clip:
     """A video file or a folder of images; stream n of N begins at n/N of it.
 
+    Several streams play it from memory, decoded and resized once, where it fits.
     Raises: SourceError where it cannot be read to the end, cannot be played twice (a camera), or
     holds fewer than two frames.
     """
@@ -59,35 +63,64 @@ class Clip:
             self.size = size or source.size
             # several streams begin all over the clip, so they need its whole length
             end = frames if streams == 1 else None
-            self._length = sum(1 for _ in islice(source, end))
+            # pictures, and what decoding and resizing each has taken
+            self._kept: list[tuple[Picture, float]] | None = [] if streams > 1 else None
+            self._length = self._count(source, end)
         self.count = min(frames or self._length, self._length)
         if self.count < 2:
             raise SourceError(f"{spec}: one frame only; the first one is computed whole and apart")
 
-    def _play(self, stream: int) -> Iterator[Picture]:
+    def _count(self, source: Iterator[Picture], end: int | None) -> int:
+        """Count the frames, and keep them where they are wanted and fit."""
+        if self._kept is None:
+            return sum(1 for _ in islice(source, end))
+        count = kept_bytes = 0
+        for picture, ms in self._decode(islice(source, end)):
+            count += 1
+            kept_bytes += picture.nbytes
+            if kept_bytes > KEPT_BYTES:
+                self._kept = None
+            if self._kept is not None:
+                self._kept.append((picture, ms))
+        return count
+
+    def _decode(self, frames: Iterator[Picture]) -> Iterator[tuple[Picture, float]]:
+        """Give each frame at the wanted size, with the ms that decoding and resizing took."""
+        start = time.perf_counter()
+        for frame in frames:
+            picture = resized(frame, self.size)
+            yield picture, (time.perf_counter() - start) * 1e3
+            start = time.perf_counter()
+
+    def _play(self, stream: int) -> Iterator[tuple[Picture, float]]:
         """Play for ever, from the stream's own beginning; after the last frame comes the first."""
         start = stream * self._length // self._streams
         while True:
-            with open_source(self._spec, gray=self._gray) as source:
-                for frame in islice(source, start, None):
-                    yield resized(frame, self.size)
+            if self._kept is not None:
+                yield from self._kept[start:]
+            else:
+                with open_source(self._spec, gray=self._gray) as source:
+                    yield from self._decode(islice(source, start, None))
             start = 0
 
     def peek(self, count: int) -> Picture:
         """Give the first frames of the clip: [n, H, W, C] uint8."""
-        return np.stack(list(islice(self._play(0), min(count, self.count))))
+        played = islice(self._play(0), min(count, self.count))
+        return np.stack([picture for picture, _ in played])
 
     def moments(self) -> Iterator[Moment]:
         """Play all streams from their beginnings."""
         players = [self._play(n) for n in range(self._streams)]
         for _ in range(self.count):
-            start = time.perf_counter()
-            frames = [next(player) for player in players]
-            yield Moment(frames, (time.perf_counter() - start) * 1e3 / len(frames))
+            frames, times_ms = zip(*(next(player) for player in players), strict=True)
+            yield Moment(frames, statistics.fmean(times_ms))
 
 
 class Made:
-    """Two made frames per stream in turn, which differ inside the discs of the input map."""
+    """Two made frames per stream in turn, which differ inside the discs of the input map.
+
+    share: of the discs; 0: they are the same frame
+    """
 
     def __init__(
         self, *, channels: int, size: Size, streams: int, share: float, frames: int | None

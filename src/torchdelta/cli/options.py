@@ -34,6 +34,7 @@ class Dtype(StrEnum):
     fp32 = "fp32"
     fp16 = "fp16"
     bf16 = "bf16"
+    tf32 = "tf32"
 
 
 class FrameSize(NamedTuple):
@@ -59,7 +60,7 @@ def check_finite(value: float) -> float:
 
 
 def check_share(value: float | None) -> float | None:
-    """Refuse what is no share above 0."""
-    if value is not None and not 0 < value <= 1:
-        raise typer.BadParameter(f"{value} is no share; expected more than 0 and at most 1")
+    """Refuse what is no share."""
+    if value is not None and not 0 <= value <= 1:
+        raise typer.BadParameter(f"{value} is no share; expected a number from 0 to 1")
     return value

@@ -9,6 +9,7 @@ from torchdelta.engines.cpu import CpuEngine
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton import TritonEngine
 from torchdelta.errors import EngineError
+from torchdelta.plan import Plan
 
 ENGINES: dict[str, type[Engine]] = {
     "torch": TorchEngine,
@@ -17,6 +18,8 @@ ENGINES: dict[str, type[Engine]] = {
 }
 # what "auto" tries, in order
 PREFERENCE = ("triton", "cpu", "torch")
+# which engines can multiply float32 in TF32
+TF32 = ("triton",)
 
 
 def available() -> list[tuple[str, bool, str]]:
@@ -25,36 +28,51 @@ def available() -> list[tuple[str, bool, str]]:
 
 
 def choose(
-    name: str, device: torch.device, dtype: torch.dtype = torch.float32
+    name: str, device: torch.device, dtype: torch.dtype = torch.float32, *, tf32: bool = False
 ) -> tuple[type[Engine], str]:
     """Pick the engine for a device and dtype; returns it with the reason.
 
+    tf32: float32 is to be multiplied in TF32
     Raises: EngineError for an unknown engine, or one that cannot run here, or not so.
     """
     if name == "auto":
-        return _best(device, dtype)
+        return _best(device, dtype, tf32)
     if name not in ENGINES:
         raise EngineError(f"engine {name!r} is unknown; choose auto or one of {', '.join(ENGINES)}")
-    refusal = _refusal(name, device, dtype)
+    refusal = _refusal(name, device, dtype, tf32)
     if refusal:
         raise EngineError(f"engine {name!r} cannot run here: {refusal}")
     return ENGINES[name], "as asked"
 
 
-def _refusal(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def make(
+    kind: type[Engine], plan: Plan, device: torch.device, dtype: torch.dtype, *, tf32: bool = False
+) -> Engine:
+    """Make an engine that `choose` gave for the same device and dtype."""
+    if tf32:
+        assert issubclass(kind, TritonEngine), "choose refuses the others"
+        return kind(plan, device, dtype, tf32=True)
+    return kind(plan, device, dtype)
+
+
+def _refusal(name: str, device: torch.device, dtype: torch.dtype, tf32: bool) -> str | None:
+    if tf32 and name not in TF32:
+        return f"it has no tf32, which the {' and the '.join(TF32)} engine has; take fp32"
     usable, reason = ENGINES[name].usable()
     return ENGINES[name].refuses(device, dtype) if usable else reason
 
 
-def _best(device: torch.device, dtype: torch.dtype) -> tuple[type[Engine], str]:
+def _best(device: torch.device, dtype: torch.dtype, tf32: bool) -> tuple[type[Engine], str]:
     refusals: list[tuple[str, str]] = []
     for name in PREFERENCE:
-        refusal = _refusal(name, device, dtype) or ENGINES[name].reluctance()
+        refusal = _refusal(name, device, dtype, tf32) or ENGINES[name].reluctance()
         if refusal is None:
             others = "".join(f"; not {other}: {reason}" for other, reason in refusals)
             return ENGINES[name], f"auto: {ENGINES[name].usable()[1]}{others}"
         refusals.append((name, refusal))
-    raise EngineError("no engine can run here: " + "; ".join(r for _, r in refusals))
+    asked = " in tf32" if tf32 else ""
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals)
+    raise EngineError(f"no engine can run here{asked}: {reasons}")
 
 
-__all__ = ["ENGINES", "Deferred", "Engine", "SlotReport", "available", "choose"]
+__all__ = ["ENGINES", "Deferred", "Engine", "SlotReport", "available", "choose", "make"]

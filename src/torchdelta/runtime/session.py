@@ -330,6 +330,8 @@ class Session:
     def _run(
         self, frames: dict[str, Tensor], record: bool, forced: Mapping[int, Tensor] | None
     ) -> dict[str, Result]:
+        # what is counted needs no masks: the engine would keep those of frames that are not
+        self._count(wait=False)
         begin = time.perf_counter()
         whole = self._whole & set(frames)
         for stream in whole:

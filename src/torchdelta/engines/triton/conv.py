@@ -173,7 +173,7 @@ def pack(plan: Plan, step: Step, device: torch.device, dtype: torch.dtype) -> Pa
         split_steps = ceil(steps / splits)
         splits = ceil(steps / split_steps)
     phases = tuple(
-        Phase(arrange(w).to(device, dtype), tuple(w.shape[2:]), *places)
+        Phase(arrange(w).to(device, dtype), (w.shape[2], w.shape[3]), *places)
         for w, places in _phases(op, weight)
     )
 

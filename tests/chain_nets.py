@@ -1,0 +1,121 @@
+"""Small networks whose steps share lists of active pixels in the triton engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+import torchdelta
+
+SHAPE = (3, 10, 12)
+
+
+class Join(nn.Module):
+    """relu(body(x) + shortcut(x))."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.act = body, shortcut, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.body(x) + self.shortcut(x))
+
+
+class Branches(nn.Module):
+    """Branches on one input, side by side, then a tail."""
+
+    def __init__(self, branches: Sequence[nn.Module], tail: nn.Module) -> None:
+        super().__init__()
+        self.branches, self.tail = nn.ModuleList(branches), tail
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(torch.cat([branch(x) for branch in self.branches], 1))
+
+
+class Scales(nn.Module):
+    """Maps of two scales that are added, as HRNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.down = conv(4, 4, 3), conv(4, 6, 3, 2)
+        self.up = nn.Sequential(conv(6, 4, 1), nn.Upsample(scale_factor=2))
+        self.again = conv(4, 6, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        coarse = self.down(x).relu()
+        fine = (self.fine(x) + self.up(coarse)).relu()
+        return (self.again(fine) * 0.5 + coarse).relu()
+
+
+class Excite(nn.Module):
+    """A squeeze-and-excitation gate on a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = conv(6, 6, 3, groups=6), conv(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x).relu()
+        return x * self.fc(x.mean((2, 3), keepdim=True)).sigmoid() + x.tanh()
+
+
+class Cumulated(nn.Module):
+    """A step that is left to PyTorch, between others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(3) / x.shape[3]
+
+
+def conv(c: int, out: int, k: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c, out, k, stride, k // 2, groups=groups)
+
+
+def bottleneck(c: int, out: int, stride: int = 1) -> nn.Module:
+    body = nn.Sequential(
+        conv(c, 4, 1), nn.ReLU(), conv(4, 4, 3, stride), nn.ReLU(), conv(4, out, 1)
+    )
+    same = c == out and stride == 1
+    return Join(body, nn.Identity() if same else conv(c, out, 1, stride), nn.ReLU())
+
+
+def inverted(c: int) -> nn.Module:
+    body = nn.Sequential(
+        conv(c, 2 * c, 1), nn.ReLU6(), conv(2 * c, 2 * c, 3, groups=2 * c), nn.ReLU6(),
+        conv(2 * c, c, 1),
+    )  # fmt: skip
+    return Join(body, nn.Identity(), nn.Identity())
+
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "chain": lambda: nn.Sequential(
+        conv(3, 6, 3), conv(6, 4, 1), nn.ReLU(), conv(4, 6, 1), nn.Tanh(), conv(6, 2, 1)
+    ),
+    "bottleneck": lambda: nn.Sequential(conv(3, 8, 3), nn.ReLU(), bottleneck(8, 8)),
+    "downsampling": lambda: nn.Sequential(conv(3, 6, 3), bottleneck(6, 8, 2), bottleneck(8, 8)),
+    "inverted-residual": lambda: nn.Sequential(conv(3, 6, 3, 2), nn.Hardswish(), inverted(6)),
+    "scales": lambda: nn.Sequential(conv(3, 4, 3), nn.ReLU(), Scales()),
+    "squeeze-excite": lambda: nn.Sequential(conv(3, 6, 3), Excite(), conv(6, 4, 1)),
+    # more sources than one select kernel takes; a deconvolution, whose lists nobody follows
+    "cat-of-six": lambda: nn.Sequential(
+        Branches(
+            [conv(3, 2, k) for k in (1, 3, 1, 3, 1, 3)],
+            nn.Sequential(nn.ReLU(), conv(12, 4, 3), nn.ConvTranspose2d(4, 3, 2, 2)),
+        ),
+        conv(3, 2, 1), nn.Tanh(), conv(2, 2, 1),
+    ),
+    "left-to-pytorch": lambda: nn.Sequential(
+        conv(3, 6, 3), Cumulated(), conv(6, 4, 1), nn.ReLU(), conv(4, 4, 1)
+    ),
+}  # fmt: skip
+
+
+@cache
+def compiled_chain(net: str) -> tuple[torchdelta.CompiledModel, nn.Module]:
+    """Compile one of NETS once per worker."""
+    torch.manual_seed(0)
+    model = NETS[net]().eval()
+    example = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    return torchdelta.compile(model, example, input_range=(0, 1)), model

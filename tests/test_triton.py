@@ -1,0 +1,496 @@
+"""The triton engine in Triton's interpreter, on the CPU: op cases, shared lists, streams.
+
+TRITON_INTERPRET must be set before Triton is imported: `make test` runs this file in a process of
+its own. What needs a GPU is in test_cuda.py.
+"""
+
+import os
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchdelta
+from cases import OP_CASES, WIDE_CASES
+from chain_nets import NETS, SHAPE, compiled_chain, conv
+from conftest import is_required
+from streams import dense, history, play
+from support import (
+    ENGINE_NAMES,
+    as_frame,
+    assert_active,
+    compiled,
+    make_engine,
+    move,
+    new_session,
+    run_op_case,
+    same_bits,
+    snapshot,
+    wrote_only,
+)
+from torchdelta import EngineError, FrameError
+from torchdelta.engines import ENGINES, choose
+from torchdelta.plan import Plan
+from torchdelta.runtime.session import Session
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("TRITON_INTERPRET=1 is not set: see make test", allow_module_level=True)
+if "triton" not in ENGINE_NAMES:
+    why = ENGINES["triton"].usable()[1]
+    if is_required("triton-interpreter"):
+        pytest.fail(why, pytrace=False)
+    pytest.skip(why, allow_module_level=True)
+
+CPU = torch.device("cpu")
+# relative L2 against the stock operation in float32: other orders of summation; one rounding of the
+# result, and of each intermediate of a composed case
+LIMITS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# dtypes differ in their arithmetic alone
+KINDS = {
+    "fp32": ("first", "corner", "same", "all"),
+    "fp16": ("first", "patch"),
+    "bf16": ("first", "patch"),
+}
+
+# the interpreter takes milliseconds per block: small pictures, few wide values
+LARGEST = (7, 9)
+SIZES = {
+    # more than one block of the input gate and of the select kernels
+    "conv-3x3": (24, 23),
+    "maxpool-13-s1": (5, 6),
+    "global-max": (17, 19),
+    "pixel-unshuffle": (6, 9),
+    "add-per-position": (9, 7),
+}
+# what no kernel computes, beside the dense steps
+FOREIGN = {"pow-const"}
+# channels beyond a gate's group, groups, views with an offset; the rest runs on a GPU
+FEW_WIDE = [
+    "conv-3x3-17-65", "conv-1x1-s2-33", "conv-groups-of-3", "conv-groups-of-16",
+    "conv-groups-of-40", "conv-depthwise-33-s2", "conv-depthwise-1px", "conv-depthwise-relu6",
+    "conv-of-slice", "conv-1x1-of-slice", "conv-depthwise-of-slice", "conv-side-by-side",
+    "conv-residual-70", "deconv-of-slice", "maxpool-of-slice", "softmax-70", "cat-twice-33",
+]  # fmt: skip
+CASES = [case for case in OP_CASES if case not in WIDE_CASES or case in FEW_WIDE]
+
+
+def small(case: str) -> tuple[int, int]:
+    """Cut a case's picture down, to a size that is odd or even as it was."""
+    sizes = zip(OP_CASES[case][2][1:], LARGEST, strict=True)
+    h, w = (n if n <= most else most - (most - n) % 2 for n, most in sizes)
+    return SIZES.get(case, (h, w))
+
+
+def runs() -> list[object]:
+    """List (case, dtype): float32 and fp16 for all, bf16 for one case of each operation."""
+    seen: set[str] = set()
+    found = []
+    for case in CASES:
+        op = OP_CASES[case][0]
+        names = ["fp32"]
+        if op != "dense":
+            names += ["fp16"] if op in seen else ["fp16", "bf16"]
+        seen.add(op)
+        found += [
+            pytest.param(
+                case, name, id=f"triton-{case}-{name}", marks=pytest.mark.xdist_group(case)
+            )
+            for name in names
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("case", "dtype"), runs())
+def test_op(case: str, dtype: str) -> None:
+    """Each frame's result is the stock operation's (`run_op_case`)."""
+    size = small(case)
+    fast, _ = compiled(case, size)
+    assert OP_CASES[case][0] in {step.op.name for step in fast.plan.steps}
+    foreign = make_engine("triton", fast.plan, CPU, DTYPES[dtype]).foreign_steps()
+    alone = {step.name for step in fast.plan.steps if step.dense}
+    assert set(foreign) == alone or case in FOREIGN, foreign
+    run_op_case(
+        "triton", case, LIMITS[DTYPES[dtype]], dtype=DTYPES[dtype], kinds=KINDS[dtype], size=size
+    )
+
+
+def test_every_op_has_a_case_in_bf16() -> None:
+    ops = {OP_CASES[p.values[0]][0] for p in runs() if p.values[1] == "bf16"}
+    assert ops == {op for op, _, _ in OP_CASES.values()} - {"dense"}
+
+
+# networks whose steps share lists
+
+each_net = pytest.mark.parametrize(
+    "net", [pytest.param(net, marks=pytest.mark.xdist_group(f"net {net}")) for net in NETS]
+)
+
+
+def shared_lists(session: Session) -> int:
+    """Count the steps that walk over another step's list."""
+    return sum(bool(use.filters) for use in session.engine.shared.uses)
+
+
+@each_net
+def test_shared_lists_at_tolerance_0(net: str) -> None:
+    """Active sets are the torch engine's, step by step; results are dense (P1)."""
+    fast, model = compiled_chain(net)
+    session = new_session(fast, "triton", 0.0)
+    oracle = new_session(fast, "torch", 0.0)
+    assert shared_lists(session) >= 1
+    for t, x in enumerate(history(("pixel", "patch", "corner"), 1)):
+        before = snapshot(session)
+        result, expected = (s.step({"s": x}, record=True)["s"] for s in (session, oracle))
+        for name, mask in result.active.items():
+            assert torch.equal(mask, expected.active[name].expand(mask.shape)), (t, name)
+        assert torch.equal(result.changed, expected.changed)
+        assert torch.equal(result.output_changed, expected.output_changed.expand_as(
+            result.output_changed))  # fmt: skip
+        assert_active(session, before, result, 0)
+        assert wrote_only(session, before, {0: result})
+        assert torchdelta.relative_error(result.output, dense(model, x)) <= 1e-5
+        assert result.stats.mac_share == pytest.approx(expected.stats.mac_share)
+
+
+@each_net
+def test_shared_lists_with_gates(net: str) -> None:
+    """With a tolerance, active sets are what this engine's own gates published (P3)."""
+    fast, _ = compiled_chain(net)
+    session = new_session(fast, "triton", 0.1)
+    quiet = False
+    for x in history(("patch", "noise", "pixel"), 2):
+        before = snapshot(session)
+        result = session.step({"s": x}, record=True)["s"]
+        assert_active(session, before, result, 0)
+        assert wrote_only(session, before, {0: result})
+        audit = session.audit("s")
+        assert audit.ok, str(audit)
+        quiet |= any(v.worst > v.allowance for v in audit.values)
+    assert quiet, "no gate kept anything back"
+
+
+@pytest.mark.parametrize("net", ["downsampling", "cat-of-six"])
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+def test_forced_sets(net: str, some: bool) -> None:
+    """Forced sets replace what was found, are published whole, and leave what follows in order."""
+    fast, _ = compiled_chain(net)
+    plan = fast.plan
+    generator = torch.Generator().manual_seed(3)
+    masks: dict[tuple[int, int], Tensor] = {}
+    for step in plan.steps:
+        size = plan.values[step.output].size
+        masks.setdefault(size, torch.rand(size, generator=generator) < 0.2)
+    steps = range(1, len(plan.steps), 2) if some else range(len(plan.steps))
+    forced = {i: masks[plan.values[plan.steps[i].output].size] for i in steps}
+    sessions = [new_session(fast, engine, 0.0) for engine in ("triton", "torch")]
+    frames = history(("same", "patch", "same", "pixel"), 4)
+    for t, x in enumerate(frames):
+        given = forced if t in (1, 2) else None
+        results = [s.step({"s": x}, record=True, forced=given)["s"] for s in sessions]
+        for i, step in enumerate(plan.steps):
+            active = [r.active[step.name].expand(masks_size(plan, i)) for r in results]
+            assert torch.equal(*active), (t, step.name)
+            if given and i in given:
+                assert torch.equal(active[0], given[i])
+        counts = [r._report().active_px for r in results]
+        assert counts[0] == counts[1]
+        for mine, other in zip(*(snapshot(s) for s in sessions), strict=True):
+            assert torchdelta.relative_error(mine, other) <= 1e-5
+
+
+def masks_size(plan: Plan, index: int) -> tuple[int, int]:
+    return plan.values[plan.steps[index].output].size
+
+
+def test_forced_sets_that_differ_between_followers() -> None:
+    """Steps that share a list get their own ones where their forced sets differ."""
+    fast, _ = compiled_chain("chain")
+    generator = torch.Generator().manual_seed(5)
+    forced = {i: torch.rand(SHAPE[1:], generator=generator) < 0.2
+              for i in range(len(fast.plan.steps))}  # fmt: skip
+    session = new_session(fast, "triton", 0.0)
+    frames = history(("patch", "pixel"), 6)
+    session.step({"s": frames[0]})
+    active = session.step({"s": frames[1]}, record=True, forced=forced)["s"].active
+    for i, step in enumerate(fast.plan.steps):
+        assert torch.equal(active[step.name], forced[i])
+    # and back to what really changed
+    before = snapshot(session)
+    result = session.step({"s": frames[2]}, record=True)["s"]
+    assert_active(session, before, result, 0)
+
+
+# streams
+
+
+@pytest.mark.parametrize("net", ["inverted-residual"])
+def test_streams_at_tolerance_0(net: str) -> None:
+    """Joins, leaves, resets, refreshes, uneven arrival: as alone (P4), and dense (P1)."""
+    fast, model = compiled_chain(net)
+
+    def check(name: str, result: torchdelta.Result, x: Tensor) -> None:
+        assert torchdelta.relative_error(result.output, dense(model, x)) <= 1e-5
+
+    play(fast, 0.0, check)
+
+
+@pytest.mark.parametrize("net", ["downsampling"])
+def test_streams_with_gates(net: str) -> None:
+    """As alone (P4), audited (P3), idle on the same frames (P5), and fresh after a refresh (P2)."""
+    fast, _ = compiled_chain(net)
+    session, last = play(fast, 0.08, lambda *_: None)
+    for name in session.streams:
+        audit = session.audit(name)
+        assert audit.ok, str(audit)
+    # everything that is in gets its last frame again
+    frames = {name: last[name] for name in session.streams}
+    before = snapshot(session)
+    for result in session.step(frames, record=True).values():
+        assert result._report().active_px == [0] * len(fast.plan.steps)
+        assert result.stats.changed_input == result.stats.mac_share == 0.0
+        assert not any(mask.any() for mask in result.active.values())
+        assert not result.changed.any()
+        assert not result.output_changed.any()
+    assert all(same_bits(x, y).all() for x, y in zip(before, snapshot(session), strict=True))
+    session.refresh("c")
+    assert session.step({"c": last["c"]})["c"].stats.first
+    fresh = new_session(fast, "triton", 0.08, profile=session.profile("c"))
+    fresh.step({"c": last["c"]})
+    slot = session._slots["c"]
+    for old, new in zip(session._state.buffers, fresh._state.buffers, strict=True):
+        assert same_bits(old[slot], new[0]).all()
+
+
+def tile_limits(session: Session) -> set[tuple[int, int]]:
+    """Give the lengths up to which convolutions take their small and their middle tiles."""
+    from torchdelta.engines.triton.launch import Launch
+
+    (frame,) = session.engine._sessions[session._state]._frames.values()
+    launches = [item for _, part in frame.work for item in part if isinstance(item, Launch)]
+    names = ("small_rows", "middle_rows")
+    return {tuple(launch.args[n] for n in names) for launch in launches if names[0] in launch.args}
+
+
+def test_lists_of_any_length_give_the_same_bits() -> None:
+    """Tiles and the programs of a split sum follow a list's length: P1 holds bit for bit."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(5, 24, 3), nn.ReLU(), conv(24, 9, 3)).eval()
+    shape = (5, 9, 11)
+    fast = torchdelta.compile(model, torch.rand(1, *shape), input_range=(0, 1))
+    engine = make_engine("triton", fast.plan, CPU, torch.float32)
+    assert any(packed.splits > 1 for packed in engine.packed.values())
+    frames = history(("pixel", "corner", "patch"), 8, shape)
+    session = new_session(fast, "triton", 0.0)
+    lengths: set[int] = set()
+    for x in frames:
+        lengths |= set(session.step({"s": x})["s"]._report().active_px)
+    ((small, middle),) = tile_limits(session)
+    assert min(lengths) <= small < middle < max(lengths)
+    assert any(small < n <= middle for n in lengths)
+    whole = new_session(fast, "triton", 0.0)
+    whole.step({"s": frames[-1]})
+    for x, y in zip(snapshot(session), snapshot(whole), strict=True):
+        assert same_bits(x, y).all()
+
+
+def test_stamps_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old stamps are gone before a frame's number comes again (on a GPU after 255 frames)."""
+    from torchdelta.engines.triton import frame
+
+    assert frame.LAST_STAMP <= 255
+    monkeypatch.setattr(frame, "LAST_STAMP", 3)
+    fast, model = compiled_chain("chain")
+    session = new_session(fast, "triton", 0.0, slots=2)
+    frames = history(("pixel", "same", "corner", "same", "same", "origin", "patch", "same"), 9)
+    session.step({"idle": frames[0]})
+    for x in frames:
+        before = snapshot(session)
+        result = session.step({"s": x}, record=True)["s"]
+        assert_active(session, before, result, 1)
+        assert torchdelta.relative_error(result.output, dense(model, x)) <= 1e-5
+    # a slot that was left alone for a whole round
+    before = snapshot(session)
+    result = session.step({"idle": frames[1]}, record=True)["idle"]
+    assert int(result.changed.sum()) == 1
+    assert_active(session, before, result, 0)
+
+
+# gates
+
+
+@cache
+def one_conv(shape: tuple[int, int, int], **expected: object) -> torchdelta.CompiledModel:
+    torch.manual_seed(0)
+    model = nn.Conv2d(shape[0], 2, 1).eval()
+    return torchdelta.compile(model, torch.rand(1, *shape), **expected)
+
+
+@pytest.mark.parametrize(("channels", "color"), [(3, "rgb"), (1, "rgb"), (3, "bgr")])
+def test_layouts_of_a_frame_give_the_same_state(channels: int, color: str) -> None:
+    """uint8 [H, W, C], a cut-out of a larger picture, [C, H, W], float in any order."""
+    h, w = 7, 11
+    fast = one_conv((channels, h, w), input_range=(0, 255), color=color)
+    picture = np.random.default_rng(1).integers(0, 256, (h + 3, w + 5, channels), dtype=np.uint8)
+    cut = picture[1 : h + 1, 2 : w + 2]
+    packed = torch.from_numpy(cut.copy())
+    layouts = {
+        "array": np.ascontiguousarray(cut), "cut": cut, "planes": packed.permute(2, 0, 1),
+        "planes in order": packed.permute(2, 0, 1).contiguous(),
+        "float planes": packed.permute(2, 0, 1).float().contiguous(),
+        "half planes": packed.permute(2, 0, 1).half(), "float array": cut.astype(np.float32),
+    }  # fmt: skip
+    session = new_session(fast, "triton", 0.0, slots=len(layouts))
+    session.step({name: 255 - packed.permute(2, 0, 1) for name in layouts})
+    results = session.step(layouts)
+    expected = cut[:, :, ::-1] if color == "bgr" else cut
+    expected = torch.from_numpy(expected.astype(np.float32)).permute(2, 0, 1)[None]
+    for name, result in results.items():
+        assert torch.equal(session.published(name), expected), name
+        assert torch.equal(result.output, results["array"].output)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (9, 13), (23, 24)])
+def test_input_gate_is_the_torch_engines(size: tuple[int, int]) -> None:
+    """On changes that are far from the threshold both publish the same pixels."""
+    h, w = size
+    fast = one_conv((3, h, w), input_range=(0, 1), mean=(0.4, 0.3, 0.5), std=(0.2, 0.1, 0.3))
+    sessions = [new_session(fast, engine, 0.04) for engine in ("torch", "triton")]
+    generator = torch.Generator().manual_seed(2)
+    x = 0.2 + 0.2 * torch.rand(1, 3, h, w, generator=generator)
+    for y0, x0 in ((0, 0), (h - 1, w - 1), (h // 2, w // 3), (h - 1, 0)):
+        x = x + 1e-4
+        x[0, :, y0, x0] += 0.5 * (1 if x[0, 0, y0, x0] < 0.5 else -1)
+        masks = [session.step({"s": x})["s"].changed for session in sessions]
+        assert torch.equal(*masks), (y0, x0)
+        assert not sessions[1].step({"s": x})["s"].changed.any()
+
+
+@cache
+def copies(channels: int) -> tuple[torchdelta.CompiledModel, Tensor]:
+    """Compile a network whose first value holds multiples of the frame."""
+    first, tail = nn.Conv2d(1, channels, 1, bias=False), nn.Conv2d(channels, 1, 1)
+    # rms and max differ; the largest stands at the end of each group
+    scale = torch.ones(channels)
+    scale[63::64] = scale[-1] = 2.0
+    with torch.no_grad():
+        first.weight.copy_(scale[:, None, None, None])
+    model = nn.Sequential(first, tail).eval()
+    return torchdelta.compile(model, torch.rand(1, 1, 3, 5), input_range=(0, 1)), scale
+
+
+@pytest.mark.parametrize("norm", ["rms", "max"])
+@pytest.mark.parametrize("channels", [1, 5, 65, 130])
+def test_a_group_is_published_from_its_threshold_on(channels: int, norm: str) -> None:
+    """Every group of a value moves by 2 % less than the threshold, then by 2 % more."""
+    fast, scale = copies(channels)
+    x = torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(1))
+    value = fast.plan.steps[0].output
+    name = fast.plan.values[value].name
+    # every input pixel that differs goes in
+    profile = torchdelta.Profile({"input": 0.0}, rms={name: 1.0}, norm=norm)
+    groups = [scale[c : c + 64] for c in range(0, channels, 64)]
+    session = new_session(fast, "triton", 0.1, slots=len(groups), profile=profile)
+    session.step({str(g): x for g in range(len(groups))})
+    before = [session._state.view(value, slot).clone() for slot in range(len(groups))]
+    sizes = [part.max() if norm == "max" else part.square().mean().sqrt() for part in groups]
+    for factor, moves in ((0.98, False), (1.02, True)):
+        frames = {}
+        for g, size in enumerate(sizes):
+            frames[str(g)] = x.clone()
+            frames[str(g)][0, 0, 1, 3] += factor * 0.1 / size
+        session.step(frames)
+        for g in range(len(groups)):
+            moved = session._state.view(value, g) != before[g]
+            # one group of one pixel
+            assert bool(moved[1, 3, 64 * g]) == moves
+            moved[1, 3] = False
+            assert not moved.any()
+
+
+# sessions
+
+
+def test_frames_that_are_not_finite_are_refused_at_once() -> None:
+    """Frames of the host are looked at before anything runs; the other stream goes on."""
+    fast, model = compiled_chain("chain")
+    session = new_session(fast, "triton", 0.0, slots=2)
+    good, other = history(("patch",), 10)
+    session.step({"bad": good, "good": good})
+    before = snapshot(session)
+    results = session.step({"bad": move(other, "nan", torch.Generator()), "good": other})
+    assert isinstance(results["bad"].error, FrameError)
+    assert "NaN" in str(results["bad"].error)
+    assert torchdelta.relative_error(results["good"].output, dense(model, other)) <= 1e-5
+    for x, y in zip(before, session._state.buffers, strict=True):
+        assert torch.equal(x[0], y[0])
+    again = session.step({"bad": good})["bad"]
+    assert not again.stats.first
+    assert again.stats.changed_input == 0.0
+    assert session.stats("bad").frames == 2
+
+
+def test_masks_are_those_of_their_frame_until_the_session_is_gone() -> None:
+    """Results that are read late say what their own frame did."""
+    fast, _ = compiled_chain("chain")
+    session = new_session(fast, "triton", 0.0)
+    frames = history(("pixel", "patch", "corner"), 11)
+    results = [session.step({"s": x})["s"] for x in frames]
+    masks = [result.changed for result in results[1:]]
+    for mask, old, new in zip(masks, frames, frames[1:], strict=False):
+        assert torch.equal(mask, (old != new).any(1)[0])
+    shares = [result.stats.changed_input for result in results]
+    area = SHAPE[1] * SHAPE[2]
+    assert shares == pytest.approx([1.0, *(int(mask.sum()) / area for mask in masks)])
+
+
+def test_views_and_uint8_frames() -> None:
+    fast, model = compiled_chain("bottleneck")
+    frames = history(("patch",), 12)
+    session = Session(make_engine("triton", fast.plan, CPU, torch.float32), 1, 0.0,
+                      torchdelta.Profile(), views=True)  # fmt: skip
+    view = session.step({"s": as_frame(frames[0])})["s"].output
+    kept = view.clone()
+    shown = torch.from_numpy(as_frame(frames[0])).permute(2, 0, 1)[None] / 255
+    assert torchdelta.relative_error(kept, dense(model, shown)) <= 1e-5
+    session.step({"s": as_frame(frames[1])})
+    assert not torch.equal(view, kept)
+
+
+def test_explain_and_bytes() -> None:
+    fast, _ = compiled_chain("left-to-pytorch")
+    engine = make_engine("triton", fast.plan, CPU, torch.float32)
+    session = Session(engine, 2, 0.0, torchdelta.Profile())
+    ((name, reason),) = engine.foreign_steps().items()
+    assert [name] == [step.name for step in fast.plan.steps if step.dense]
+    assert reason in session.explain()
+    assert "triton" in session.explain()
+    assert engine.scratch_bytes == 0
+    session.step({"s": history((), 13)[0]})
+    assert engine.scratch_bytes > 0
+    weights = sum(w.numel() * 4 for step in fast.plan.steps for w in step.weights.values())
+    assert engine.weight_bytes >= weights
+    del session
+    assert engine.scratch_bytes == 0, "a session's memory outlives it"
+
+
+# the choice of an engine
+
+
+def test_an_interpreted_engine_runs_only_when_asked_for() -> None:
+    engine, reason = choose("auto", CPU)
+    assert engine is not ENGINES["triton"]
+    assert "not triton: its kernels would be interpreted" in reason
+    assert choose("triton", CPU) == (ENGINES["triton"], "as asked")
+    model, x = nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 5, 7)
+    assert torchdelta.compile(model, x).engine != "triton"
+    fast = torchdelta.compile(model, x, engine="triton", tolerance=0, input_range=(0, 1))
+    assert fast.engine == "triton"
+    assert torchdelta.relative_error(fast(x), dense(model, x)) <= 1e-5
+
+
+def test_another_device_is_refused() -> None:
+    with pytest.raises(EngineError, match=r"runs on cpu here, the model is on cuda"):
+        choose("triton", torch.device("cuda"))
