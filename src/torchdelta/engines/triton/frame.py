@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 # what a frame's row of the control block holds (kernels/gate.py)
 FRAME_ROW = 5
 MODES_AT = int(MODE.value)
-# pixels that a program of a select kernel looks at; small maps want more programs
-SELECT_PX, SMALL_SELECT_PX = 1024, 256
-INPUT_PX = 512
+# pixels that a program of a select or input kernel looks at: few of a small map, many of a large
+# one, whose programs then run side by side instead of one after the other
+LEAST_PX, MOST_PX = 256, 4096
 COUNT_PX = 4096
 # stamps are bytes: after this many frames they are cleared
 LAST_STAMP = 255
@@ -280,26 +280,29 @@ class Frame:
         """Make the launches of the input gate."""
         plan, memory = self.plan, self.memory
         h, w = plan.size
-        blocks = ceil(h * w / INPUT_PX)
+        size, warps = self._pixels_each(h * w)
+        blocks = ceil(h * w / size)
         place = self.in_args(plan.input, "x")
         factor, shift = self.engine.normalise
         common = {
             "ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "x_ptr": place["x_ptr"],
             "x_slot": place["x_slot"], "x_px": place["x_px"], "h": h, "w": w, "blocks": blocks,
             "factor_ptr": factor, "shift_ptr": shift, "C": plan.shape[0],
-            "BGR": plan.preprocess.color == "bgr", "BS": INPUT_PX,
+            "BGR": plan.preprocess.color == "bgr", "BS": size,
         }  # fmt: skip
         compare = Launch(
             gate_kernels.compare_input, blocks * self.slots,
             {**common, "scale_ptr": self.engine.to_full_scale, "zeros": self._zeros.numel(),
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
              "zeros_ptr": self._zeros},
+            warps, 1,
         )  # fmt: skip
         find = Launch(
             gate_kernels.find_hot, blocks * self.slots,
             {"ctl_ptr": memory.ctl, "h": h, "w": w, "blocks": blocks,
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
-             "hot_ptr": memory.hot, "BS": INPUT_PX, "PDL": self._pdl},
+             "hot_ptr": memory.hot, "BS": size, "PDL": self._pdl},
+            warps, 1,
         )  # fmt: skip
         publish = Launch(
             gate_kernels.publish_input, blocks * self.slots,
@@ -307,6 +310,7 @@ class Frame:
              "threshold_ptr": memory.input_threshold, "stamp_ptr": memory.stamps[plan.input],
              "touch_ptr": memory.touch[plan.input], "changed_ptr": self.changed,
              "PDL": self._pdl},
+            warps, 1,
         )  # fmt: skip
         return [compare, find, publish]
 
@@ -316,18 +320,20 @@ class Frame:
         h, w = plan.size
         place = self.in_args(plan.input, "x")
         factor, shift = self.engine.normalise
-        blocks = ceil(h * w / INPUT_PX)
+        size, warps = self._pixels_each(h * w)
+        blocks = ceil(h * w / size)
         check = Launch(
             gate_kernels.check_frames, blocks * self.slots,
             {"ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "h": h, "w": w,
              "blocks": blocks, "factor_ptr": factor, "shift_ptr": shift, "bad_ptr": memory.bad,
              "x_ptr": place["x_ptr"], "C": plan.shape[0],
-             "BGR": plan.preprocess.color == "bgr", "BS": INPUT_PX},
+             "BGR": plan.preprocess.color == "bgr", "BS": size},
+            warps, 1,
         )  # fmt: skip
-        size = 1 << (self.slots - 1).bit_length()
+        most = 1 << (self.slots - 1).bit_length()
         drop = Launch(
             gate_kernels.drop_bad, 1,
-            {"ctl_ptr": memory.ctl, "bad_ptr": memory.bad, "slots": self.slots, "BS": size},
+            {"ctl_ptr": memory.ctl, "bad_ptr": memory.bad, "slots": self.slots, "BS": most},
         )  # fmt: skip
 
         def forget() -> None:
@@ -335,15 +341,20 @@ class Frame:
 
         return [forget, check, drop]
 
+    def _pixels_each(self, area: int) -> tuple[int, int]:
+        """Choose how many pixels of a map each program looks at, and its warps."""
+        wanted = area * self.slots // (8 * self.processors)
+        size = min(max(1 << max(wanted - 1, 0).bit_length(), LEAST_PX), MOST_PX)
+        return size, 8 if size >= MOST_PX // 2 else 4
+
     def _select(self, selection: Selection) -> list[Work]:
         """Make the launches that list a step's active pixels: several where sources are many."""
         index = selection.step
         step = self.plan.steps[index]
         h, w = self.plan.values[step.output].size
         area = h * w
-        few = area * self.slots <= SMALL_SELECT_PX * 2 * self.processors
         across = max((_table_width(footprint) for _, footprint in selection.sources), default=1)
-        size = SMALL_SELECT_PX if few else SELECT_PX
+        size, warps = self._pixels_each(area)
         if across > 1:
             # a program holds whole rows of windows
             size = max(16, size // across)
@@ -385,7 +396,9 @@ class Frame:
             }  # fmt: skip
             for n in range(MOST_SOURCES):
                 args |= self._source_args(n, sources[n] if n < len(sources) else None)
-            out.append(Launch(select_kernels.select, blocks * self.slots, args, step=index))
+            out.append(
+                Launch(select_kernels.select, blocks * self.slots, args, warps, 1, step=index)
+            )
         return out
 
     def _source_args(self, n: int, source: tuple[int, Any] | None) -> dict[str, Any]:
