@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import torchdelta
 
-SHAPE = (3, 10, 12)
+SHAPE = (3, 8, 10)
 
 
 class Join(nn.Module):

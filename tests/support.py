@@ -242,6 +242,7 @@ def run_op_case(
     dtype: torch.dtype = torch.float32,
     kinds: Sequence[str] = OP_KINDS,
     size: tuple[int, int] | None = None,
+    alone: bool = False,
 ) -> None:
     """Run an op case on an engine: single pixels, patches, all and nothing change.
 
@@ -249,6 +250,7 @@ def run_op_case(
     nothing else, and leaves a state that an audit confirms. Buffers are full of NaN before. Two
     streams: the other one joins at the second frame and is idle in every second step.
     limit: relative L2 against the stock operation in float32
+    alone: leave the second stream out
     """
     fast, model = compiled(case, size)
     session = new_session(fast, engine, tolerance=0.0, slots=2, dtype=dtype)
@@ -258,7 +260,7 @@ def run_op_case(
     references: dict[str, Tensor] = {}
     moved = 0.0
     for t, kind in enumerate(kinds):
-        streams = {"s": kind, **({"t": "patch"} if t % 2 else {})}
+        streams = {"s": kind, **({"t": "patch"} if t % 2 and not alone else {})}
         for name, change in streams.items():
             last[name] = move(last[name], change, generator).to(dtype).float()
         before = snapshot(session)

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 # what a frame's row of the control block holds (kernels/gate.py)
 FRAME_ROW = 5
 MODES_AT = int(MODE.value)
-# pixels that a program of a select or input kernel looks at: few of a small map, many of a large
-# one, whose programs then run side by side instead of one after the other
-LEAST_PX, MOST_PX = 256, 4096
+# pixels that a program of a select or input kernel looks at: few of a small map, whose programs
+# would not fill the device; 1024 and more were slower on large maps (H200)
+LEAST_PX, MOST_PX = 256, 512
 COUNT_PX = 4096
 # stamps are bytes: after this many frames they are cleared
 LAST_STAMP = 255
@@ -280,7 +280,7 @@ class Frame:
         """Make the launches of the input gate."""
         plan, memory = self.plan, self.memory
         h, w = plan.size
-        size, warps = self._pixels_each(h * w)
+        size = self._pixels_each(h * w)
         blocks = ceil(h * w / size)
         place = self.in_args(plan.input, "x")
         factor, shift = self.engine.normalise
@@ -295,14 +295,12 @@ class Frame:
             {**common, "scale_ptr": self.engine.to_full_scale, "zeros": self._zeros.numel(),
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
              "zeros_ptr": self._zeros},
-            warps, 1,
         )  # fmt: skip
         find = Launch(
             gate_kernels.find_hot, blocks * self.slots,
             {"ctl_ptr": memory.ctl, "h": h, "w": w, "blocks": blocks,
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
              "hot_ptr": memory.hot, "BS": size, "PDL": self._pdl},
-            warps, 1,
         )  # fmt: skip
         publish = Launch(
             gate_kernels.publish_input, blocks * self.slots,
@@ -310,7 +308,6 @@ class Frame:
              "threshold_ptr": memory.input_threshold, "stamp_ptr": memory.stamps[plan.input],
              "touch_ptr": memory.touch[plan.input], "changed_ptr": self.changed,
              "PDL": self._pdl},
-            warps, 1,
         )  # fmt: skip
         return [compare, find, publish]
 
@@ -320,7 +317,7 @@ class Frame:
         h, w = plan.size
         place = self.in_args(plan.input, "x")
         factor, shift = self.engine.normalise
-        size, warps = self._pixels_each(h * w)
+        size = self._pixels_each(h * w)
         blocks = ceil(h * w / size)
         check = Launch(
             gate_kernels.check_frames, blocks * self.slots,
@@ -328,7 +325,6 @@ class Frame:
              "blocks": blocks, "factor_ptr": factor, "shift_ptr": shift, "bad_ptr": memory.bad,
              "x_ptr": place["x_ptr"], "C": plan.shape[0],
              "BGR": plan.preprocess.color == "bgr", "BS": size},
-            warps, 1,
         )  # fmt: skip
         most = 1 << (self.slots - 1).bit_length()
         drop = Launch(
@@ -341,11 +337,10 @@ class Frame:
 
         return [forget, check, drop]
 
-    def _pixels_each(self, area: int) -> tuple[int, int]:
-        """Choose how many pixels of a map each program looks at, and its warps."""
-        wanted = area * self.slots // (8 * self.processors)
-        size = min(max(1 << max(wanted - 1, 0).bit_length(), LEAST_PX), MOST_PX)
-        return size, 8 if size >= MOST_PX // 2 else 4
+    def _pixels_each(self, area: int) -> int:
+        """Choose how many pixels of a map each program looks at."""
+        small = area * self.slots <= LEAST_PX * 2 * self.processors
+        return LEAST_PX if small else MOST_PX
 
     def _select(self, selection: Selection) -> list[Work]:
         """Make the launches that list a step's active pixels: several where sources are many."""
@@ -354,7 +349,7 @@ class Frame:
         h, w = self.plan.values[step.output].size
         area = h * w
         across = max((_table_width(footprint) for _, footprint in selection.sources), default=1)
-        size, warps = self._pixels_each(area)
+        size = self._pixels_each(area)
         if across > 1:
             # a program holds whole rows of windows
             size = max(16, size // across)
@@ -397,7 +392,7 @@ class Frame:
             for n in range(MOST_SOURCES):
                 args |= self._source_args(n, sources[n] if n < len(sources) else None)
             out.append(
-                Launch(select_kernels.select, blocks * self.slots, args, warps, 1, step=index)
+                Launch(select_kernels.select, blocks * self.slots, args, stages=1, step=index)
             )
         return out
 
