@@ -381,9 +381,9 @@ class Frame {
         slot.changed_px[n] = 0;
         if (!space_.any_at(value, s)) continue;
         const uint64_t* const mask = space_.changed(value, s);
-        for (int k = 0; k < v.h * words_of(v.w); ++k)
-          slot.changed_px[n] += __builtin_popcountll(mask[k]);
-        unpack(mask, v.h, v.w, slot.changed + engine_.reported_px[n]);
+        const size_t words = size_t(v.h) * words_of(v.w);
+        for (size_t k = 0; k < words; ++k) slot.changed_px[n] += __builtin_popcountll(mask[k]);
+        std::memcpy(slot.changed + engine_.reported_words[n], mask, words * sizeof(uint64_t));
       }
     }
   }
@@ -454,12 +454,12 @@ Engine::Engine(Program p, const Kernels* k) : program(std::move(p)), kernels(k) 
     step_px.push_back(px);
     px += size_t(v.h) * v.w;
     largest_px = std::max(largest_px, size_t(v.h) * v.w);
-    packed.push_back(step.code == Code::foreign ? nullptr : kernels->prepare(program, step));
+    packed.push_back(step.code == Code::foreign ? nullptr : kernels->prepare(program, step, weights));
   }
-  px = 0;
+  size_t words = 0;
   for (int value : program.reported) {
-    reported_px.push_back(px);
-    px += size_t(program.values[value].h) * program.values[value].w;
+    reported_words.push_back(words);
+    words += size_t(program.values[value].h) * words_of(program.values[value].w);
   }
   // the packed weights replace these
   for (Step& step : program.steps) {

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "arena.h"
 #include "kernels.h"
 #include "program.h"
 #include "torchdelta_native.h"
@@ -61,9 +62,11 @@ class Engine {
 
   Program program;
   const Kernels* kernels;
+  Arena weights;
   std::vector<std::unique_ptr<Packed>> packed;
-  // where a value's mask begins, words of one slot; where a step's pixels begin, likewise
-  std::vector<size_t> mask_words, step_px, reported_px;
+  // where a value's mask begins, words of one slot; where a step's pixels begin, likewise; and where
+  // the mask of a reported value
+  std::vector<size_t> mask_words, step_px, reported_words;
   size_t row_words = 0, largest_px = 0;
 
  private:

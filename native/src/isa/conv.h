@@ -87,15 +87,18 @@ struct PackedConv : Packed {
   bool whole_rows;  // segments may hold several taps
   std::vector<Phase> phases;
   std::vector<std::vector<Panel>> panels;  // per gate group
-  std::vector<Weight> weights;
+  Weight* weights;
+  size_t weights_size;
   std::vector<float> bias;
   std::vector<T> zeros;
   int pixels;  // of a register block
-  const char* end() const { return reinterpret_cast<const char*>(weights.data() + weights.size()); }
-  const Weight* aligned(size_t at) const {
-    return reinterpret_cast<const Weight*>((reinterpret_cast<uintptr_t>(weights.data()) + 63) &
-                                           ~uintptr_t(63)) + at;
-  }
+  const char* end() const { return reinterpret_cast<const char*>(weights + weights_size); }
+};
+
+// Weights that are wanted next, and how many cache lines of them are asked for in every step.
+struct Ahead {
+  const char* at;
+  int lines;
 };
 
 // Where a register block finds its numbers: one pointer per pixel for each of some runs.
@@ -105,7 +108,7 @@ struct Rows {
   int next;               // pointers from a run's to the next one's
   int runs;
   int offset;             // of the convolution group's first channel
-  const char* ahead;      // weights that are wanted next: one cache line is asked for in every step
+  Ahead ahead;
 };
 
 // Adds numbers k0 .. k1 of each run to the sums acc [M][kRow]; bias: what the sums start from, null:
@@ -120,7 +123,7 @@ void multiply(const Rows<float>& rows, int k0, int k1, const float* weights, flo
     for (int v = 0; v < NV; ++v)
       sum[m][v] = vload(bias ? bias + v * kWidth : acc + m * kRow + v * kWidth);
   const float* const* q = rows.first;
-  const char* ahead = rows.ahead;
+  const char* ahead = rows.ahead.at;
   for (int run = 0; run < rows.runs; ++run, q += rows.next) {
     const float* in[M];
 #pragma GCC unroll 16
@@ -130,8 +133,7 @@ void multiply(const Rows<float>& rows, int k0, int k1, const float* weights, flo
       V w[NV];
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) w[v] = vload(weights + v * kWidth);
-      __builtin_prefetch(ahead, 0, 2);
-      ahead += 64;
+      for (int line = 0; line < rows.ahead.lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         const V x = vset(in[m][k]);
@@ -159,7 +161,7 @@ void multiply(const Rows<bf16>& rows, int k0, int k1, const uint32_t* weights, f
     for (int v = 0; v < NV; ++v)
       sum[m][v] = vload(bias ? bias + v * kWidth : acc + m * kRow + v * kWidth).v;
   const bf16* const* q = rows.first;
-  const char* ahead = rows.ahead;
+  const char* ahead = rows.ahead.at;
   for (int run = 0; run < rows.runs; ++run, q += rows.next) {
     const bf16* in[M];
 #pragma GCC unroll 16
@@ -169,8 +171,7 @@ void multiply(const Rows<bf16>& rows, int k0, int k1, const uint32_t* weights, f
       __m512bh w[NV];
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) w[v] = (__m512bh)_mm512_loadu_si512(weights + v * kWidth);
-      __builtin_prefetch(ahead, 0, 2);
-      ahead += 64;
+      for (int line = 0; line < rows.ahead.lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         int32_t two;
@@ -376,7 +377,7 @@ inline std::vector<std::vector<Panel>> make_panels(const RawConv& raw, size_t& b
 }
 
 template <class T>
-std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
+std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step, Arena& arena) {
   constexpr int unit = Multiply<T>::kStep;
   const RawConv raw(program, step);
   auto packed = std::make_unique<PackedConv<T>>();
@@ -421,13 +422,13 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step) {
         panel.weights.push_back(size);
         size += phase.steps * panel.nv * kWidth;
       }
-  p.weights.assign(size + 16, 0);
+  p.weights = arena.get<typename Multiply<T>::Weight>(size);
+  p.weights_size = size;
   for (auto& group : p.panels)
     for (Panel& panel : group)
       for (size_t i = 0; i < p.phases.size(); ++i)
-        pack_panel<T>(raw, panel, kernel_taps[i],
-                      const_cast<typename Multiply<T>::Weight*>(p.aligned(panel.weights[i])));
-  p.bytes = p.weights.size() * sizeof(typename Multiply<T>::Weight) + p.bias.size() * 4;
+        pack_panel<T>(raw, panel, kernel_taps[i], p.weights + panel.weights[i]);
+  p.bytes = size * sizeof(typename Multiply<T>::Weight) + p.bias.size() * 4;
   return packed;
 }
 
@@ -487,7 +488,7 @@ class ConvTask {
     const int c0 = panels.front().c0, channels = panels.back().c0 + panels.back().n - c0;
     for (const Panel& panel : panels) {
       const float* bias = p_.bias.data() + panel.bias;
-      const typename Multiply<T>::Weight* weights = p_.aligned(panel.weights[index]);
+      const typename Multiply<T>::Weight* weights = p_.weights + panel.weights[index];
       float* const sums = sums_ + panel.c0 - c0;
       if (phase.chunks.empty()) {
         // nothing reaches these outputs but the bias
@@ -510,14 +511,15 @@ class ConvTask {
     }
   }
 
-  // The part of the next chunk that a block asks for, one line a step. Behind a panel's weights lie
-  // the next one's.
-  const char* next_weights(const Chunk& chunk, const Panel& panel, int index, int block) const {
+  // The part of the next chunk that a block asks for; the blocks share it. Behind a panel's weights
+  // lie the next one's.
+  Ahead next_weights(const Chunk& chunk, const Panel& panel, int index, int block) const {
     const size_t steps = chunk_steps(chunk);
     const char* next = reinterpret_cast<const char*>(
-        p_.aligned(panel.weights[index] + (chunk.weights + steps) * panel.nv * kWidth));
-    const size_t part = std::min<size_t>(block, panel.nv) * steps * 64;
-    return std::min(next + part, p_.end() - steps * 64);
+        p_.weights + panel.weights[index] + (chunk.weights + steps) * panel.nv * kWidth);
+    const int each = (panel.nv + blocks_ - 1) / blocks_;
+    const int lines = std::clamp(panel.nv - block * each, 0, each);
+    return {std::min(next + size_t(block) * each * steps * 64, p_.end() - steps * lines * 64), lines};
   }
 
   size_t chunk_steps(const Chunk& chunk) const {
@@ -576,7 +578,7 @@ class ConvTask {
   }
 
   void run_chunk(const Phase& phase, const Panel& panel, const Chunk& chunk, int block,
-                 const typename Multiply<T>::Weight* weights, const char* ahead, float* sums,
+                 const typename Multiply<T>::Weight* weights, Ahead ahead, float* sums,
                  const float* bias) {
     const int m = begin_[block + 1] - begin_[block];
     const T* const* rows = rows_of(block);
@@ -602,7 +604,9 @@ class ConvTask {
         }
         call({q, 0, 1, 0, ahead}, begin, end, weights, sums, bias);
         bias = nullptr;
-        weights += size_t(end - begin + unit - 1) / unit * panel.nv * kWidth;
+        const size_t steps = size_t(end - begin + unit - 1) / unit;
+        weights += steps * panel.nv * kWidth;
+        ahead.at += steps * ahead.lines * 64;
         k += end - begin;
       }
     }

@@ -20,10 +20,10 @@ bool is_conv(const Step& step) {
 }
 
 template <class T>
-std::unique_ptr<Packed> prepare(const Program& program, const Step& step) {
+std::unique_ptr<Packed> prepare(const Program& program, const Step& step, Arena& arena) {
   if (!is_conv(step)) return nullptr;
-  if (is_depthwise(program, step)) return prepare_depthwise(program, step);
-  return prepare_conv<T>(program, step);
+  if (is_depthwise(program, step)) return prepare_depthwise(program, step, arena);
+  return prepare_conv<T>(program, step, arena);
 }
 
 template <class T>

@@ -30,7 +30,7 @@ class SlotReport:
     step_ms:   time per step; only where it was asked for
     """
 
-    changed: dict[int, Tensor]
+    changed: Mapping[int, Tensor]
     active_px: list[int]
     work_px: list[int]
     input_px: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -41,8 +41,8 @@ class Result:
         output: Any = None,
         *,
         error: FrameError | None = None,
-        changed: Tensor | None = None,
-        output_changed: Any = None,
+        changed: Callable[[], Tensor] | None = None,
+        output_changed: Callable[[], Any] | None = None,
         active: dict[str, Tensor] | None = None,
         stats: FrameStats | None = None,
     ) -> None:
@@ -66,12 +66,12 @@ class Result:
     @property
     def changed(self) -> Tensor:
         """Published input pixels, bool [H, W]; raises FrameError for a refused frame."""
-        return self._or_raise(self._changed)
+        return self._or_raise(self._changed)()
 
     @property
     def output_changed(self) -> Any:
         """Published output pixels, like `output`; raises FrameError for a refused frame."""
-        return self._or_raise(self._output_changed)
+        return self._or_raise(self._output_changed)()
 
     @property
     def stats(self) -> FrameStats:
@@ -289,7 +289,7 @@ class Session:
 
     def _measure_scales(self, slot: int) -> None:
         """Take a slot's scales at its first frame since it started that tells anything."""
-        if self._thresholds.wanted(self._state, slot) and self._thresholds.informative(
+        if self._thresholds.wanted(slot) and self._thresholds.informative(
             self._state, slot, self._to_full_scale
         ):
             self._thresholds.measure(self._state, slot)
@@ -330,7 +330,6 @@ class Session:
     def _result(
         self, stream: str, report: SlotReport, output: Any, whole: bool, record: bool, ms: float
     ) -> Result:
-        changed = self._mask(report, self.plan.input)
         frame = self._frames[stream]
         self._frames[stream] += 1
         stats = frame_stats(self.plan, report, frame, whole, ms)
@@ -346,8 +345,9 @@ class Session:
         return Result(
             stream,
             output,
-            changed=changed,
-            output_changed=self._output_changed(report),
+            # made when they are read
+            changed=functools.partial(self._mask, report, self.plan.input),
+            output_changed=functools.partial(self._output_changed, report),
             active=active,
             stats=stats,
         )
