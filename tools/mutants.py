@@ -56,7 +56,8 @@ def native_ops(cases: str) -> tuple[str, ...]:
     return "tests/test_ops.py", "-k", f"test_op and cpu and ({cases})"
 
 
-CONV, FINISH = "native/src/isa/conv.h", "native/src/isa/finish.h"
+CONV, PACK = "native/src/isa/conv.h", "native/src/isa/pack.h"
+FINISH = "native/src/isa/finish.h"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
 MUTANTS = [
     Mutant("footprint one pixel short", "ops/base.py",
@@ -119,26 +120,26 @@ MUTANTS = [
            "newcomers = [s for s in ready if", "newcomers = [s for s in frames if",
            ("tests/test_session.py", "-k", "bad_first")),
     Mutant("slots not aligned alike", "runtime/state.py",
-           "padded = -(-per_slot // unit) * unit", "padded = per_slot",
+           "padded = [-(-size // unit) * unit for size in per_slot]", "padded = per_slot",
            ("tests/test_session.py", "-k", "aligned_alike")),
-    Mutant("native: padding on the wrong side", CONV,
+    Mutant("native: padding on the wrong side", PACK,
            "taps.push_back({ky * raw.dy - raw.pad_y, kx * raw.dx - raw.pad_x});",
            "taps.push_back({ky * raw.dy - raw.pad_y, kx * raw.dx + raw.pad_x});",
            native_ops("conv-3x3")),
-    Mutant("native: bias dropped", CONV,
+    Mutant("native: bias dropped", PACK,
            "for (int n = 0; raw.bias && n < panel.n; ++n) p.bias",
            "for (int n = 0; raw.bias && n < 0; ++n) p.bias", native_ops("conv-3x3")),
-    Mutant("native: border not zero", CONV,
+    Mutant("native: border not zero", PACK,
            "p.zeros.assign(size_t(raw.c_in) + 2, from_float<T>(0));",
            "p.zeros.assign(size_t(raw.c_in) + 2, from_float<T>(1));", native_ops("conv-3x3")),
     Mutant("native: stride offset", CONV,
            "return {p.y * p_.stride_y, p.x * p_.stride_x};",
            "return {p.y * p_.stride_y, p.x * p_.stride_x + p_.stride_x - 1};",
            native_ops("conv-3x3-s2")),
-    Mutant("native: phase of the transposed convolution", CONV,
+    Mutant("native: phase of the transposed convolution", PACK,
            "const int x = rx + raw.pad_x - (raw.kw",
            "const int x = rx + 1 + raw.pad_x - (raw.kw", native_ops("deconv-4x4")),
-    Mutant("native: chunk begins one late", CONV,
+    Mutant("native: chunk begins one late", PACK,
            "out.push_back({s, 1, k, end, weights});",
            "out.push_back({s, 1, k ? k + 1 : k, end, weights});",
            native_ops("conv-1x1-1100 or conv-3x3-370")),
@@ -170,6 +171,14 @@ MUTANTS = [
     Mutant("native: input dilated within words only", "native/src/engine.cpp",
            "rows[k] << 1 | left | rows[k] >> 1", "rows[k] << 1 | rows[k] >> 1",
            ("tests/test_cpu.py", "-k", "input_gate_is_the_torch_engines")),
+    Mutant("native: last rows of the input left out", "native/src/engine.cpp",
+           "if (block >= each * call_.n_slots) return;",
+           "if (block >= each * call_.n_slots - 1) return;", native_ops("conv-1x1")),
+    Mutant("native: group of a global pool left out", "native/src/isa/pixels.h",
+           "group < 0 ? 0 : group * kGroup", "0", native_ops("globalavg or globalmax")),
+    Mutant("native: change mask in another's place", "native/src/engine.cpp",
+           "slot.changed + engine_.reported_words[n], mask", "slot.changed, mask",
+           ("tests/test_cpu.py", "-k", "masks_of_several_outputs")),
     Mutant("native: average over the padding too", "native/src/isa/pool.h",
            "if (adaptive || !with_pad) return span(o).count;",
            "if (adaptive) return span(o).count;", native_ops("avgpool")),

@@ -40,6 +40,8 @@ class Workspace {
   std::vector<List> lists;
   // per step and thread: how many of the thread's tasks have been taken
   std::unique_ptr<std::atomic<int>[]> next;
+  // blocks of the input's rows that have been compared and published
+  std::atomic<int> next_hot{0}, next_publish{0};
   std::unique_ptr<Pixel[]> pixels;
   // per slot, for steps of their own active sets and for those with forced ones (see `Publish`)
   std::vector<uint8_t> publish, publish_forced;

@@ -4,7 +4,7 @@
 // each output is still one chain of multiply-adds over its taps in ascending order.
 #pragma once
 
-#include "conv.h"
+#include "pack.h"
 
 namespace td {
 namespace TD_ISA {

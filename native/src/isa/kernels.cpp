@@ -29,7 +29,7 @@ std::unique_ptr<Packed> prepare(const Program& program, const Step& step, Arena&
 template <class T>
 void run(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) {
   if (!is_conv(*job.step))
-    run_rows<T>(job, begin, end, scratch);
+    run_rows<T>(job, begin, end, group, scratch);
   else if (is_depthwise(*job.program, *job.step))
     run_depthwise<T>(job, begin, end);
   else
