@@ -23,6 +23,9 @@ from torchdelta.runtime.gate import Profile, Thresholds
 from torchdelta.runtime.state import State
 from torchdelta.runtime.stats import FrameStats, StreamStats, frame_stats
 
+# engines keep a slot's number in 16 bits
+MOST_SLOTS = 65535
+
 
 class Result:
     """What one stream's frame gave.
@@ -99,8 +102,11 @@ class Session:
         views: bool = False,
         timed: bool = False,
     ) -> None:
-        if not isinstance(slots, int) or slots < 1:
-            raise StreamError(f"a session needs a whole number of slots, at least 1; got {slots}")
+        if not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+            raise StreamError(
+                f"a session has 1 to {MOST_SLOTS} slots, got {slots!r}; open another session for "
+                "more streams"
+            )
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(engine.plan, slots, engine.dtype, engine.device, profile.norm)
         self._thresholds = Thresholds(engine.plan, tolerance, profile)
