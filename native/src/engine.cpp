@@ -459,7 +459,20 @@ size_t Workspace::bytes() const {
   return total;
 }
 
-Engine::Engine(Program p, const Kernels* k) : program(std::move(p)), kernels(k) {
+namespace {
+
+// Bytes of the model's weights, in float32.
+size_t raw_weight_bytes(const Program& program) {
+  size_t count = 0;
+  for (const Step& step : program.steps)
+    for (const std::vector<float>& array : step.params.arrays) count += array.size();
+  return count * sizeof(float);
+}
+
+}  // namespace
+
+Engine::Engine(Program p, const Kernels* k)
+    : program(std::move(p)), kernels(k), weights(raw_weight_bytes(program)) {
   mask_words.push_back(0);
   int widest = program.input.w;
   for (const Value& v : program.values) {
