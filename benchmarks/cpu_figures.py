@@ -40,7 +40,7 @@ CLIPS = {
 }
 # the denoiser takes 1 to 14 seconds a frame when dense
 CLIP_FRAMES = {
-    "DnCNN-17": {"room": 41, "road": 41, "pedestrians": 25, "juggle": 9, "lab": 5},
+    "DnCNN-17": {"room": 16, "road": 16, "pedestrians": 11, "juggle": 6, "lab": 4},
 }
 # it takes minutes to get ready for the others
 COMPILED = ("ResNet-50", "ResNet-18", "MobileNetV2", "EfficientNet-Lite0")
