@@ -38,8 +38,12 @@ CLIPS = {
     "juggle": "juggle_1280x720.mp4",
     "road": "road_640x352.mp4",
 }
-# the denoiser takes seconds a frame when dense
-CLIP_FRAMES = {"DnCNN-17": 40}
+# the denoiser takes 1 to 14 seconds a frame when dense
+CLIP_FRAMES = {
+    "DnCNN-17": {"room": 16, "road": 16, "pedestrians": 11, "juggle": 6, "lab": 4},
+}
+# it takes minutes to get ready for the others
+COMPILED = ("ResNet-50", "ResNet-18", "MobileNetV2", "EfficientNet-Lite0")
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def clip(network: str, name: str) -> tuple[str, ...]:
     options = NETWORKS[network]
     if network != "ResNet-50":
         options = options[: options.index("--size")]
-    frames = CLIP_FRAMES.get(network)
+    frames = CLIP_FRAMES.get(network, {}).get(name)
     limit = ("--frames", str(frames)) if frames else ()
     return (*options, "--source", f"clips/static/{CLIPS[name]}", "--peers", RUNTIMES, *limit)
 
@@ -78,7 +82,8 @@ def runs() -> list[Run]:
         frames = 6 if network == "DnCNN-17" else 13
         for share in (0.05, 0.02, 0.1, 0.25):
             # torch.compile takes a minute to get ready: once per network
-            peers = f"compile,{RUNTIMES}" if share == 0.05 and frames > 6 else RUNTIMES
+            once = share == 0.05 and network in COMPILED
+            peers = f"compile,{RUNTIMES}" if once else RUNTIMES
             options = forced(network, share, "--peers", peers, frames=frames)
             out.append(Run("forced", (network, f"{share:.0%}"), options))
     for network in ("ResNet-50", "ResNet-18", "DnCNN-17"):

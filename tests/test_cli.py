@@ -184,7 +184,7 @@ def test_run_writes_one_line_and_one_picture_per_frame(folder: Path) -> None:
     shown = pictures("out.mp4")
     assert len(shown) == 7
     assert shown[0].shape == (H, 2 * W, 3)
-    assert "weights: random (seed 0), batch norms set on frames of the source" in result.stderr
+    assert "weights: random (seed 0), batch norms set on the run's first frames" in result.stderr
     assert "a.mp4" in result.stdout
     assert "wrote out.mp4" in result.stdout
 

@@ -1,5 +1,6 @@
 """The cpu engine alone: bit for bit what it gives on a whole frame, threads, slots, refusals."""
 
+import mmap
 import subprocess
 import sys
 import threading
@@ -374,6 +375,62 @@ def test_a_damaged_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(EngineError, match=message):
             bind.NativeProgram(wrong, isa)
+
+
+class TwoScales(nn.Module):
+    """A map as large as the frame, and one of a quarter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 5, 2, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine(x)
+        return fine, self.coarse(fine)
+
+
+@pytest.mark.parametrize("engine", FEW_CASES)
+def test_masks_of_several_outputs_are_the_torch_engines(engine: str) -> None:
+    """Masks wider and narrower than a word, read after the next frame, of two slots."""
+    fast = torchdelta.compile(TwoScales().eval(), torch.rand(1, 3, 10, 140), input_range=(0, 1))
+    mine, theirs = (new_session(fast, name, 0.0, slots=2) for name in (engine, "torch"))
+    found: list[list[Tensor]] = [[], []]
+    for x in history((3, 10, 140), 5):
+        for session, masks in zip((mine, theirs), found, strict=True):
+            results = session.step({"a": x, "b": x.flip(3)}).values()
+            masks += [m for r in results for m in (r.changed, *r.output_changed)]
+    assert all(map(torch.equal, *found))
+    assert any(bool(m.any()) and not bool(m.all()) for m in found[0][2::3])
+
+
+def test_state_is_one_piece_of_memory_on_huge_pages() -> None:
+    """The kernel is asked for them (it need not have any); nothing is rounded up to whole ones."""
+    fast = torchdelta.compile(
+        nn.Conv2d(3, 64, 3, padding=1).eval(), torch.rand(1, 3, 130, 130), input_range=(0, 1)
+    )
+    session = fast.session(slots=2)
+    plan = fast.plan
+    assert session.state_bytes == 2 * plan.state_bytes(torch.float32)
+    first = min(b.data_ptr() for b in session._state.buffers)
+    span = max(b.data_ptr() + b.numel() * b.element_size() for b in session._state.buffers) - first
+    assert span <= session.state_bytes + 2 * 64 * len(plan.buffers)
+    wanted = hasattr(mmap, "MADV_HUGEPAGE") and Path("/sys/kernel/mm/transparent_hugepage").exists()
+    if not wanted:
+        pytest.skip("this system has no transparent huge pages")
+    assert "hg" in mapping_flags(first)
+
+
+def mapping_flags(address: int) -> list[str]:
+    """Flags of the mapping that holds an address, as /proc/self/smaps has them."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()
+        if "-" in head[0] and not head[0].endswith(":"):
+            begin, end = (int(x, 16) for x in head[0].split("-"))
+            inside = begin <= address < end
+        elif inside and head[0] == "VmFlags:":
+            return head[1:]
+    raise AssertionError("no mapping holds the address")
 
 
 def test_weight_and_scratch_bytes() -> None:

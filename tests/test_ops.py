@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cases import OP_CASES
+import torchdelta
+from cases import OP_CASES, Fn
 from conftest import is_required
 from support import (
     ENGINE_CASES,
@@ -22,7 +24,7 @@ from support import (
 )
 from torchdelta.engines import ENGINES
 from torchdelta.engines.cpu import bind
-from torchdelta.ops import OPS, Bilinear, Dense
+from torchdelta.ops import OPS, Dense
 
 # relative L2 against the stock operation in float32; other orders of summation, nothing else
 FP32 = 1e-5
@@ -77,11 +79,25 @@ def test_footprint_is_what_the_stock_operation_reads(case: str) -> None:
                 changed = torch.zeros(h, w, dtype=torch.bool)
                 changed[y, x] = True
                 active = step.footprints[n].active(changed, out.size)
-                if isinstance(step.op, Bilinear):
-                    # a source pixel of weight 0 is read by the stock operation, and not needed
-                    assert not (active & ~touched).any()
-                else:
-                    assert torch.equal(active.expand(out.size), touched), (step.name, y, x)
+                assert torch.equal(active.expand(out.size), touched), (step.name, y, x)
+
+
+@pytest.mark.parametrize("engine", ENGINE_CASES)
+def test_bilinear_does_not_read_places_of_weight_0(engine: str) -> None:
+    """What is infinite there neither reaches an output nor stays in it."""
+    model = Fn(
+        lambda x: F.interpolate(x.log(), (9, 13), mode="bilinear", align_corners=True)
+    ).eval()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 5, 7) + 0.1, input_range=(0, 1))
+    session = new_session(fast, engine, 0.0)
+    x = torch.ones(1, 3, 5, 7)
+    x[..., 2, 3] = 0
+    endless = session.step({"s": x})["s"].output.isinf()
+    # every second output is an input, those between blend two
+    expected = torch.zeros(9, 13, dtype=torch.bool)
+    expected[3:6, 5:8] = True
+    assert torch.equal(endless, expected.expand_as(endless))
+    assert bool((session.step({"s": torch.ones_like(x)})["s"].output == 0).all())
 
 
 def test_every_registered_op_has_cases() -> None:

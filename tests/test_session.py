@@ -287,9 +287,26 @@ def test_stats_and_per_step(fast: torchdelta.CompiledModel) -> None:
     assert "MAC share" in str(stats)
 
 
-def test_a_session_needs_a_slot(fast: torchdelta.CompiledModel) -> None:
-    with pytest.raises(StreamError, match="at least 1; got 0"):
-        fast.session(slots=0)
+@pytest.mark.parametrize("slots", [0, 65536, 1.5])
+def test_a_session_has_1_to_65535_slots(fast: torchdelta.CompiledModel, slots: int) -> None:
+    with pytest.raises(StreamError, match=f"1 to 65535 slots, got {slots}"):
+        fast.session(slots=slots)
+
+
+def test_masks_and_statistics_of_a_frame_stay(fast: torchdelta.CompiledModel) -> None:
+    """They are made when they are read, perhaps after later frames."""
+    session = fast.session()
+    x = frame(1)
+    session.step({"a": x})
+    x = x.clone()
+    x[:, 3, 5] = 1 - x[:, 3, 5]
+    early = session.step({"a": x})["a"]
+    x = x.clone()
+    x[:, 20, 30] = 1 - x[:, 20, 30]
+    session.step({"a": x})
+    assert early.changed.nonzero().tolist() == [[3, 5]]
+    assert not early.output_changed[..., 15:, :].any()
+    assert early.output_changed[..., 3, 5].any()
 
 
 def test_frames_far_outside_the_range_are_warned_about(

@@ -13,7 +13,7 @@ and the bytes, filled up to whole words.
             frame: is float, strides of y, x, c in elements
             number of buffers; of each, its elements and bytes per element (2 bfloat16, 4 float32)
             number of values, of steps, bytes of all active sets, number of reported values, bytes
-            of all reported change masks
+            of all reported change masks (rows of whole 8-byte words)
             number of frames
     frame:  whole, idle (1: no pixel may be active), float64 input threshold
             thresholds bytes (float64 per value), frame bytes
@@ -121,7 +121,7 @@ def write_history(out: Writer, history: History) -> None:
     for b in plan.buffers:
         out.words(b.h * b.w * b.c, (b.dtype or history.dtype).itemsize)
     active = sum(prod(plan.values[s.output].size) for s in plan.steps)
-    changed = sum(prod(plan.values[v].size) for v in values)
+    changed = sum(8 * h * -(-w // 64) for h, w in (plan.values[v].size for v in values))
     out.words(len(plan.values), len(plan.steps), active, len(values), changed)
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(1, *plan.shape, generator=generator)

@@ -112,42 +112,54 @@ class Frame {
     for (int i = begin; i < end; ++i) run_step(i, thread, threads);
   }
 
-  // The publish rule of the input, on rows split among the threads.
+  // The publish rule of the input, on blocks of rows: a thread that wakes late does fewer of them.
   void gate_input(int thread, int threads) {
-    const Input& in = program_.input;
-    const int words = words_of(in.w);
-    const int y0 = in.h * thread / threads, y1 = in.h * (thread + 1) / threads;
     Scratch& scratch = space_.scratch[thread];
-    for (int s = 0; s < call_.n_slots; ++s) {
-      if (!call_.slots[s].whole)
-        engine_.kernels->find_hot(input_job(s, words), y0, y1, scratch);
-    }
+    input_blocks(&space_.next_hot, [&](int s, int y0, int y1) {
+      if (!call_.slots[s].whole) engine_.kernels->find_hot(input_job(s), y0, y1, scratch);
+    });
     barrier_.wait(threads);
-    for (int s = 0; s < call_.n_slots; ++s) {
-      const InputJob job = input_job(s, words);
-      const bool dilate = call_.slots[s].input_threshold > 0;
-      uint64_t any = 0;
-      for (int y = y0; y < y1; ++y) {
-        uint64_t* row = job.changed + size_t(y) * words;
-        if (call_.slots[s].whole)
-          fill_row(row, in.w);
-        else if (dilate)
-          dilate_row(job.hot, y, in.h, in.w, row, space_.rows(thread));
-        else
-          std::memcpy(row, job.hot + size_t(y) * words, size_t(words) * 8);
-        for (int i = 0; i < words; ++i) any |= row[i];
-      }
-      if (any) {
-        set_flag(&space_.any_at(in.value, s));
-        engine_.kernels->publish_input(job, y0, y1, scratch);
-      }
-    }
+    input_blocks(&space_.next_publish, [&](int s, int y0, int y1) {
+      if (!mark_input(s, y0, y1, space_.rows(thread))) return;
+      set_flag(&space_.any_at(program_.input.value, s));
+      engine_.kernels->publish_input(input_job(s), y0, y1, scratch);
+    });
     barrier_.wait(threads);
   }
 
-  InputJob input_job(int s, int words) {
+  // Calls run(slot, y0, y1) for blocks of rows until all have been taken.
+  template <class Run>
+  void input_blocks(std::atomic<int>* next, Run run) {
+    const int h = program_.input.h, each = (h + kInputRows - 1) / kInputRows;
+    for (;;) {
+      const int block = next->fetch_add(1, std::memory_order_relaxed);
+      if (block >= each * call_.n_slots) return;
+      const int y0 = block % each * kInputRows;
+      run(block / each, y0, std::min(h, y0 + kInputRows));
+    }
+  }
+
+  // Makes rows y0 .. y1 of the input's change mask; says whether any pixel is in it.
+  bool mark_input(int s, int y0, int y1, uint64_t* rows) {
+    const Input& in = program_.input;
+    const InputJob job = input_job(s);
+    uint64_t any = 0;
+    for (int y = y0; y < y1; ++y) {
+      uint64_t* const row = job.changed + size_t(y) * job.words;
+      if (call_.slots[s].whole)
+        fill_row(row, in.w);
+      else if (call_.slots[s].input_threshold > 0)
+        dilate_row(job.hot, y, in.h, in.w, row, rows);
+      else
+        std::memcpy(row, job.hot + size_t(y) * job.words, size_t(job.words) * 8);
+      for (int i = 0; i < job.words; ++i) any |= row[i];
+    }
+    return any != 0;
+  }
+
+  InputJob input_job(int s) {
     return {&program_, &call_.slots[s], space_.hot(s), space_.changed(program_.input.value, s),
-            words};
+            words_of(program_.input.w)};
   }
 
   // Grows the hot pixels by one in all directions.
@@ -265,10 +277,11 @@ class Frame {
     for (int t = 0; t < threads; ++t) total += space_.lists[t].count;
     if (!total) return;
     const Packed* packed = engine_.packed[i].get();
-    const bool by_group = packed && packed->by_group;
+    const Code code = program_.steps[i].code;
+    const bool by_group = packed ? packed->by_group : reads_many(code);
     const Value& out = program_.values[program_.steps[i].output];
     const int groups = by_group ? (out.c + kGroup - 1) / kGroup : 1;
-    const size_t block = block_px(program_.steps[i].code, total, groups, threads);
+    const size_t block = block_px(code, total, groups, threads);
     const Job job = make_job(i);
     const int tasks = count_tasks(block, groups, threads);
     for (int k = 0; k < threads; ++k) {
@@ -307,12 +320,15 @@ class Frame {
     return int(blocks) * groups;
   }
 
+  // Whether an output is hundreds of inputs: a pixel's group is a task.
+  static bool reads_many(Code code) {
+    return code == Code::tile_sum || code == Code::tile_max || code == Code::adaptive_avg ||
+           code == Code::adaptive_max;
+  }
+
   // Several tasks for each thread, or its share is left to chance; none smaller than is worth it.
   static size_t block_px(Code code, size_t total, int groups, int threads) {
-    // an output of these is hundreds of inputs
-    if (code == Code::tile_sum || code == Code::tile_max || code == Code::adaptive_avg ||
-        code == Code::adaptive_max)
-      return 1;
+    if (reads_many(code)) return 1;
     constexpr size_t kUnit = 12, kTasksEach = 8;
     const size_t wanted = size_t(threads) * kTasksEach;
     const size_t blocks = std::max<size_t>(1, (wanted + groups - 1) / groups);
@@ -381,13 +397,15 @@ class Frame {
         slot.changed_px[n] = 0;
         if (!space_.any_at(value, s)) continue;
         const uint64_t* const mask = space_.changed(value, s);
-        for (int k = 0; k < v.h * words_of(v.w); ++k)
-          slot.changed_px[n] += __builtin_popcountll(mask[k]);
-        unpack(mask, v.h, v.w, slot.changed + engine_.reported_px[n]);
+        const size_t words = size_t(v.h) * words_of(v.w);
+        for (size_t k = 0; k < words; ++k) slot.changed_px[n] += __builtin_popcountll(mask[k]);
+        std::memcpy(slot.changed + engine_.reported_words[n], mask, words * sizeof(uint64_t));
       }
     }
   }
 
+  // the gate looks at one more row on each side of a block
+  static constexpr int kInputRows = 32;
   const Engine& engine_;
   const Program& program_;
   Workspace& space_;
@@ -409,6 +427,7 @@ void Workspace::prepare(const Program& program, const Engine& engine, int slots,
     next.reset(new std::atomic<int>[next_size_]);
   }
   for (size_t i = 0; i < next_size_; ++i) next[i].store(0, std::memory_order_relaxed);
+  next_hot = next_publish = 0;
   any_.assign(size_t(n_values_) * slots, 0);
   row_words = engine.row_words;
   rows_.resize(size_t(threads) * 2 * row_words);
@@ -440,7 +459,20 @@ size_t Workspace::bytes() const {
   return total;
 }
 
-Engine::Engine(Program p, const Kernels* k) : program(std::move(p)), kernels(k) {
+namespace {
+
+// Bytes of the model's weights, in float32.
+size_t raw_weight_bytes(const Program& program) {
+  size_t count = 0;
+  for (const Step& step : program.steps)
+    for (const std::vector<float>& array : step.params.arrays) count += array.size();
+  return count * sizeof(float);
+}
+
+}  // namespace
+
+Engine::Engine(Program p, const Kernels* k)
+    : program(std::move(p)), kernels(k), weights(raw_weight_bytes(program)) {
   mask_words.push_back(0);
   int widest = program.input.w;
   for (const Value& v : program.values) {
@@ -454,12 +486,12 @@ Engine::Engine(Program p, const Kernels* k) : program(std::move(p)), kernels(k) 
     step_px.push_back(px);
     px += size_t(v.h) * v.w;
     largest_px = std::max(largest_px, size_t(v.h) * v.w);
-    packed.push_back(step.code == Code::foreign ? nullptr : kernels->prepare(program, step));
+    packed.push_back(step.code == Code::foreign ? nullptr : kernels->prepare(program, step, weights));
   }
-  px = 0;
+  size_t words = 0;
   for (int value : program.reported) {
-    reported_px.push_back(px);
-    px += size_t(program.values[value].h) * program.values[value].w;
+    reported_words.push_back(words);
+    words += size_t(program.values[value].h) * words_of(program.values[value].w);
   }
   // the packed weights replace these
   for (Step& step : program.steps) {

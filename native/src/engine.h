@@ -8,6 +8,7 @@
 #include <mutex>
 #include <vector>
 
+#include "arena.h"
 #include "kernels.h"
 #include "program.h"
 #include "torchdelta_native.h"
@@ -39,6 +40,8 @@ class Workspace {
   std::vector<List> lists;
   // per step and thread: how many of the thread's tasks have been taken
   std::unique_ptr<std::atomic<int>[]> next;
+  // blocks of the input's rows that have been compared and published
+  std::atomic<int> next_hot{0}, next_publish{0};
   std::unique_ptr<Pixel[]> pixels;
   // per slot, for steps of their own active sets and for those with forced ones (see `Publish`)
   std::vector<uint8_t> publish, publish_forced;
@@ -61,9 +64,11 @@ class Engine {
 
   Program program;
   const Kernels* kernels;
+  Arena weights;
   std::vector<std::unique_ptr<Packed>> packed;
-  // where a value's mask begins, words of one slot; where a step's pixels begin, likewise
-  std::vector<size_t> mask_words, step_px, reported_px;
+  // where a value's mask begins, words of one slot; where a step's pixels begin, likewise; and where
+  // the mask of a reported value
+  std::vector<size_t> mask_words, step_px, reported_words;
   size_t row_words = 0, largest_px = 0;
 
  private:

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "arena.h"
 #include "program.h"
 #include "torchdelta_native.h"
 
@@ -77,7 +78,7 @@ struct InputJob {
 struct Kernels {
   const char* isa;
   // null where the step has nothing to prepare
-  std::unique_ptr<Packed> (*prepare)(const Program&, const Step&);
+  std::unique_ptr<Packed> (*prepare)(const Program&, const Step&, Arena&);
   // pixels [begin, end) of the list, channel group `group` (-1: all groups)
   void (*run)(const Job&, size_t begin, size_t end, int group, Scratch&);
   void (*find_hot)(const InputJob&, int y0, int y1, Scratch&);

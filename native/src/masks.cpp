@@ -111,7 +111,7 @@ void unpack(const uint64_t* mask, int h, int w, uint8_t* out) {
     for (; x + 8 <= w; x += 8) {
       const uint64_t own = (mask[x / 64] >> (x % 64) & 0xff) * kCopies & kOwn;
       // a byte is 0 or one bit: adding 0x7f carries that bit into the top one
-      const uint64_t bytes = ((own & kLow) + kLow | own) >> 7 & kCopies;
+      const uint64_t bytes = (((own & kLow) + kLow) | own) >> 7 & kCopies;
       std::memcpy(out + x, &bytes, 8);
     }
     for (; x < w; ++x) out[x] = uint8_t(mask[x / 64] >> (x % 64) & 1);

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define TD_ABI 1
+#define TD_ABI 2
 #define TD_API __attribute__((visibility("default")))
 
 typedef struct td_program td_program;
@@ -30,7 +30,9 @@ typedef struct {
   double input_threshold;                // share of full scale
   int64_t* active_px;                    // out: one count per step
   uint8_t* active;         // out, or null: active sets of all steps, one behind the other
-  uint8_t* changed;        // out, zeroed: change masks of the reported values, likewise
+  // out: change masks of the reported values that changed, one behind the other: of each [H, words],
+  // bit x % 64 of word x / 64
+  uint64_t* changed;
   int64_t* changed_px;     // out: published pixels of each reported value
   // null, or for each step null or the active set [Ho * Wo] to use instead of its own
   const uint8_t* const* forced;

@@ -210,7 +210,7 @@ struct Slot {
     s.input_threshold = f.input_threshold;
     s.active_px = active_px.at<int64_t>();
     s.active = active.at<uint8_t>();
-    s.changed = changed.at<uint8_t>();
+    s.changed = changed.at<uint64_t>();
     s.changed_px = changed_px.at<int64_t>();
     return s;
   }

@@ -4,7 +4,7 @@
 // each output is still one chain of multiply-adds over its taps in ascending order.
 #pragma once
 
-#include "conv.h"
+#include "pack.h"
 
 namespace td {
 namespace TD_ISA {
@@ -14,8 +14,8 @@ constexpr int kTogether = 4;
 
 struct PackedDepthwise : Packed {
   int kh, kw, sy, sx, dy, dx, pad_y, pad_x, channels;
-  std::vector<float> weights;  // [taps][channels, whole vectors]
-  std::vector<float> bias;     // [channels, whole vectors]
+  float* weights;  // [taps][channels, whole vectors]
+  float* bias;     // [channels, whole vectors]
   int line;                    // channels, whole vectors
 };
 
@@ -26,21 +26,23 @@ inline bool is_depthwise(const Program& program, const Step& step) {
          groups == program.values[step.output].c;
 }
 
-inline std::unique_ptr<Packed> prepare_depthwise(const Program& program, const Step& step) {
+inline std::unique_ptr<Packed> prepare_depthwise(const Program& program, const Step& step,
+                                                 Arena& arena) {
   const RawConv raw(program, step);
   auto packed = std::make_unique<PackedDepthwise>();
   PackedDepthwise& p = *packed;
   p.kh = raw.kh, p.kw = raw.kw, p.sy = raw.sy, p.sx = raw.sx, p.dy = raw.dy, p.dx = raw.dx;
   p.pad_y = raw.pad_y, p.pad_x = raw.pad_x, p.channels = raw.groups;
   p.line = round_up(raw.groups, kWidth);
-  p.weights.assign(size_t(p.line) * raw.kh * raw.kw, 0.0f);
-  p.bias.assign(p.line, 0.0f);
+  const size_t size = size_t(p.line) * raw.kh * raw.kw;
+  p.weights = arena.get<float>(size);
+  p.bias = arena.get<float>(p.line);
   for (int c = 0; c < raw.groups; ++c) {
     for (int t = 0; t < raw.kh * raw.kw; ++t)
       p.weights[size_t(t) * p.line + c] = raw.at(c, 0, t / raw.kw, t % raw.kw);
     if (raw.bias) p.bias[c] = raw.bias[c];
   }
-  p.bytes = (p.weights.size() + p.bias.size()) * 4;
+  p.bytes = (size + p.line) * 4;
   return packed;
 }
 
@@ -120,8 +122,8 @@ class DepthwiseTask {
   template <int K, int S, int P, bool kTail>
   TD_INLINE void vectors(const T* in, int c, int lanes, float* rows) const {
     constexpr int kInputs = (P - 1) * S + K;
-    const float* w = p_.weights.data() + c0_ + c;
-    const V bias = vload(p_.bias.data() + c0_ + c);
+    const float* w = p_.weights + c0_ + c;
+    const V bias = vload(p_.bias + c0_ + c);
     V sum[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sum[p] = bias;
@@ -146,7 +148,7 @@ class DepthwiseTask {
 
   // Any window, also beyond the edge: taps outside the map are left out.
   void one(const T* base, int y, int x, float* row) const {
-    for (int c = 0; c < n_; c += kWidth) vstore(row + c, vload(p_.bias.data() + c0_ + c));
+    for (int c = 0; c < n_; c += kWidth) vstore(row + c, vload(p_.bias + c0_ + c));
     for (int ky = 0; ky < p_.kh; ++ky) {
       const int iy = y + ky * p_.dy;
       if (iy < 0 || iy >= in_.h) continue;
@@ -154,7 +156,7 @@ class DepthwiseTask {
         const int ix = x + kx * p_.dx;
         if (ix < 0 || ix >= in_.w) continue;
         const T* at = base + (ptrdiff_t(iy) * in_.w + ix) * pitch_;
-        const float* w = p_.weights.data() + size_t(ky * p_.kw + kx) * p_.line + c0_;
+        const float* w = p_.weights + size_t(ky * p_.kw + kx) * p_.line + c0_;
         for (int c = 0; c < n_; c += kWidth) {
           const V in = n_ - c < kWidth ? vload(at + c, n_ - c) : vload(at + c);
           vstore(row + c, vfma(in, vload(w + c), vload(row + c)));

@@ -96,16 +96,29 @@ template <class T>
 void row_difference(const InputJob& job, const Pattern& pattern, int y, float* row, float* out) {
   const Input& in = job.program->input;
   const int n = in.w * in.c, step = kWidth % in.c;
-  normalise_row<T>(job, pattern, y, row);
   const T* stored =
       static_cast<const T*>(job.slot->buffers[job.program->values[in.value].buffer]) + size_t(y) * n;
-  for (int i = 0, c = 0; i < n; i += kWidth) {
-    const int m = n - i < kWidth ? n - i : kWidth;
-    const V old = m == kWidth ? vload(stored + i) : vload(stored + i, m);
-    vstore(row + i, vmul(vabs(vsub(vload(row + i), old)), vload(&pattern.weight[c])));
+  auto differ = [&](int i, int c, V now, V old) {
+    vstore(row + i, vmul(vabs(vsub(now, old)), vload(&pattern.weight[c])));
+  };
+  int i = 0, c = 0;
+  auto forward = [&] {
+    i += kWidth;
     c += step;
     if (c >= in.c) c -= in.c;
+  };
+  if (is_plain(*job.program, *job.slot)) {
+    // normalised on the way; the last pixels of a frame have no whole vector of bytes behind them
+    const uint8_t* bytes = static_cast<const uint8_t*>(job.slot->frame) + y * job.slot->stride_y;
+    for (; i + kWidth <= n; forward()) {
+      const V now = vfma(vload(bytes + i), vload(&pattern.scale[c]), vload(&pattern.shift[c]));
+      differ(i, c, as_stored<T>(now), vload(stored + i));
+    }
+    normalise<T>(*job.program, *job.slot, pattern, true, y, i, n, row, row);
+  } else {
+    normalise_row<T>(job, pattern, y, row);
   }
+  for (; i < n; forward()) differ(i, c, vload(row + i), vload_some(stored + i, n - i));
   add_channels(row, in.w, in.c, out);
 }
 

@@ -20,16 +20,16 @@ bool is_conv(const Step& step) {
 }
 
 template <class T>
-std::unique_ptr<Packed> prepare(const Program& program, const Step& step) {
+std::unique_ptr<Packed> prepare(const Program& program, const Step& step, Arena& arena) {
   if (!is_conv(step)) return nullptr;
-  if (is_depthwise(program, step)) return prepare_depthwise(program, step);
-  return prepare_conv<T>(program, step);
+  if (is_depthwise(program, step)) return prepare_depthwise(program, step, arena);
+  return prepare_conv<T>(program, step, arena);
 }
 
 template <class T>
 void run(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) {
   if (!is_conv(*job.step))
-    run_rows<T>(job, begin, end, scratch);
+    run_rows<T>(job, begin, end, group, scratch);
   else if (is_depthwise(*job.program, *job.step))
     run_depthwise<T>(job, begin, end);
   else

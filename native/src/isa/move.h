@@ -111,14 +111,15 @@ struct Bilinear {
   TD_INLINE void at(const Pixel& p) {
     wy = params.arrays[0][p.y], wx = params.arrays[1][p.x];
     const int y = params.indices[0][p.y], x = params.indices[2][p.x];
-    // what has no weight is no part of the footprint either
-    const int below = wy > 0 ? params.indices[1][p.y] : y;
-    const int right = wx > 0 ? params.indices[3][p.x] : x;
+    const int below = params.indices[1][p.y], right = params.indices[3][p.x];
     corners[0] = in.at(y, x), corners[1] = in.at(y, right);
     corners[2] = in.at(below, x), corners[3] = in.at(below, right);
   }
   TD_INLINE void operator()(int c0, int n, float* row) const {
-    const auto blend = [](V a, V b, float weight) { return vfma(vset(weight), vsub(b, a), a); };
+    // what has no weight is no part of the footprint either
+    const auto blend = [](V a, V b, float part) {
+      return part > 0 ? vfma(vset(part), b, vmul(vset(1 - part), a)) : a;
+    };
     for (int c = 0; c < n; c += kWidth) {
       const auto load = [&](int i) { return vload_some(corners[i] + c0 + c, n - c); };
       vstore(row + c, blend(blend(load(0), load(1), wx), blend(load(2), load(3), wx), wy));

@@ -36,18 +36,19 @@ __attribute__((noinline)) void complete(Finisher<Out>& finish, const Pixel& p, i
 
 // op.enter(slot), op.at(pixel), then op(c0, n, row) for each group: it writes channels c0 .. c0 + n
 // to row, where whole vectors of them have room.
-// Out: how the output is stored.
+// Out: how the output is stored; group: the only one that is computed, -1: all.
 template <class Out, class Op>
-void run_pixels(const Job& job, size_t begin, size_t end, Op op) {
+void run_pixels(const Job& job, size_t begin, size_t end, Op op, int group = -1) {
   Finisher<Out> finish(job);
-  const int channels = output_of(job).c;
+  const int first = group < 0 ? 0 : group * kGroup;
+  const int channels = group < 0 ? output_of(job).c : std::min(output_of(job).c, first + kGroup);
   alignas(64) float row[kRow];
   int slot = -1;
   for (size_t i = begin; i < end; ++i) {
     const Pixel& p = job.pixels[i];
     if (int(p.slot) != slot) op.enter(slot = p.slot);
     op.at(p);
-    for (int c0 = 0; c0 < channels; c0 += kGroup) {
+    for (int c0 = first; c0 < channels; c0 += kGroup) {
       const int n = std::min(kGroup, channels - c0);
       op(c0, n, row);
       complete(finish, p, c0, n, row);

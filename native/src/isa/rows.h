@@ -9,15 +9,15 @@ namespace td {
 namespace TD_ISA {
 
 template <class T>
-void run_rows(const Job& job, size_t begin, size_t end, Scratch& scratch) {
+void run_rows(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) {
   switch (job.step->code) {
     case Code::max_pool2d: return MaxPoolRuns<T>(job, scratch).run(begin, end);
-    case Code::avg_pool2d:
-    case Code::adaptive_avg: return run_pixels<T>(job, begin, end, SumPool<T>(job));
-    case Code::adaptive_max: return run_pixels<T>(job, begin, end, MaxPool<T>(job));
+    case Code::avg_pool2d: return run_pixels<T>(job, begin, end, SumPool<T>(job));
+    case Code::adaptive_avg: return run_pixels<T>(job, begin, end, SumPool<T>(job), group);
+    case Code::adaptive_max: return run_pixels<T>(job, begin, end, MaxPool<T>(job), group);
     // partial results of a global pool are kept in float32
-    case Code::tile_sum: return run_pixels<float>(job, begin, end, SumPool<T>(job));
-    case Code::tile_max: return run_pixels<float>(job, begin, end, MaxPool<T>(job));
+    case Code::tile_sum: return run_pixels<float>(job, begin, end, SumPool<T>(job), group);
+    case Code::tile_max: return run_pixels<float>(job, begin, end, MaxPool<T>(job), group);
     case Code::global_avg: return run_pixels<T>(job, begin, end, SumPool<float>(job));
     case Code::global_max: return run_pixels<T>(job, begin, end, MaxPool<float>(job));
     case Code::pointwise: return run_pixels<T>(job, begin, end, Pointwise<T>(job));

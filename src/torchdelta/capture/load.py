@@ -111,7 +111,7 @@ def load_model(
         note = load_weights(target, Path(weights), spec)
     elif not loaded.has_weights:
         norms = any(isinstance(m, _BatchNorm) for m in model.modules())
-        how = ", batch norms set on frames of the source" if norms else ""
+        how = ", batch norms set on the run's first frames" if norms else ""
         note = f"weights: random (seed {seed}){how}; shows speed, never quality"
     else:
         note = f"weights: as {name} makes them"

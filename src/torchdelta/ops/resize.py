@@ -2,7 +2,9 @@
 
 out[y, x] = sum over two rows and two columns of weight * in, where the source place is
   align_corners: o * (n - 1) / (m - 1)      else: max(0, (o + 0.5) * scale - 0.5)
-with scale = n / m, or 1 / factor where the model gives the factor. Nearest resize is a `Remap`.
+with scale = n / m, or 1 / factor where the model gives the factor. A place of weight 0 is not read:
+what is infinite or NaN there does not reach the output, as the footprint says. Nearest resize is a
+`Remap`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.ops.base import Axis, Footprint, Op, Size, Weights, hwc, nchw, take_rows
+from torchdelta.ops.base import Axis, Footprint, Op, Size, Weights, take_rows
 
 
 @lru_cache(maxsize=1024)
@@ -25,20 +27,26 @@ def source_places(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the inputs that m outputs blend, of n along an axis.
 
-    Returns the lower and the upper index [m] int64 and the upper one's weight [m] float32.
+    Returns the lower and the upper index [m] int64, and the upper one's weight [m] float32; where
+    that is 0 the two are the same.
     """
     if align_corners:
         at = np.arange(m) * ((n - 1) / (m - 1) if m > 1 else 0.0)
     else:
         at = np.maximum(0.0, (np.arange(m) + 0.5) * (1 / factor if factor else n / m) - 0.5)
     lo = np.minimum(np.floor(at), n - 1)
-    hi = np.minimum(lo + 1, n - 1)
-    part = np.where(lo + 1 < n, at - lo, 0.0)
+    part = np.where(lo + 1 < n, at - lo, 0.0).astype(np.float32)
+    hi = np.where(part > 0, lo + 1, lo)
     return (
         torch.from_numpy(lo.astype(np.int64)),
         torch.from_numpy(hi.astype(np.int64)),
-        torch.from_numpy(part.astype(np.float32)),
+        torch.from_numpy(part),
     )
+
+
+def _blend(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
+    """Blend (1 - part) * a + part * b; where part is 0 it is a, whatever b is."""
+    return torch.where(part > 0, (1 - part) * a + part * b, a)
 
 
 @dataclass(frozen=True)
@@ -65,18 +73,17 @@ class Bilinear(Op):
         """Mark the outputs that blend a changed pixel."""
         axes = []
         for a in (0, 1):
-            lo, hi, part = self.source(a, in_sizes[0][a])
-            upper = torch.where(part > 0, hi, lo)
-            axes.append(Axis.from_ranges(in_sizes[0][a], lo.tolist(), upper.tolist()))
+            lo, hi, _ = self.source(a, in_sizes[0][a])
+            axes.append(Axis.from_ranges(in_sizes[0][a], lo.tolist(), hi.tolist()))
         return (Footprint.separable(axes),)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
-        """Run the stock resize on the whole map."""
-        h, w = self.factors or (None, None)
-        y = torch.ops.aten.upsample_bilinear2d(
-            nchw(inputs[0]), list(self.size), self.align_corners, h, w
-        )
-        return hwc(y)
+        """Blend columns, then rows, of the whole map, in float32."""
+        x = inputs[0].float()
+        y0, y1, wy = (v.to(x.device) for v in self.source(0, x.shape[0]))
+        x0, x1, wx = (v.to(x.device) for v in self.source(1, x.shape[1]))
+        across = _blend(x[:, x0], x[:, x1], wx[None, :, None])
+        return _blend(across[y0], across[y1], wy[:, None, None]).to(inputs[0].dtype)
 
     def rows(
         self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
@@ -88,9 +95,9 @@ class Bilinear(Op):
         y0, y1, wy = (v.to(x.device)[at[0]] for v in self.source(0, h))
         x0, x1, wx = (v.to(x.device)[at[1]] for v in self.source(1, w))
         wx, wy = wx.unsqueeze(1), wy.unsqueeze(1)
-        top = torch.lerp(take_rows(x, y0 * w + x0).float(), take_rows(x, y0 * w + x1).float(), wx)
-        low = torch.lerp(take_rows(x, y1 * w + x0).float(), take_rows(x, y1 * w + x1).float(), wx)
-        return torch.lerp(top, low, wy).to(x.dtype)
+        top = _blend(take_rows(x, y0 * w + x0).float(), take_rows(x, y0 * w + x1).float(), wx)
+        low = _blend(take_rows(x, y1 * w + x0).float(), take_rows(x, y1 * w + x1).float(), wx)
+        return _blend(top, low, wy).to(x.dtype)
 
     def describe(self) -> str:
         """Say the size."""

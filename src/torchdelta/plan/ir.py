@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -155,6 +157,12 @@ class Plan:
     def macs(self) -> int:
         """Multiply-accumulates of one dense frame."""
         return sum(step.macs for step in self.steps)
+
+    @cached_property
+    def mac_share_per_px(self) -> tuple[float, ...]:
+        """Give for each step what one of its output pixels is of the network's MACs."""
+        whole = self.macs or 1
+        return tuple(s.macs / prod(self.values[s.output].size) / whole for s in self.steps)
 
     @property
     def owners(self) -> tuple[Value, ...]:

@@ -81,7 +81,9 @@ def _from_numpy(frame: np.ndarray) -> Tensor:
             f"frame has dtype {frame.dtype}, expected uint8, float32 or float16; convert it first"
         )
     # PyTorch warns about arrays that are read-only, although frames are only read
-    return torch.from_numpy(np.require(frame, requirements=["C", "W"]))
+    if not (frame.flags.c_contiguous and frame.flags.writeable):
+        frame = np.require(frame, requirements=["C", "W"])
+    return torch.from_numpy(frame)
 
 
 def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:

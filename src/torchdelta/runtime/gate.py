@@ -107,20 +107,25 @@ class Thresholds:
         self._gated = [v for v in plan.owners if v.gated]
         self._multiplier = {v.index: profile.multipliers.get(v.name, default) for v in self._gated}
         self._input = input_threshold(tolerance, profile.multipliers.get("input", 1.0))
+        # slots of which some gated value has no scale yet
+        self._without: set[int] = set()
 
     def start(self, state: State, slot: int) -> None:
         """Set a fresh slot's thresholds: the profile's where it has a scale, else 0."""
         state.rms[slot] = np.nan
         state.thresholds[slot] = 0.0
         state.input_threshold[slot] = self._input
+        self._without.discard(slot)
         for v in self._gated:
             if v.name in self.profile.rms:
                 state.rms[slot, v.index] = self.profile.rms[v.name]
+            else:
+                self._without.add(slot)
         self._apply(state, slot)
 
-    def wanted(self, state: State, slot: int) -> bool:
+    def wanted(self, slot: int) -> bool:
         """Whether some gated value of the slot has no scale yet."""
-        return bool(self._gated) and any(math.isnan(state.rms[slot, v.index]) for v in self._gated)
+        return slot in self._without
 
     def informative(self, state: State, slot: int, to_full_scale: torch.Tensor) -> bool:
         """Whether the slot's published frame varies enough to take scales from."""
@@ -139,6 +144,7 @@ class Thresholds:
             rms = float(norm) / math.sqrt(x.numel())
             # values beyond the dtype's range: compare values instead of trusting the scale
             state.rms[slot, v.index] = rms if math.isfinite(rms) else 0.0
+        self._without.discard(slot)
         self._apply(state, slot)
 
     def _apply(self, state: State, slot: int) -> None:

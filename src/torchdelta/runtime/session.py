@@ -27,6 +27,9 @@ from torchdelta.runtime.stats import Counted, FrameStats, StreamStats
 # frames whose statistics may wait for the device
 MOST_UNCOUNTED = 64
 
+# engines keep a slot's number in 16 bits
+MOST_SLOTS = 65535
+
 
 class Result:
     """What one stream's frame gave.
@@ -136,8 +139,11 @@ class Session:
         views: bool = False,
         timed: bool = False,
     ) -> None:
-        if not isinstance(slots, int) or slots < 1:
-            raise StreamError(f"a session needs a whole number of slots, at least 1; got {slots}")
+        if not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+            raise StreamError(
+                f"a session has 1 to {MOST_SLOTS} slots, got {slots!r}; open another session for "
+                "more streams"
+            )
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(engine.plan, slots, engine.dtype, engine.device, profile.norm)
         self._thresholds = Thresholds(engine.plan, tolerance, profile)
@@ -256,8 +262,8 @@ class Session:
         returns: stream -> Result, for the streams given
         A frame that does not fit is refused (`Result.error`, raised when its output is read), its
         stream stays as it was, and the others run. All frames are checked before any is run; only
-        whether a float frame on a GPU is finite is found out there: then nothing of it is published,
-        and the stream's next result says so (or its statistics do).
+        whether a float frame on a GPU is finite is found out there: then nothing of it is
+        published, and the stream's next result says so (or its statistics do).
         Raises: StreamError where a new stream finds no free slot, ValueError for a forced active
         set that does not fit; nothing has run then.
         """
@@ -372,7 +378,7 @@ class Session:
 
     def _measure_scales(self, slot: int) -> None:
         """Take a slot's scales at its first frame since it started that tells anything."""
-        if self._thresholds.wanted(self._state, slot) and self._thresholds.informative(
+        if self._thresholds.wanted(slot) and self._thresholds.informative(
             self._state, slot, self._to_full_scale
         ):
             self._thresholds.measure(self._state, slot)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+from math import prod
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchdelta.plan import Plan
 
-# a cache line
+# a cache line: stock kernels may sum in another order at another alignment; streams must not differ
+# by slot
 ALIGN_BYTES = 64
 
 
@@ -27,20 +32,23 @@ class State:
         self, plan: Plan, slots: int, dtype: torch.dtype, device: torch.device, norm: str
     ) -> None:
         self.plan, self.norm = plan, norm
-        self.buffers = [
-            _aligned_zeros((slots, b.h, b.w, b.c), b.dtype or dtype, device) for b in plan.buffers
-        ]
+        shapes = [(slots, b.h, b.w, b.c) for b in plan.buffers]
+        self.buffers = _buffers(shapes, [b.dtype or dtype for b in plan.buffers], device)
         self.thresholds = np.zeros((slots, len(plan.values)))
         self.input_threshold = np.zeros(slots)
         self.rms = np.full((slots, len(plan.values)), np.nan)
+        self._views: dict[tuple[int, int], Tensor] = {}
 
     def view(self, value: int, slot: int) -> Tensor:
         """View one value of one slot: [H, W, C], a slice of its buffer."""
-        v = self.plan.values[value]
-        buffer = self.buffers[v.buffer][slot]
-        if v.channels == buffer.shape[2]:
-            return buffer
-        return buffer.narrow(2, v.offset, v.channels)
+        found = self._views.get((value, slot))
+        if found is None:
+            v = self.plan.values[value]
+            buffer = self.buffers[v.buffer][slot]
+            if v.channels != buffer.shape[2]:
+                buffer = buffer.narrow(2, v.offset, v.channels)
+            found = self._views[value, slot] = buffer
+        return found
 
     def batch_view(self, value: int) -> Tensor:
         """View one value of all slots: [N, H, W, C]."""
@@ -53,15 +61,32 @@ class State:
         return sum(b.numel() * b.element_size() for b in self.buffers)
 
 
-def _aligned_zeros(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Allocate [N, H, W, C] whose slots are aligned alike.
+def _buffers(
+    shapes: list[tuple[int, int, int, int]], dtypes: list[torch.dtype], device: torch.device
+) -> list[Tensor]:
+    """Allocate tensors [N, H, W, C] of zeros, each slot on a cache line, in one piece of memory."""
+    unit = ALIGN_BYTES
+    per_slot = [prod(s[1:]) * t.itemsize for s, t in zip(shapes, dtypes, strict=True)]
+    padded = [-(-size // unit) * unit for size in per_slot]
+    memory = _zeros(sum(s[0] * size for s, size in zip(shapes, padded, strict=True)), device)
+    buffers, at = [], 0
+    for shape, dtype, size, slot in zip(shapes, dtypes, per_slot, padded, strict=True):
+        flat = memory[at : at + shape[0] * slot].view(shape[0], slot)
+        buffers.append(flat[:, :size].view(dtype).unflatten(1, shape[1:]))
+        at += shape[0] * slot
+    return buffers
 
-    Stock kernels may sum in another order at another alignment; streams must not differ by slot.
+
+def _zeros(size: int, device: torch.device) -> Tensor:
+    """Allocate bytes; on Linux's CPU on huge pages, because active pixels lie far apart.
+
+    With pages of 4 KiB nearly each of their rows would be looked for in the page table.
     """
-    per_slot = shape[1] * shape[2] * shape[3]
-    unit = ALIGN_BYTES // dtype.itemsize
-    padded = -(-per_slot // unit) * unit
-    flat = torch.zeros((shape[0], padded), dtype=dtype, device=device)
-    return flat[:, :per_slot].unflatten(1, shape[1:])
+    if device.type != "cpu" or not hasattr(mmap, "MADV_HUGEPAGE") or not size:
+        return torch.zeros(size, dtype=torch.uint8, device=device)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # a hint, which some kernels do not know; pages are made when they are first written
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    # the tensor keeps the memory
+    return torch.frombuffer(memory, dtype=torch.uint8)

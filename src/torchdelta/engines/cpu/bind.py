@@ -16,7 +16,7 @@ import torch  # noqa: F401  (its OpenMP runtime must be loaded before ours is lo
 
 from torchdelta.errors import EngineError
 
-ABI = 1
+ABI = 2
 LIBRARY = "libtorchdelta_native.so"
 ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
 MESSAGE_BYTES = 512
@@ -25,6 +25,9 @@ MESSAGE_BYTES = 512
 ForeignFn = ctypes.CFUNCTYPE(
     ctypes.c_int32, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p
 )
+
+# for plans without such steps
+NO_FOREIGN = ForeignFn()
 
 
 class Slot(ctypes.Structure):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -54,9 +54,10 @@ class CpuEngine(Engine):
         }
         self._reported = sorted(owners | {plan.input})
         self._sizes = [plan.values[step.output].size for step in plan.steps]
+        self._mask_sizes = {value: plan.values[value].size for value in self._reported}
         self._foreign = {i for i, s in enumerate(plan.steps) if foreign_reason(plan, s)}
         self._program = bind.NativeProgram(write_program(plan, dtype, self._reported), self.isa)
-        self._addresses: weakref.WeakKeyDictionary[State, np.ndarray] = weakref.WeakKeyDictionary()
+        self._slots: weakref.WeakKeyDictionary[State, _Slots] = weakref.WeakKeyDictionary()
 
     @classmethod
     def usable(cls) -> tuple[bool, str]:
@@ -96,7 +97,6 @@ class CpuEngine(Engine):
         steps = self.plan.steps
         return {steps[i].name: foreign_reason(self.plan, steps[i]) or "" for i in self._foreign}
 
-    @torch.no_grad()
     def step(
         self,
         state: State,
@@ -110,14 +110,17 @@ class CpuEngine(Engine):
         """Run one frame for the slots that have one (see `Engine.step`)."""
         if not frames:
             return {}
-        call = _Call(self, state, frames, whole, record, forced)
+        slots = self._slots.get(state)
+        if slots is None:
+            slots = self._slots[state] = _Slots(self, state)
+        call = _Call(self, state, slots, frames, whole, record, forced)
         step_ms = np.zeros(len(self.plan.steps)) if timed else None
         failed = self._program.step(
             call.slots,
             len(frames),
             threads=torch.get_num_threads(),
             norm_is_max=int(state.norm == "max"),
-            foreign=bind.ForeignFn(call.run_foreign),
+            foreign=bind.ForeignFn(call.run_foreign) if self._foreign else bind.NO_FOREIGN,
             step_ms=None if step_ms is None else step_ms.ctypes.data,
         )
         if call.error is not None:
@@ -126,19 +129,75 @@ class CpuEngine(Engine):
             raise MemoryError("the native engine ran out of memory")
         return call.reports(step_ms)
 
-    def _buffers(self, state: State) -> np.ndarray:
-        """Addresses [slots, buffers] of a state's buffers."""
-        found = self._addresses.get(state)
-        if found is None:
-            found = np.array(
-                [
-                    [b.data_ptr() + slot * b.stride(0) * b.element_size() for b in state.buffers]
-                    for slot in range(len(state.input_threshold))
-                ],
-                dtype=np.uint64,
+
+class _Slots:
+    """What the native engine is told of each slot of a state, the same in every frame.
+
+    given:      td_slot by slot; a frame's own fields are filled in for each call
+    active_px:  [N, steps] int64, changed_px: [N, reported values] int64, bits: [N, words] uint64;
+                written by each call
+    """
+
+    def __init__(self, engine: CpuEngine, state: State) -> None:
+        count = len(state.input_threshold)
+        words = sum(h * _words(w) for h, w in engine._mask_sizes.values())
+        self.active_px = np.zeros((count, len(engine._sizes)), dtype=np.int64)
+        self.changed_px = np.zeros((count, len(engine._reported)), dtype=np.int64)
+        self.bits = np.zeros((count, words), dtype=np.uint64)
+        self._addresses = np.array(
+            [
+                [b.data_ptr() + slot * b.stride(0) * b.element_size() for b in state.buffers]
+                for slot in range(count)
+            ],
+            dtype=np.uint64,
+        )
+        self.given = [
+            bind.Slot(
+                buffers=self._addresses[slot].ctypes.data,
+                thresholds=state.thresholds[slot].ctypes.data,
+                active_px=self.active_px[slot].ctypes.data,
+                changed_px=self.changed_px[slot].ctypes.data,
+                changed=self.bits[slot].ctypes.data,
             )
-            self._addresses[state] = found
-        return found
+            for slot in range(count)
+        ]
+        self._forced: Mapping[int, Tensor] | None = None
+        self._sets = np.zeros(len(engine._sizes), dtype=np.uint64)
+        self._masks: list[Tensor] = []
+
+    def forced_sets(self, forced: Mapping[int, Tensor]) -> int:
+        """Give the address of an array of the active sets' addresses, by step.
+
+        The same sets come with every frame that is timed: they are looked at once.
+        """
+        if forced is not self._forced:
+            self._masks = [mask.contiguous() for mask in forced.values()]
+            self._sets[:] = 0
+            for step, mask in zip(forced, self._masks, strict=True):
+                self._sets[step] = mask.data_ptr()
+            self._forced = forced
+        return int(self._sets.ctypes.data)
+
+
+class _ChangedMasks(Mapping[int, Tensor]):
+    """Change masks by value, kept as bits [h, words] and unpacked when they are read."""
+
+    def __init__(self, bits: dict[int, np.ndarray], widths: dict[int, int]) -> None:
+        self._bits, self._widths = bits, widths
+
+    def __getitem__(self, value: int) -> Tensor:
+        rows = self._bits[value].view(np.uint8)
+        flags = np.unpackbits(rows, axis=1, count=self._widths[value], bitorder="little")
+        return torch.from_numpy(flags.view(np.bool_))
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._bits
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        return len(self._bits)
 
 
 class _Call:
@@ -148,52 +207,36 @@ class _Call:
         self,
         engine: CpuEngine,
         state: State,
+        slots: _Slots,
         frames: Mapping[int, Tensor],
         whole: frozenset[int],
         record: bool,
         forced: Mapping[int, Tensor] | None,
     ) -> None:
-        plan = engine.plan
-        self._engine, self._state, self._whole = engine, state, whole
+        self._engine, self._state, self._whole, self._slots = engine, state, whole, slots
         self._order = list(frames)
         self._forced = forced or {}
         self.error: BaseException | None = None
-        n, steps = len(frames), len(plan.steps)
-        self._active_px = np.empty((n, steps), dtype=np.int64)
-        self._changed_px = np.empty((n, len(engine._reported)), dtype=np.int64)
-        # numpy's zeros cost nothing until they are read
-        masks_px = sum(prod(plan.values[v].size) for v in engine._reported)
-        self._changed = torch.from_numpy(np.zeros((n, masks_px), np.bool_))
         self._active: Tensor | None = None
         if record:
-            self._active = torch.from_numpy(np.zeros((n, sum(map(prod, engine._sizes))), np.bool_))
-        self._masks = [m.contiguous() for m in self._forced.values()]
-        sets = np.zeros(steps, dtype=np.uint64)
-        for i, mask in zip(self._forced, self._masks, strict=True):
-            sets[i] = mask.data_ptr()
-        self._sets = sets
-        addresses = engine._buffers(state)
+            size = sum(map(prod, engine._sizes))
+            self._active = torch.zeros((len(frames), size), dtype=torch.bool)
+        sets = slots.forced_sets(forced) if forced else None
         # kept: the native call reads them
         self._frames = [_native_frame(frame) for frame in frames.values()]
-        self.slots = (bind.Slot * n)()
-        for k, (slot, frame) in enumerate(zip(frames, self._frames, strict=True)):
-            self.slots[k] = bind.Slot(
-                frame=frame.data_ptr(),
-                stride_y=frame.stride(0),
-                stride_x=frame.stride(1),
-                stride_c=frame.stride(2),
-                frame_is_float=frame.dtype == torch.float32,
-                whole=slot in whole,
-                buffers=addresses[slot].ctypes.data,
-                thresholds=state.thresholds[slot].ctypes.data,
-                input_threshold=state.input_threshold[slot],
-                active_px=self._active_px[k].ctypes.data,
-                active=None if self._active is None else self._active[k].data_ptr(),
-                changed=self._changed[k].data_ptr(),
-                changed_px=self._changed_px[k].ctypes.data,
-                forced=sets.ctypes.data if self._forced else None,
-            )
+        self.slots = (bind.Slot * len(frames))()
+        for k, (slot, frame) in enumerate(zip(self._order, self._frames, strict=True)):
+            self.slots[k] = slots.given[slot]
+            given = self.slots[k]
+            given.frame = frame.data_ptr()
+            given.stride_y, given.stride_x, given.stride_c = frame.stride()
+            given.frame_is_float = frame.dtype == torch.float32
+            given.whole = slot in whole
+            given.input_threshold = state.input_threshold[slot]
+            given.active = None if self._active is None else self._active[k].data_ptr()
+            given.forced = sets
 
+    @torch.no_grad()
     def run_foreign(self, step: int, index: int, active: int, changed: int) -> int:
         """Compute one step with PyTorch, for one slot; called by the native engine."""
         try:
@@ -219,14 +262,14 @@ class _Call:
         """Say for each slot what was active and what changed."""
         out = {}
         for k, slot in enumerate(self._order):
-            active_px = self._active_px[k].tolist()
+            active_px = self._slots.active_px[slot].tolist()
             work_px = list(active_px)
             for i in self._engine._foreign:
                 work_px[i] = prod(self._engine._sizes[i]) if active_px[i] else 0
-            counts = self._changed_px[k].tolist()
+            counts = self._slots.changed_px[slot].tolist()
             changed_px = dict(zip(self._engine._reported, counts, strict=True))
             input_px = changed_px[self._engine.plan.input]
-            report = SlotReport(self._split_changed(k, changed_px), active_px, work_px, input_px)
+            report = SlotReport(self._changed(slot, changed_px), active_px, work_px, input_px)
             out[slot] = report
             if self._active is not None:
                 report.active = self._split_active(k, active_px)
@@ -234,15 +277,16 @@ class _Call:
                 report.step_ms = (step_ms / len(self._order)).tolist()
         return out
 
-    def _split_changed(self, k: int, changed_px: Mapping[int, int]) -> dict[int, Tensor]:
-        masks, at = {}, 0
-        for value in self._engine._reported:
-            size = self._engine.plan.values[value].size
-            mask = self._changed[k, at : at + prod(size)].view(size)
-            at += prod(size)
+    def _changed(self, slot: int, changed_px: Mapping[int, int]) -> _ChangedMasks:
+        bits, widths, at = {}, {}, 0
+        for value, (h, w) in self._engine._mask_sizes.items():
+            words = h * _words(w)
             if changed_px[value]:
-                masks[value] = mask
-        return masks
+                # the next frame writes there again
+                bits[value] = self._slots.bits[slot, at : at + words].copy().reshape(h, -1)
+                widths[value] = w
+            at += words
+        return _ChangedMasks(bits, widths)
 
     def _split_active(self, k: int, active_px: Sequence[int]) -> dict[int, Tensor]:
         assert self._active is not None
@@ -252,6 +296,11 @@ class _Call:
                 sets[i] = self._active[k, at : at + prod(size)].view(size)
             at += prod(size)
         return sets
+
+
+def _words(width: int) -> int:
+    """Count the 64-bit words of a mask's row."""
+    return -(-width // 64)
 
 
 def _native_frame(frame: Tensor) -> Tensor:

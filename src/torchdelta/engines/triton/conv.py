@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from torchdelta.engines.triton.frame import Frame
 
 FUNCTIONS = frozenset(
-    "relu clamp leaky_relu elu threshold hardshrink softshrink abs neg square sqrt rsqrt reciprocal "
-    "sign floor ceil hardsigmoid hardswish sigmoid silu tanh gelu_erf gelu_tanh mish softplus "
-    "log_sigmoid exp expm1 log log1p log2 log10 erf sin cos".split()
+    "relu clamp leaky_relu elu threshold hardshrink softshrink abs neg square sqrt rsqrt "
+    "reciprocal sign floor ceil hardsigmoid hardswish sigmoid silu tanh gelu_erf gelu_tanh mish "
+    "softplus log_sigmoid exp expm1 log log1p log2 log10 erf sin cos".split()
+)
 )
 JOINS = frozenset("add sub mul div maximum minimum".split())
 # channels below which a step of the sum takes pairs of tap and channel

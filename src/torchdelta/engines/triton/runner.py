@@ -116,7 +116,7 @@ class Runner:
         return host.copy_(numbers, non_blocking=True)
 
     def _send(self, frames: Mapping[int, Tensor], whole: frozenset[int]) -> bool:
-        """Send the control block, and frames that are on the host; returns whether some are float."""
+        """Send the control block and frames of the host; returns whether some are float."""
         memory = self.memory
         memory.tick()
         control = self._controls[self._turn]

@@ -24,9 +24,11 @@ from torchdelta.engines.triton.kernels.shared import (
 
 # arguments whose value should not make another variant of a kernel
 _PLAIN = [
-    "x_px", "out_px", "residual_px", "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps", "chunks",
+    "x_px", "out_px", "residual_px", "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps",
+    "chunks",
     "taps_w", "num_y", "num_x", "den_y", "den_x", "bias_y", "bias_x", "first_y", "first_x",
-    "step_y", "step_x", "small_rows", "middle_rows", "out_group", "in_group", "last_channel", "channels",
+    "step_y", "step_x", "small_rows", "middle_rows", "out_group", "in_group", "last_channel",
+    "channels",
     "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
     "filter0_ptr", "filter1_ptr", "list_ptr", "slope_ptr",
 ]  # fmt: skip
@@ -217,8 +219,8 @@ def _walk(
         first_step = part * SPLIT_STEPS
         acc = _multiply(
             tl.zeros((BM, BN), tl.float32), first_step, tl.minimum(first_step + SPLIT_STEPS, steps),
-            x_ptr, row, y, x, listed, weights, first_channel, x_px, x_h, x_w, chunks, taps_w, first_y,
-            first_x, step_y, step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, STAGES,
+            x_ptr, row, y, x, listed, weights, first_channel, x_px, x_h, x_w, chunks, taps_w,
+            first_y, first_x, step_y, step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, STAGES,
         )  # fmt: skip
         last = True
         if PARTS > 1:
@@ -304,7 +306,8 @@ def convolution(
             filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
             stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, SMALL_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
+            last_channel, SMALL_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS,
+            FLAT,
             GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip
@@ -315,7 +318,8 @@ def convolution(
             filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
             stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, MIDDLE_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
+            last_channel, MIDDLE_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS,
+            SPLIT_STEPS, FLAT,
             GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip
@@ -326,7 +330,8 @@ def convolution(
             filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
             stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, LARGE_M, BN, STAGES, 1, False, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS, FLAT,
+            last_channel, LARGE_M, BN, STAGES, 1, False, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS,
+            FLAT,
             GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip
@@ -343,7 +348,8 @@ def depthwise(
     TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr,
     PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr,
     JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr,
-    POST_C: tl.constexpr, EVEN: tl.constexpr, X_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
+    POST_C: tl.constexpr, EVEN: tl.constexpr, X_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr,
+    RESIDUAL_UNIT: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolve each channel alone: output channel c reads input channel c // MULTIPLIER.

@@ -114,9 +114,10 @@ def select(
 ):  # fmt: skip
     """List the pixels of a map [slots, h, w] that a change of the sources makes active.
 
-    The first OWN sources are the step's: they give its list (one per phase of the output, `capacity`
-    entries apart) and the number of active pixels per slot, active_ptr [slots]. All SOURCES together
-    give the wide list, for the steps that follow with the same pixels, where there are more.
+    The first OWN sources are the step's: they give its list (one per phase of the output,
+    `capacity` entries apart) and the number of active pixels per slot, active_ptr [slots]. All
+    SOURCES together give the wide list, for the steps that follow with the same pixels, where
+    there are more.
     CARRY_*: the mask of more sources than one launch takes. FORCED: forced_ptr [h, w] replaces what
     was found. A program looks at BS pixels of one slot; there are `blocks` programs per slot.
     """
@@ -137,17 +138,20 @@ def select(
     if OWN > 1:
         active |= _hit(
             slot, y, x, ok, now, s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y,
-            s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1, KW1, WIDE, BS,
+            s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1, KW1,
+            WIDE, BS,
         )  # fmt: skip
     if OWN > 2:
         active |= _hit(
             slot, y, x, ok, now, s2_ptr, s2_h, s2_w, s2_stride_y, s2_stride_x, s2_pad_y,
-            s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2, KW2, WIDE, BS,
+            s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2, KW2,
+            WIDE, BS,
         )  # fmt: skip
     if OWN > 3:
         active |= _hit(
             slot, y, x, ok, now, s3_ptr, s3_h, s3_w, s3_stride_y, s3_stride_x, s3_pad_y,
-            s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3, KW3, WIDE, BS,
+            s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3, KW3,
+            WIDE, BS,
         )  # fmt: skip
     if CARRY_IN:
         active |= tl.load(carry_ptr + pixel, mask=ok, other=0).to(tl.int32)
