@@ -25,7 +25,6 @@ FUNCTIONS = frozenset(
     "reciprocal sign floor ceil hardsigmoid hardswish sigmoid silu tanh gelu_erf gelu_tanh mish "
     "softplus log_sigmoid exp expm1 log log1p log2 log10 erf sin cos".split()
 )
-)
 JOINS = frozenset("add sub mul div maximum minimum".split())
 # channels below which a step of the sum takes pairs of tap and channel
 FLAT_CHANNELS = 16
