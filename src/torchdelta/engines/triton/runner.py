@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 # frames that may be on their way at once
 RING = 4
+
+# PyTorch captures one graph at a time
+CAPTURING = threading.Lock()
 
 # which steps' active sets are forced, and whether steps share lists
 Variant = tuple[frozenset[int], bool]
@@ -229,7 +233,8 @@ def _do(work: Sequence[Work]) -> None:
 def _graph(work: Sequence[Work]) -> Work:
     """Capture work as a CUDA graph; returns its replay."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # other threads go on with their sessions meanwhile: only this one's calls are restricted
+    with CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
         _do(work)
     return graph.replay
 
