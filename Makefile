@@ -44,8 +44,10 @@ native: $(VENV)/.installed
 demo: venv
 	$(BIN)/torchdelta demo
 
-# one thread per worker, two workers on two cores; tests that use more must not spin
-ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+# one thread per worker, two workers on two cores; tests that use more must not spin. Some virtual
+# machines announce AMX and do not have it: PyTorch's half precision would end in an illegal
+# instruction there
+ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16
 
 # Triton's interpreter is chosen before Triton is imported: a process of its own. pytest exits with 5
 # where all was skipped, for want of Triton; TORCHDELTA_REQUIRE=triton-interpreter makes that an error
