@@ -222,7 +222,8 @@ def count_stamps(jobs_ptr, ctl_ptr, TWO: tl.constexpr, BS: tl.constexpr, PDL: tl
         hit = tl.load(first + at, mask=at < length, other=0).to(tl.int32) == now
         if TWO:
             second = second_address.to(tl.pointer_type(tl.uint8))
-            mask = (at < length) & (second_address != 0)
+            # the interpreter cannot splat a scalar truth value
+            mask = (at < length) & (at * 0 + second_address != 0)
             hit |= tl.load(second + at, mask=mask, other=0).to(tl.int32) == now
         total = tl.sum(hit.to(tl.int32))
         if total > 0:
