@@ -8,15 +8,18 @@ and the bytes, filled up to whole words.
     magic, number of cases
     case:   name bytes, program bytes (engines/cpu/blob.py)
             compute dtype (0 float32, 1 bfloat16), norm (0 rms, 1 max), exact (1: all thresholds
-            are 0)
+            are 0), moves (1: the window moves)
             float64 tolerance: relative L2 of a buffer against the expected one
             frame: is float, strides of y, x, c in elements
-            number of buffers; of each, its elements and bytes per element (2 bfloat16, 4 float32)
-            number of values, of steps, bytes of all active sets, number of reported values, bytes
-            of all reported change masks (rows of whole 8-byte words)
+            number of buffers; of each, its height, width, channels and bytes per element (2
+            bfloat16, 4 float32)
+            number of values; of each, its buffer
+            number of steps, bytes of all active sets, number of reported values, bytes of all
+            reported change masks (rows of whole 8-byte words)
             number of frames
     frame:  whole, idle (1: no pixel may be active), float64 input threshold
             thresholds bytes (float64 per value), frame bytes
+            bytes of origins, moved, border, valid of `td_slot`, none where they are 0 or null
             number of expected buffers (0: none), their bytes (float32)
 
 Cases with a step that is left to PyTorch have no place here and are counted.
@@ -43,7 +46,7 @@ from support import compiled, move, new_session
 from torchdelta.engines.cpu.blob import foreign_reason, write_program
 from torchdelta.plan import Plan
 
-MAGIC = int.from_bytes(b"TDCASES1", "little")
+MAGIC = int.from_bytes(b"TDCASES2", "little")
 KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "origin")
 FEW = ("first", "patch", "same", "all", "pixel")
 # every n-th case also in uint8, in bfloat16, and with thresholds
@@ -114,15 +117,16 @@ def write_history(out: Writer, history: History) -> None:
     exact = history.tolerance == 0
     out.data((history.case + history.suffix).encode())
     out.data(write_program(plan, history.dtype, values))
-    out.words(history.dtype == torch.bfloat16, history.norm == "max", exact)
+    out.words(history.dtype == torch.bfloat16, history.norm == "max", exact, False)
     out.number(FP32 if history.dtype == torch.float32 else BF16)
     out.words(not history.uint8, *((w * c, c, 1) if history.uint8 else (w, 1, h * w)))
     out.words(len(plan.buffers))
     for b in plan.buffers:
-        out.words(b.h * b.w * b.c, (b.dtype or history.dtype).itemsize)
+        out.words(b.h, b.w, b.c, (b.dtype or history.dtype).itemsize)
+    out.words(len(plan.values), *(v.buffer for v in plan.values))
     active = sum(prod(plan.values[s.output].size) for s in plan.steps)
     changed = sum(8 * h * -(-w // 64) for h, w in (plan.values[v].size for v in values))
-    out.words(len(plan.values), len(plan.steps), active, len(values), changed)
+    out.words(len(plan.steps), active, len(values), changed)
     generator = torch.Generator().manual_seed(1)
     x = torch.rand(1, *plan.shape, generator=generator)
     large = plan.state_bytes(torch.float32) > LARGE_BYTES
@@ -140,6 +144,8 @@ def write_history(out: Writer, history: History) -> None:
         out.number(limit)
         out.data(thresholds.tobytes())
         out.data(np.ascontiguousarray(frame.numpy()).tobytes())
+        for _ in range(4):
+            out.data(b"")
         wanted = exact and (not large or t == len(kinds) - 1)
         buffers = session._state.buffers if wanted else []
         out.words(len(buffers))

@@ -1,14 +1,17 @@
 // What the engine knows of the kernels: one table per instruction set.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
 #include "arena.h"
 #include "program.h"
+#include "ring.h"
 #include "torchdelta_native.h"
 
 namespace td {
@@ -19,8 +22,32 @@ struct Pixel {
   uint16_t y, x, slot, run;
 };
 
-// What a slot's gates do: compare; publish all without comparing; compare and publish all the same.
-enum Publish : uint8_t { kGated = 0, kWhole = 1, kForced = 2 };
+// A rectangle of pixels.
+struct Rect {
+  int y, x, h, w;
+  bool has_row(int py) const { return unsigned(py - y) < unsigned(h); }
+  bool has(int py, int px) const { return has_row(py) && unsigned(px - x) < unsigned(w); }
+};
+
+// The pixels of a value's window that the slot's last frame had in its window too. The others are
+// published without comparing.
+inline Rect seen(const Program& program, const td_slot& slot, int value) {
+  const Value& v = program.values[value];
+  if (slot.whole) return {0, 0, 0, 0};
+  if (!slot.moved) return {0, 0, v.h, v.w};
+  const int dy = int(slot.moved[2 * value]), dx = int(slot.moved[2 * value + 1]);
+  return {std::max(0, -dy), std::max(0, -dx), std::max(0, v.h - std::abs(dy)),
+          std::max(0, v.w - std::abs(dx))};
+}
+
+// A value's state in one slot.
+template <class T>
+inline Ring<T> ring_of(const Program& program, const td_slot& slot, int value) {
+  const Value& v = program.values[value];
+  T* const base = static_cast<T*>(slot.buffers[v.buffer]) + v.offset;
+  const int64_t* const origin = slot.origins + 2 * value;
+  return {base, v.h, v.w, program.buffers[v.buffer].c, int(origin[0]), int(origin[1])};
+}
 
 // Weights in the order that a kernel reads them, and whatever else it works out once.
 struct Packed {
@@ -52,17 +79,14 @@ struct Job {
   int words;
   // per slot: set to 1 where anything was published
   uint8_t* any;
-  // per slot: see `Publish`
-  const uint8_t* publish;
+  // what was compared is published all the same
+  bool forced;
   bool norm_is_max;
 
-  // where a value's pixel (0, 0), channel 0, lies
   template <class T>
-  T* base(int value, int slot) const {
-    const Value& v = program->values[value];
-    return static_cast<T*>(slots[slot].buffers[v.buffer]) + v.offset;
+  Ring<T> ring(int value, int slot) const {
+    return ring_of<T>(*program, slots[slot], value);
   }
-  int pitch(int value) const { return program->buffers[program->values[value].buffer].c; }
   double threshold(int slot) const { return slots[slot].thresholds[step->output]; }
 };
 
@@ -70,8 +94,9 @@ struct Job {
 struct InputJob {
   const Program* program;
   const td_slot* slot;
+  Rect seen;
   uint64_t* hot;      // [H, words]; written by find_hot
-  uint64_t* changed;  // [H, words]; written by publish
+  uint64_t* changed;  // [H, words]; what publish_input writes to the state
   int words;
 };
 

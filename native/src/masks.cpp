@@ -17,6 +17,38 @@ void fill_row(uint64_t* row, int w) {
   if (words) row[words - 1] &= tail_mask(w);
 }
 
+void set_bits(uint64_t* row, int begin, int end) {
+  for (int x = begin; x < end;) {
+    const int stop = std::min(end, (x / 64 + 1) * 64);
+    row[x / 64] |= tail_mask(stop - x) << (x % 64);
+    x = stop;
+  }
+}
+
+void mark_outside(const Rect& rect, int y, int w, uint64_t* row) {
+  if (!rect.has_row(y)) return fill_row(row, w);
+  set_bits(row, 0, std::min(rect.x, w));
+  set_bits(row, rect.x + rect.w, w);
+}
+
+void keep_valid(const td_slot& slot, int y, int w, uint64_t* row, uint64_t* rows) {
+  if (!slot.valid) return;
+  pack_row(slot.valid + size_t(y) * w, w, rows);
+  for (int k = 0; k < words_of(w); ++k) row[k] &= rows[k];
+}
+
+void dilate_row(const uint64_t* mask, int y, int h, int w, uint64_t* out, uint64_t* rows) {
+  const int words = words_of(w);
+  std::fill_n(rows, words, 0);
+  for (int i = std::max(0, y - 1); i <= std::min(h - 1, y + 1); ++i)
+    for (int k = 0; k < words; ++k) rows[k] |= mask[size_t(i) * words + k];
+  for (int k = 0; k < words; ++k) {
+    const uint64_t left = k ? rows[k - 1] >> 63 : 0, right = k + 1 < words ? rows[k + 1] << 63 : 0;
+    out[k] = rows[k] | rows[k] << 1 | left | rows[k] >> 1 | right;
+  }
+  out[words - 1] &= tail_mask(w);
+}
+
 namespace {
 
 // ORs `in` into `out`, moved by `shift` places to higher x (lower where negative).

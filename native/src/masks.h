@@ -15,6 +15,16 @@ constexpr uint64_t tail_mask(int w) { return w % 64 ? (uint64_t(1) << (w % 64)) 
 
 bool any_bit(const uint64_t* row, int words);
 void fill_row(uint64_t* row, int w);
+void set_bits(uint64_t* row, int begin, int end);
+
+// Marks a row's pixels outside a rectangle.
+void mark_outside(const Rect& rect, int y, int w, uint64_t* row);
+
+// Unmarks the pixels of row y where a slot's frame has no content; rows: as long as a row.
+void keep_valid(const td_slot& slot, int y, int w, uint64_t* row, uint64_t* rows);
+
+// Grows the marked pixels [h, words] by one in all directions, for row y; rows: as long as a row.
+void dilate_row(const uint64_t* mask, int y, int h, int w, uint64_t* out, uint64_t* rows);
 
 // ORs into `out` (width axis.n_out) the outputs along a row that read a marked input.
 void spread_row(const Axis& axis, const uint64_t* in, uint64_t* out);

@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define TD_ABI 2
+#define TD_ABI 3
 #define TD_API __attribute__((visibility("default")))
 
 typedef struct td_program td_program;
@@ -26,6 +26,15 @@ typedef struct {
   int32_t frame_is_float;                // 0: uint8, 1: float32
   int32_t whole;                         // publish every pixel without comparing
   void* const* buffers;                  // one address per buffer of the plan: this slot's [H, W, C]
+  // [values, 2]: buffers are rings, and pixel (0, 0) of a value's window lies at this pixel (y, x)
+  const int64_t* origins;
+  // null, or [values, 2]: by how many of its pixels a value's window has moved with this frame; by
+  // its whole size where the value does not follow the window
+  const int64_t* moved;
+  // null, or for each step the rows [Ho] and columns [Wo] of its output, one step behind the other: 1
+  // where what it reads was cut off elsewhere before the window moved
+  const uint8_t* border;
+  const uint8_t* valid;  // null, or [H, W]: 0 where the frame has no content
   const double* thresholds;              // one per value; 0 compares values
   double input_threshold;                // share of full scale
   int64_t* active_px;                    // out: one count per step

@@ -4,9 +4,10 @@
 //     native_runner FILE [PART OF A NAME ...]
 //
 // For each history: the states are the expected ones; an idle frame activates nothing; two threads
-// with a second slot give the same bits as one thread alone; at threshold 0 the last state is, bit
-// for bit, that of a whole run on the last frame; nothing is written outside the buffers. States
-// begin as NaN. Under the address sanitizer nothing may be read outside either.
+// with a second slot, on buffers whose rings begin elsewhere, give the same bits as one thread alone;
+// at threshold 0 the last state is, bit for bit, that of a whole run on the last frame; nothing is
+// written outside the buffers. States begin as NaN. Under the address sanitizer nothing may be read
+// outside either.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../src/torchdelta_native.h"
@@ -27,7 +29,7 @@
 
 namespace {
 
-constexpr int64_t kMagic = 0x3153455341434454;  // "TDCASES1"
+constexpr int64_t kMagic = 0x3253455341434454;  // "TDCASES2"
 constexpr size_t kLine = 64, kGuardBytes = 512;
 constexpr unsigned char kPattern = 0xa5, kNan = 0xff;
 
@@ -92,21 +94,25 @@ struct Frame {
   bool whole, idle;
   double input_threshold;
   Guarded thresholds, pixels;
+  // of a window: where the values' rings begin, and what has moved (see td_slot); without bytes: 0, null
+  Guarded origins, moved, border, valid;
   std::vector<std::vector<float>> expected;  // per buffer; empty: none
 };
 
 struct Buffer {
-  size_t elements, item_bytes;  // 2: bfloat16, 4: float32
+  size_t h, w, c, item_bytes;  // 2: bfloat16, 4: float32
+  size_t elements() const { return h * w * c; }
 };
 
 struct History {
   std::string name;
   std::vector<char> program;
-  bool is_bf16, norm_is_max, exact, frame_is_float;
+  bool is_bf16, norm_is_max, exact, moves, frame_is_float;
   double tolerance;
   int64_t stride_y, stride_x, stride_c;
   std::vector<Buffer> buffers;
-  size_t values, steps, active_bytes, reported, changed_bytes;
+  std::vector<size_t> values;  // the buffer of each
+  size_t steps, active_bytes, reported, changed_bytes;
   std::vector<Frame> frames;
 };
 
@@ -148,9 +154,10 @@ Frame read_frame(Reader& in) {
   f.whole = in.word() != 0;
   f.idle = in.word() != 0;
   f.input_threshold = in.number();
-  const std::vector<char> thresholds = in.bytes(), pixels = in.bytes();
-  f.thresholds = Guarded(thresholds.data(), thresholds.size());
-  f.pixels = Guarded(pixels.data(), pixels.size());
+  for (Guarded* g : {&f.thresholds, &f.pixels, &f.origins, &f.moved, &f.border, &f.valid}) {
+    const std::vector<char> bytes = in.bytes();
+    *g = Guarded(bytes.data(), bytes.size());
+  }
   const size_t n = in.count();
   for (size_t i = 0; i < n; ++i) {
     const std::vector<char> bytes = in.bytes();
@@ -168,15 +175,19 @@ History read_history(Reader& in) {
   h.is_bf16 = in.word() != 0;
   h.norm_is_max = in.word() != 0;
   h.exact = in.word() != 0;
+  h.moves = in.word() != 0;
   h.tolerance = in.number();
   h.frame_is_float = in.word() != 0;
   h.stride_y = in.word(), h.stride_x = in.word(), h.stride_c = in.word();
   const size_t n_buffers = in.count();
   for (size_t i = 0; i < n_buffers; ++i) {
-    const size_t elements = in.count();
-    h.buffers.push_back({elements, in.count()});
+    Buffer b;
+    b.h = in.count(), b.w = in.count(), b.c = in.count(), b.item_bytes = in.count();
+    h.buffers.push_back(b);
   }
-  h.values = in.count(), h.steps = in.count(), h.active_bytes = in.count();
+  const size_t n_values = in.count();
+  for (size_t i = 0; i < n_values; ++i) h.values.push_back(in.count());
+  h.steps = in.count(), h.active_bytes = in.count();
   h.reported = in.count(), h.changed_bytes = in.count();
   const size_t n_frames = in.count();
   for (size_t i = 0; i < n_frames; ++i) h.frames.push_back(read_frame(in));
@@ -185,17 +196,24 @@ History read_history(Reader& in) {
 
 // One slot: its state, and what a frame reports.
 struct Slot {
-  explicit Slot(const History& h)
-      : active_px(h.steps * sizeof(int64_t)), active(h.active_bytes), changed(h.changed_bytes),
+  // ring: 0, or another number for each place where the buffers' rings may begin
+  explicit Slot(const History& h, int ring = 0)
+      : origins(h.values.size() * 2 * sizeof(int64_t)), active_px(h.steps * sizeof(int64_t)), active(h.active_bytes), changed(h.changed_bytes),
         changed_px(h.reported * sizeof(int64_t)) {
     for (const Buffer& b : h.buffers) {
-      buffers.emplace_back(b.elements * b.item_bytes, kNan);
+      buffers.emplace_back(b.elements() * b.item_bytes, kNan);
       addresses.push_back(buffers.back().at<void>());
+      const size_t n = rings.size();
+      // each of the rows and columns comes to be a seam somewhere
+      corner.push_back({0, 0});
+      rings.push_back({ring ? (b.h / 2 + ring + n) % b.h : 0, ring ? (b.w / 3 + 2 * ring + n) % b.w : 0});
     }
   }
   std::vector<Guarded> buffers;
   std::vector<void*> addresses;
-  Guarded active_px, active, changed, changed_px;
+  // by buffer: where the ring of a window that never moved begins, and where this frame's does
+  std::vector<std::pair<size_t, size_t>> rings, corner;
+  Guarded origins, active_px, active, changed, changed_px;
 
   td_slot frame(const History& h, const Frame& f, bool whole) {
     for (const Guarded* g : {&active_px, &active, &changed, &changed_px})
@@ -206,6 +224,20 @@ struct Slot {
     s.frame_is_float = h.frame_is_float;
     s.whole = whole;
     s.buffers = addresses.data();
+    for (size_t v = 0; v < h.values.size(); ++v) {
+      const Buffer& b = h.buffers[h.values[v]];
+      const int64_t* given = f.origins.bytes() ? f.origins.at<int64_t>() + 2 * v : nullptr;
+      const size_t y = rings[h.values[v]].first + (given ? size_t(given[0]) : 0);
+      const size_t x = rings[h.values[v]].second + (given ? size_t(given[1]) : 0);
+      origins.at<int64_t>()[2 * v] = int64_t(y % b.h);
+      origins.at<int64_t>()[2 * v + 1] = int64_t(x % b.w);
+      // values side by side share a ring
+      corner[h.values[v]] = {y % b.h, x % b.w};
+    }
+    s.origins = origins.at<int64_t>();
+    if (f.moved.bytes() && !whole) s.moved = f.moved.at<int64_t>();
+    if (f.border.bytes() && !whole) s.border = f.border.at<uint8_t>();
+    if (f.valid.bytes()) s.valid = f.valid.at<uint8_t>();
     s.thresholds = f.thresholds.at<double>();
     s.input_threshold = f.input_threshold;
     s.active_px = active_px.at<int64_t>();
@@ -226,6 +258,13 @@ struct Slot {
     for (const Guarded* g : {&active, &changed})
       for (size_t i = 0; i < g->bytes(); ++i) n += g->at<uint8_t>()[i] != 0;
     return n;
+  }
+  // Number i of a buffer, counted from the window's corner.
+  float in_window(const History& h, size_t buffer, size_t i) const {
+    const Buffer& b = h.buffers[buffer];
+    const size_t y = (i / b.c / b.w + corner[buffer].first) % b.h;
+    const size_t x = (i / b.c % b.w + corner[buffer].second) % b.w;
+    return number(h, buffer, (y * b.w + x) * b.c + i % b.c);
   }
   float number(const History& h, size_t buffer, size_t i) const {
     if (h.buffers[buffer].item_bytes == 4) return buffers[buffer].at<float>()[i];
@@ -276,8 +315,8 @@ void compare_expected(const History& h, const Slot& slot, size_t t) {
 // Equal numbers, or NaN on both sides.
 void compare_bits(const History& h, const Slot& a, const Slot& b, const char* what) {
   for (size_t n = 0; n < h.buffers.size(); ++n)
-    for (size_t i = 0; i < h.buffers[n].elements; ++i) {
-      const float x = a.number(h, n, i), y = b.number(h, n, i);
+    for (size_t i = 0; i < h.buffers[n].elements(); ++i) {
+      const float x = a.in_window(h, n, i), y = b.in_window(h, n, i);
       check(x == y || (std::isnan(x) && std::isnan(y)),
             std::string(what) + ": buffer " + std::to_string(n) + " differs at " +
                 std::to_string(i));
@@ -287,7 +326,7 @@ void compare_bits(const History& h, const Slot& a, const Slot& b, const char* wh
 void run_history(const History& h, const std::string& isa) {
   const Program program = load(h, isa);
   const size_t n = h.frames.size();
-  Slot alone(h), first(h), second(h), whole_last(h), whole_first(h);
+  Slot alone(h), first(h, 1), second(h, 4), whole_last(h, 3), whole_first(h, 2);
   for (size_t t = 0; t < n; ++t) {
     const Frame& f = h.frames[t];
     std::vector<td_slot> one{alone.frame(h, f, f.whole)};
@@ -295,8 +334,8 @@ void run_history(const History& h, const std::string& isa) {
     check(alone.guarded(), "wrote outside a buffer");
     compare_expected(h, alone, t);
     check(!f.idle || alone.marks() == 0, "frame " + std::to_string(t) + " is idle, and is not");
-    // the second slot runs the frames the other way
-    const Frame& back = h.frames[n - 1 - t];
+    // the second slot runs the frames the other way; a window's moves cannot be turned round
+    const Frame& back = h.moves ? f : h.frames[n - 1 - t];
     std::vector<td_slot> two{first.frame(h, f, f.whole), second.frame(h, back, t == 0)};
     step(program.get(), h, two, 2);
     check(first.guarded() && second.guarded(), "wrote outside a buffer, two threads");
@@ -306,7 +345,7 @@ void run_history(const History& h, const std::string& isa) {
   std::vector<td_slot> last{whole_last.frame(h, h.frames[n - 1], true)};
   step(program.get(), h, last, 2);
   compare_bits(h, alone, whole_last, "whole run on the last frame");
-  std::vector<td_slot> begin{whole_first.frame(h, h.frames[0], true)};
+  std::vector<td_slot> begin{whole_first.frame(h, h.frames[h.moves ? n - 1 : 0], true)};
   step(program.get(), h, begin, 1);
   compare_bits(h, second, whole_first, "second slot, whole run on its last frame");
 }

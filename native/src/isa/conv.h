@@ -22,8 +22,8 @@ class ConvTask {
  public:
   ConvTask(const Job& job, size_t begin, size_t end, Scratch& scratch)
       : job_(job), p_(static_cast<const PackedConv<T>&>(*job.packed)),
-        in_(job.program->values[job.step->inputs[0]]), pitch_(job.pitch(job.step->inputs[0])),
-        pixels_(job.pixels + begin), count_(int(end - begin)) {
+        in_(job.program->values[job.step->inputs[0]]), pixels_(job.pixels + begin),
+        count_(int(end - begin)) {
     for (const Phase& phase : p_.phases) most_taps_ = std::max(most_taps_, int(phase.taps.size()));
     const size_t sums = sizeof(float) * count_ * kRow;
     const size_t rows = sizeof(T*) * size_t(most_taps_ + 1) * (count_ + kMostPixels);
@@ -119,7 +119,14 @@ class ConvTask {
 
   const T** rows_of(int block) { return rows_ + size_t(block) * (most_taps_ * p_.pixels + 1); }
 
-  // Finds where each pixel's taps lie. Inside the map only a segment's first is wanted.
+  void enter(int slot) {
+    if (slot == slot_) return;
+    slot_ = slot;
+    ring_ = job_.ring<const T>(job_.step->inputs[0], slot);
+  }
+
+  // Finds where each pixel's taps lie. Inside the map only a segment's first is wanted: the others
+  // follow it, unless the ring's seam lies between them.
   void find_rows(const Phase& phase, int block) {
     const T** rows = rows_of(block);
     const uint16_t* const order = order_ + begin_[block];
@@ -128,30 +135,29 @@ class ConvTask {
     const Tap& last = phase.taps.empty() ? kNone : phase.taps.back();
     bool inside = true;
     for (int i = 0; i < m; ++i) {
-      const auto [y, x] = origin(pixels_[order[i]]);
-      inside &= y + first.dy >= 0 && y + last.dy < in_.h && x + first.dx >= 0 && x + last.dx < in_.w;
+      const Pixel& p = pixels_[order[i]];
+      enter(p.slot);
+      const auto [y, x] = origin(p);
+      const int left = x + first.dx, right = x + last.dx;
+      inside &= y + first.dy >= 0 && y + last.dy < in_.h && left >= 0 && right < in_.w;
+      inside &= !p_.whole_rows || left >= ring_.seam_x || right < ring_.seam_x;
     }
     block_inside(block) = inside;
     for (int i = 0; i < m; ++i) {
       const Pixel& p = pixels_[order[i]];
-      if (int(p.slot) != slot_) {
-        slot_ = p.slot;
-        base_ = job_.base<T>(job_.step->inputs[0], p.slot);
-      }
+      enter(p.slot);
       const auto [y, x] = origin(p);
       if (inside) {
         for (const Segment& s : phase.segments) {
           const Tap& tap = phase.taps[s.tap];
-          rows[s.tap * p_.pixels + i] =
-              base_ + (ptrdiff_t(y + tap.dy) * in_.w + (x + tap.dx)) * pitch_;
+          rows[s.tap * p_.pixels + i] = ring_.at(y + tap.dy, x + tap.dx);
         }
         continue;
       }
       for (size_t t = 0; t < phase.taps.size(); ++t) {
         const int iy = y + phase.taps[t].dy, ix = x + phase.taps[t].dx;
         const bool exists = iy >= 0 && iy < in_.h && ix >= 0 && ix < in_.w;
-        rows[t * p_.pixels + i] =
-            exists ? base_ + (ptrdiff_t(iy) * in_.w + ix) * pitch_ : nullptr;
+        rows[t * p_.pixels + i] = exists ? ring_.at(iy, ix) : nullptr;
       }
     }
   }
@@ -175,7 +181,7 @@ class ConvTask {
       call(all, chunk.k0, chunk.k1, weights, sums, bias);
       return;
     }
-    // beside the edge: tap by tap, zeros outside
+    // beside an edge or a seam: tap by tap, zeros outside
     constexpr int unit = Multiply<T>::kStep;
     const T* q[kMostPixels];
     for (int s = 0; s < chunk.n_segments; ++s) {
@@ -200,12 +206,11 @@ class ConvTask {
   const Job& job_;
   const PackedConv<T>& p_;
   const Value& in_;
-  const int pitch_;
   const Pixel* pixels_;
   const int count_;
   int most_taps_ = 0, slot_ = -1;
   int chosen_ = 0, blocks_ = 0;
-  const T* base_ = nullptr;
+  Ring<const T> ring_;
   float* sums_;
   const T** rows_;
   uint16_t order_[kBlockPx];        // the chosen pixels

@@ -11,6 +11,8 @@ namespace TD_ISA {
 
 // neighbouring pixels of a run that are computed together
 constexpr int kTogether = 4;
+// rows of the windows that are
+constexpr int kMostRows = 5;
 
 struct PackedDepthwise : Packed {
   int kh, kw, sy, sx, dy, dx, pad_y, pad_x, channels;
@@ -51,7 +53,7 @@ class DepthwiseTask {
  public:
   explicit DepthwiseTask(const Job& job)
       : job_(job), p_(static_cast<const PackedDepthwise&>(*job.packed)),
-        in_(job.program->values[job.step->inputs[0]]), pitch_(job.pitch(job.step->inputs[0])) {
+        in_(job.program->values[job.step->inputs[0]]) {
     if (p_.dx != 1 || p_.kh != p_.kw) return;
     if (p_.kh == 3 && p_.sx == 1) together_ = pick<3, 1>();
     if (p_.kh == 3 && p_.sx == 2) together_ = pick<3, 2>();
@@ -64,23 +66,25 @@ class DepthwiseTask {
     alignas(64) float rows[kTogether * kRow];
     for (size_t i = begin; i < end;) {
       const Pixel& p = job_.pixels[i];
-      const T* const base = job_.base<T>(job_.step->inputs[0], p.slot);
+      enter(p.slot);
       int count = std::min<int>({kTogether, p.run, int(end - i)});
       const int y = p.y * p_.sy - p_.pad_y, x = p.x * p_.sx - p_.pad_x;
       const bool rows_inside = y >= 0 && y + (p_.kh - 1) * p_.dy < in_.h;
-      // how many of the run's windows lie inside the map
-      const int reach = (p_.kw - 1) * p_.dx;
-      const int fit = x < 0 || x + reach >= in_.w ? 0 : (in_.w - 1 - reach - x) / p_.sx + 1;
+      // how many of the run's windows lie inside the map, on this side of the ring's seam
+      const int reach = (p_.kw - 1) * p_.dx, end_x = x < ring_.seam_x ? ring_.seam_x : in_.w;
+      const int fit = x < 0 || x + reach >= end_x ? 0 : (end_x - 1 - reach - x) / p_.sx + 1;
       const bool known = together_ && rows_inside && fit > 0;
       count = known ? std::min(count, fit) : 1;
+      const T* lines[kMostRows];
+      for (int ky = 0; known && ky < p_.kh; ++ky) lines[ky] = ring_.at(y + ky * p_.dy, x);
       // all of a pixel's channels before the next pixel: they lie side by side in memory
       for (c0_ = 0; c0_ < p_.channels; c0_ += kGroup) {
         n_ = std::min(kGroup, p_.channels - c0_);
         if (i + count < end) fetch_next(job_.pixels[i + count], finish);
         if (known)
-          (this->*together_[count])(base + (ptrdiff_t(y) * in_.w + x) * pitch_ + c0_, rows);
+          (this->*together_[count])(lines, rows);
         else
-          one(base + c0_, y, x, rows);
+          one(y, x, rows);
         for (int k = 0; k < count; ++k) finish(job_.pixels[i + k], c0_, n_, rows + k * kRow);
       }
       i += count;
@@ -88,20 +92,26 @@ class DepthwiseTask {
   }
 
  private:
+  void enter(int slot) {
+    if (slot == slot_) return;
+    slot_ = slot;
+    ring_ = job_.ring<const T>(job_.step->inputs[0], slot);
+  }
+
   // Asks for the group's part of the next pixels: the lowest row of their windows (the others have
   // been read for the line above) and what is stored.
   TD_INLINE void fetch_next(const Pixel& p, Finisher<T>& finish) const {
+    if (int(p.slot) != slot_) return;
     const int y = std::min(p.y * p_.sy - p_.pad_y + (p_.kh - 1) * p_.dy, in_.h - 1);
     const int x = std::max(p.x * p_.sx - p_.pad_x, 0);
     const int count = std::min<int>(kTogether, p.run);
-    const T* at = job_.base<T>(job_.step->inputs[0], p.slot) + c0_;
-    at += (ptrdiff_t(y) * in_.w + x) * pitch_;
+    const T* const at = ring_.at(y, x) + c0_;
     const int inputs = std::min((count - 1) * p_.sx + p_.kw, in_.w - x);
-    for (int k = 0; k < inputs; ++k) fetch(at + ptrdiff_t(k) * pitch_, n_);
+    for (int k = 0; k < inputs; ++k) fetch(at + k * ring_.pitch, n_);
     for (int k = 0; k < count; ++k) finish.prefetch_at(p, k, c0_, n_);
   }
 
-  using Together = void (DepthwiseTask::*)(const T*, float*) const;
+  using Together = void (DepthwiseTask::*)(const T* const*, float*) const;
 
   template <int K, int S>
   static const Together* pick() {
@@ -111,30 +121,31 @@ class DepthwiseTask {
     return table;
   }
 
-  // P neighbouring windows of K x K with stride S, all inside the map
+  // P neighbouring windows of K x K with stride S, all inside the map; lines: where the first one's
+  // rows begin
   template <int K, int S, int P>
-  void window(const T* in, float* rows) const {
+  void window(const T* const* lines, float* rows) const {
     int c = 0;
-    for (; c + kWidth <= n_; c += kWidth) vectors<K, S, P, false>(in + c, c, kWidth, rows + c);
-    if (c < n_) vectors<K, S, P, true>(in + c, c, n_ - c, rows + c);
+    for (; c + kWidth <= n_; c += kWidth) vectors<K, S, P, false>(lines, c, kWidth, rows + c);
+    if (c < n_) vectors<K, S, P, true>(lines, c, n_ - c, rows + c);
   }
 
   template <int K, int S, int P, bool kTail>
-  TD_INLINE void vectors(const T* in, int c, int lanes, float* rows) const {
+  TD_INLINE void vectors(const T* const* lines, int c, int lanes, float* rows) const {
     constexpr int kInputs = (P - 1) * S + K;
     const float* w = p_.weights + c0_ + c;
     const V bias = vload(p_.bias + c0_ + c);
     V sum[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sum[p] = bias;
-    const size_t down = size_t(p_.dy) * in_.w * pitch_;
+    const ptrdiff_t pitch = ring_.pitch;
 #pragma GCC unroll 8
     for (int ky = 0; ky < K; ++ky) {
-      const T* at = in + ky * down;
+      const T* at = lines[ky] + c0_ + c;
       V x[kInputs];
 #pragma GCC unroll 16
       for (int i = 0; i < kInputs; ++i)
-        x[i] = kTail ? vload(at + ptrdiff_t(i) * pitch_, lanes) : vload(at + ptrdiff_t(i) * pitch_);
+        x[i] = kTail ? vload(at + i * pitch, lanes) : vload(at + i * pitch);
 #pragma GCC unroll 8
       for (int kx = 0; kx < K; ++kx) {
         const V weight = vload(w + size_t(ky * K + kx) * p_.line);
@@ -147,7 +158,7 @@ class DepthwiseTask {
   }
 
   // Any window, also beyond the edge: taps outside the map are left out.
-  void one(const T* base, int y, int x, float* row) const {
+  void one(int y, int x, float* row) const {
     for (int c = 0; c < n_; c += kWidth) vstore(row + c, vload(p_.bias + c0_ + c));
     for (int ky = 0; ky < p_.kh; ++ky) {
       const int iy = y + ky * p_.dy;
@@ -155,7 +166,7 @@ class DepthwiseTask {
       for (int kx = 0; kx < p_.kw; ++kx) {
         const int ix = x + kx * p_.dx;
         if (ix < 0 || ix >= in_.w) continue;
-        const T* at = base + (ptrdiff_t(iy) * in_.w + ix) * pitch_;
+        const T* at = ring_.at(iy, ix) + c0_;
         const float* w = p_.weights + size_t(ky * p_.kw + kx) * p_.line + c0_;
         for (int c = 0; c < n_; c += kWidth) {
           const V in = n_ - c < kWidth ? vload(at + c, n_ - c) : vload(at + c);
@@ -168,7 +179,8 @@ class DepthwiseTask {
   const Job& job_;
   const PackedDepthwise& p_;
   const Value& in_;
-  const int pitch_;
+  Ring<const T> ring_;
+  int slot_ = -1;
   int c0_ = 0, n_ = 0;  // the group
   const Together* together_ = nullptr;
 };

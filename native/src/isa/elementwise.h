@@ -49,16 +49,16 @@ struct Affine : Copy<T> {
 // One side of a function of two maps; a side of one row, column or channel counts for all of them.
 template <class T>
 struct Operand {
-  Operand(int h, int w, int c, int pitch, int channels)
-      : step_y(h > 1 ? ptrdiff_t(w) * pitch : 0), step_x(w > 1 ? pitch : 0),
-        single(c == 1 && channels > 1) {}
-  TD_INLINE void at(const T* base, const Pixel& p) { from = base + p.y * step_y + p.x * step_x; }
+  Operand(int h, int w, int c, int channels)
+      : tall(h > 1), wide(w > 1), single(c == 1 && channels > 1) {}
+  TD_INLINE void at(const Ring<const T>& ring, const Pixel& p) {
+    from = ring.at(tall ? p.y : 0, wide ? p.x : 0);
+  }
   TD_INLINE V load(int c, int left) const {
     return single ? vset(to_float(*from)) : vload_some(from + c, left);
   }
 
-  const ptrdiff_t step_y, step_x;
-  const bool single;
+  const bool tall, wide, single;
   const T* from = nullptr;
 };
 
@@ -68,13 +68,13 @@ struct Binary {
       : maps{{job, 0}, {job, 1}}, sides{side(maps[0], job), side(maps[1], job)},
         fn(int(job.step->params.ints[0])), alpha(job.step->params.floats[0]) {}
   static Operand<T> side(const Map<T>& in, const Job& job) {
-    return {in.h, in.w, in.c, in.pitch, output_of(job).c};
+    return {in.h, in.w, in.c, output_of(job).c};
   }
   void enter(int slot) {
     for (Map<T>& in : maps) in.enter(slot);
   }
   TD_INLINE void at(const Pixel& p) {
-    for (int i = 0; i < 2; ++i) sides[i].at(maps[i].base, p);
+    for (int i = 0; i < 2; ++i) sides[i].at(maps[i].ring, p);
   }
   TD_INLINE void operator()(int c0, int n, float* row) const {
     for (int c = 0; c < n; c += kWidth) {
@@ -93,13 +93,13 @@ template <class T>
 struct Constant : Copy<T> {
   explicit Constant(const Job& job)
       : Copy<T>(job), fn(int(ints(job)[0])), first(ints(job)[1] != 0),
-        base(ints(job)[2] ? job.step->params.floats.data() : job.step->params.arrays[0].data()),
-        side(int(ints(job)[3]), int(ints(job)[4]), int(ints(job)[5]), int(ints(job)[5]),
-             output_of(job).c) {}
+        numbers(ints(job)[2] ? job.step->params.floats.data() : job.step->params.arrays[0].data(),
+                int(ints(job)[3]), int(ints(job)[4]), int(ints(job)[5]), 0, 0),
+        side(int(ints(job)[3]), int(ints(job)[4]), int(ints(job)[5]), output_of(job).c) {}
   static const int64_t* ints(const Job& job) { return job.step->params.ints.data(); }
   TD_INLINE void at(const Pixel& p) {
     Copy<T>::at(p);
-    side.at(base, p);
+    side.at(numbers, p);
   }
   TD_INLINE void operator()(int c0, int n, float* row) const {
     for (int c = 0; c < n; c += kWidth) {
@@ -110,7 +110,7 @@ struct Constant : Copy<T> {
 
   const int fn;
   const bool first;
-  const float* const base;
+  const Ring<const float> numbers;
   Operand<float> side;
 };
 

@@ -17,8 +17,7 @@ template <class T>
 class Finisher {
  public:
   explicit Finisher(const Job& job)
-      : job_(job), step_(*job.step), pitch_(job.pitch(step_.output)),
-        w_(job.program->values[step_.output].w) {
+      : job_(job), step_(*job.step) {
     find_simple();
   }
   Finisher(const Finisher&) = delete;
@@ -28,30 +27,28 @@ class Finisher {
   // Asks for what completing a pixel will read, while there is something else to do.
   TD_INLINE void prefetch(const Pixel& p, int c0, int n) {
     if (int(p.slot) != slot_) enter(p.slot);
-    const size_t at = size_t(p.y) * w_ + p.x;
-    fetch(out_ + at * pitch_ + c0, n);
-    if (residual_) fetch(other_ + at * other_pitch_ + c0, n);
+    fetch(out_.at(p.y, p.x) + c0, n);
+    if (residual_) fetch(other_.at(p.y, p.x) + c0, n);
   }
 
   // The same for the pixel `right` places to the right, of a slot that may be another than the last's.
   TD_INLINE void prefetch_at(const Pixel& p, int right, int c0, int n) const {
     if (int(p.slot) != slot_) return;
-    const size_t at = size_t(p.y) * w_ + p.x + right;
-    fetch(out_ + at * pitch_ + c0, n);
+    fetch(out_.at(p.y, p.x) + right * out_.pitch + c0, n);
   }
 
   // row: channels c0 .. c0 + n of the recomputed pixel, in float32; kRow of them may be written
   TD_INLINE void operator()(const Pixel& p, int c0, int n, float* row) {
     if (int(p.slot) != slot_) enter(p.slot);
-    const size_t at = size_t(p.y) * w_ + p.x;
-    T* const stored = out_ + at * pitch_ + c0;
+    T* const stored = out_.at(p.y, p.x) + c0;
+    const bool gated = seen_.has(p.y, p.x);
     if (simple_ && n <= kFew * kWidth) {
-      const T* const other = residual_ ? other_ + at * other_pitch_ + c0 : nullptr;
-      if (few(other, n, row, stored)) mark(p);
+      const T* const other = residual_ ? other_.at(p.y, p.x) + c0 : nullptr;
+      if (few(other, n, row, gated, stored)) mark(p);
       return;
     }
-    epilogue(at, c0, n, row);
-    if (publish_ != kWhole && !moved(row, stored, n) && publish_ != kForced) return;
+    epilogue(p, c0, n, row);
+    if (gated && !moved(row, stored, n) && !job_.forced) return;
     int c = 0;
     for (; c + kWidth <= n; c += kWidth) vstore(stored + c, vload(row + c));
     if (c < n) vstore(stored + c, vload(row + c), n - c);
@@ -79,7 +76,6 @@ class Finisher {
         simple_ = false;
       }
     }
-    if (residual_) other_pitch_ = job_.pitch(step_.inputs[residual_->input]);
   }
 
   struct Range {
@@ -88,23 +84,23 @@ class Finisher {
     TD_INLINE V operator()(V x) const { return vmin(vset(high), vmax(vset(low), x)); }
   };
 
-  TD_INLINE bool few(const T* other, int n, const float* row, T* stored) const {
+  TD_INLINE bool few(const T* other, int n, const float* row, bool gated, T* stored) const {
     const int nv = (n + kWidth - 1) / kWidth, tail = n - (nv - 1) * kWidth;
     if constexpr (kFew >= 8) {
-      if (nv == 8) return few<8>(other, tail, row, stored);
-      if (nv == 7) return few<7>(other, tail, row, stored);
-      if (nv == 6) return few<6>(other, tail, row, stored);
-      if (nv == 5) return few<5>(other, tail, row, stored);
+      if (nv == 8) return few<8>(other, tail, row, gated, stored);
+      if (nv == 7) return few<7>(other, tail, row, gated, stored);
+      if (nv == 6) return few<6>(other, tail, row, gated, stored);
+      if (nv == 5) return few<5>(other, tail, row, gated, stored);
     }
-    if (nv == 4) return few<4>(other, tail, row, stored);
-    if (nv == 3) return few<3>(other, tail, row, stored);
-    if (nv == 2) return few<2>(other, tail, row, stored);
-    return few<1>(other, tail, row, stored);
+    if (nv == 4) return few<4>(other, tail, row, gated, stored);
+    if (nv == 3) return few<3>(other, tail, row, gated, stored);
+    if (nv == 2) return few<2>(other, tail, row, gated, stored);
+    return few<1>(other, tail, row, gated, stored);
   }
 
   // Completes and gates NV vectors, of which the last has `tail` channels; says whether it published.
   template <int NV>
-  TD_INLINE bool few(const T* other, int tail, const float* row, T* stored) const {
+  TD_INLINE bool few(const T* other, int tail, const float* row, bool gated, T* stored) const {
     V x[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
@@ -117,7 +113,7 @@ class Finisher {
       }
       if (after_.on) x[v] = after_(x[v]);
     }
-    if (publish_ != kWhole && !moved<NV>(x, tail, stored) && publish_ != kForced) return false;
+    if (gated && !moved<NV>(x, tail, stored) && !job_.forced) return false;
 #pragma GCC unroll 8
     for (int v = 0; v + 1 < NV; ++v) vstore(stored + v * kWidth, x[v]);
     if (tail == kWidth)
@@ -163,24 +159,23 @@ class Finisher {
   void enter(int slot) {
     flush();
     slot_ = slot;
-    out_ = job_.base<T>(step_.output, slot);
+    out_ = job_.ring<T>(step_.output, slot);
     mask_ = job_.changed[slot];
-    publish_ = job_.publish[slot];
-    if (residual_) other_ = job_.base<T>(step_.inputs[residual_->input], slot);
+    seen_ = seen(*job_.program, job_.slots[slot], step_.output);
+    if (residual_) other_ = job_.ring<const T>(step_.inputs[residual_->input], slot);
     const double threshold = job_.threshold(slot);
     threshold_ = float(threshold);
     square_ = float(threshold * threshold);
     compare_ = threshold == 0;
   }
 
-  void epilogue(size_t at, int c0, int n, float* row) const {
+  void epilogue(const Pixel& p, int c0, int n, float* row) const {
     for (const Part& part : step_.epilogue) {
       if (!part.residual) {
         apply_pointwise(part.fn, part.args, slope(part, c0), row, n);
         continue;
       }
-      const int value = step_.inputs[part.input];
-      const T* other = job_.base<T>(value, slot_) + at * job_.pitch(value) + c0;
+      const T* other = job_.ring<const T>(step_.inputs[part.input], slot_).at(p.y, p.x) + c0;
       for (int c = 0; c < n; c += kWidth) {
         const V a = vload(row + c);
         const V b = n - c >= kWidth ? vload(other + c) : vload(other + c, n - c);
@@ -230,18 +225,16 @@ class Finisher {
 
   const Job& job_;
   const Step& step_;
-  const int pitch_, w_;
   bool simple_ = false;
   const Part* residual_ = nullptr;
   Range before_, after_;
-  int other_pitch_ = 0;
-  const T* other_ = nullptr;
   int slot_ = -1;
-  T* out_ = nullptr;
+  Ring<T> out_;
+  Ring<const T> other_;
+  Rect seen_{0, 0, 0, 0};
   uint64_t* mask_ = nullptr;
   uint64_t* word_ = nullptr;
   uint64_t bits_ = 0;
-  uint8_t publish_ = 0;
   float threshold_ = 0, square_ = 0;
   bool compare_ = true;
 };

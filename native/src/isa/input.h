@@ -25,6 +25,11 @@ inline void read_row(const Program& program, const td_slot& slot, int y, float* 
   }
 }
 
+template <class T>
+Ring<T> input_ring(const InputJob& job) {
+  return ring_of<T>(*job.program, *job.slot, job.program->input.value);
+}
+
 // Numbers per channel, repeated: from any channel on there is a whole vector of them.
 struct Pattern {
   std::vector<float> scale, shift, weight;
@@ -95,31 +100,146 @@ inline void add_channels(const float* __restrict row, int w, int channels, float
 template <class T>
 void row_difference(const InputJob& job, const Pattern& pattern, int y, float* row, float* out) {
   const Input& in = job.program->input;
-  const int n = in.w * in.c, step = kWidth % in.c;
-  const T* stored =
-      static_cast<const T*>(job.slot->buffers[job.program->values[in.value].buffer]) + size_t(y) * n;
-  auto differ = [&](int i, int c, V now, V old) {
-    vstore(row + i, vmul(vabs(vsub(now, old)), vload(&pattern.weight[c])));
-  };
-  int i = 0, c = 0;
-  auto forward = [&] {
-    i += kWidth;
-    c += step;
-    if (c >= in.c) c -= in.c;
-  };
-  if (is_plain(*job.program, *job.slot)) {
-    // normalised on the way; the last pixels of a frame have no whole vector of bytes behind them
-    const uint8_t* bytes = static_cast<const uint8_t*>(job.slot->frame) + y * job.slot->stride_y;
-    for (; i + kWidth <= n; forward()) {
-      const V now = vfma(vload(bytes + i), vload(&pattern.scale[c]), vload(&pattern.shift[c]));
-      differ(i, c, as_stored<T>(now), vload(stored + i));
+  const int step = kWidth % in.c;
+  const bool plain = is_plain(*job.program, *job.slot);
+  if (!plain) normalise_row<T>(job, pattern, y, row);
+  const auto compare = [&](int x0, int x1, const T* stored) {
+    const int begin = x0 * in.c, n = (x1 - x0) * in.c;
+    float* const numbers = row + begin;
+    const auto differ = [&](int c, V now, V old) {
+      return vmul(vabs(vsub(now, old)), vload(&pattern.weight[c]));
+    };
+    int i = 0, c = 0;
+    auto forward = [&] {
+      i += kWidth;
+      c += step;
+      if (c >= in.c) c -= in.c;
+    };
+    if (plain) {
+      // normalised on the way; the last pixels of a frame have no whole vector of bytes behind them
+      const uint8_t* bytes =
+          static_cast<const uint8_t*>(job.slot->frame) + y * job.slot->stride_y + begin;
+      for (; i + kWidth <= n; forward()) {
+        const V now = vfma(vload(bytes + i), vload(&pattern.scale[c]), vload(&pattern.shift[c]));
+        vstore(numbers + i, differ(c, as_stored<T>(now), vload(stored + i)));
+      }
+      normalise<T>(*job.program, *job.slot, pattern, true, y, begin + i, begin + n, row, row);
     }
-    normalise<T>(*job.program, *job.slot, pattern, true, y, i, n, row, row);
-  } else {
-    normalise_row<T>(job, pattern, y, row);
-  }
-  for (; i < n; forward()) differ(i, c, vload(row + i), vload_some(stored + i, n - i));
+    for (; i + kWidth <= n; forward())
+      vstore(numbers + i, differ(c, vload(numbers + i), vload(stored + i)));
+    if (i < n) {
+      const V now = vload(numbers + i, n - i), old = vload(stored + i, n - i);
+      vstore(numbers + i, differ(c, now, old), n - i);
+    }
+  };
+  input_ring<const T>(job).stretches(y, 0, in.w, compare);
   add_channels(row, in.w, in.c, out);
+}
+
+// Per pixel of row y: 1 where the frame can be compared with the state, else 0.
+inline void find_comparable(const InputJob& job, int y, float* out) {
+  const int w = job.program->input.w;
+  const uint8_t* valid = job.slot->valid;
+  if (valid) valid += size_t(y) * w;
+  const int end = job.seen.has_row(y) ? job.seen.x + job.seen.w : 0;
+  const int begin = std::min(end, job.seen.x);
+  std::fill(out, out + begin, 0.0f);
+  for (int x = begin; x < end; ++x) out[x] = !valid || valid[x] ? 1.0f : 0.0f;
+  std::fill(out + end, out + w, 0.0f);
+}
+
+// The 3x3 boxes of the input gate: of three rows, sums along the row of the differences and of the
+// pixels that count.
+template <class T>
+class Boxes {
+ public:
+  Boxes(const InputJob& job, const Pattern& pattern, Scratch& scratch)
+      : job_(job), pattern_(pattern), h_(job.program->input.h), w_(job.program->input.w),
+        all_(!job.slot->valid && !job.slot->moved),
+        line_(size_t(round_up(w_, kWidth)) + 2 * kWidth) {
+    const size_t n = size_t(w_) * job.program->input.c + 2 * kWidth;
+    row_ = static_cast<float*>(scratch.get((n + kWidth + 10 * line_) * sizeof(float)));
+    sums_ = row_ + n;
+    counts_ = sums_ + 3 * line_;
+    // a place before and behind for the edges; whole vectors are read and written everywhere
+    flat_ = counts_ + 3 * line_ + kWidth;
+    comparable_ = flat_ + line_;
+    for (int i = 0; i < 3; ++i) {
+      std::fill_n(comparable_ + i * line_, w_, 1.0f);
+      add_three(comparable_ + i * line_, counts_ + i * line_);
+    }
+  }
+
+  // Takes row y in place of row y - 3.
+  void load(int y) {
+    if (y < 0 || y >= h_) return;
+    const size_t at = y % 3 * line_;
+    row_difference<T>(job_, pattern_, y, row_, flat_);
+    if (!all_) {
+      float* const ones = comparable_ + at;
+      find_comparable(job_, y, ones);
+      // a number that does not count may be NaN
+      for (int x = 0; x < w_; ++x) flat_[x] = ones[x] > 0 ? flat_[x] : 0.0f;
+      add_three(ones, counts_ + at);
+    }
+    add_three(flat_, sums_ + at);
+  }
+
+  // Marks the comparable pixels of row y whose box is beyond the threshold; rows y - 1 .. y + 1 are
+  // loaded.
+  void find_hot(int y, float threshold, uint64_t* hot) {
+    size_t lines[3];
+    const float* const comparable = comparable_ + y % 3 * line_;
+    int n = 0;
+    for (int i = std::max(0, y - 1); i <= std::min(h_ - 1, y + 1); ++i) lines[n++] = i % 3 * line_;
+    for (int x = 0; x < w_; x += kWidth) {
+      V box = vzero(), count = vzero();
+      for (int i = 0; i < n; ++i) {
+        box = vadd(box, vload(sums_ + lines[i] + x));
+        count = vadd(count, vload(counts_ + lines[i] + x));
+      }
+      // written this way round, NaN is hot
+      const Mask within = vle(box, vmul(count, vset(threshold)));
+      const uint64_t cold = vbits(vor(within, vle(vload(comparable + x), vzero())));
+      hot[x / 64] |= (~cold & ((uint64_t(1) << kWidth) - 1)) << (x % 64);
+    }
+    hot[job_.words - 1] &= tail_mask(w_);
+  }
+
+ private:
+  // out[x]: line[x - 1] + line[x] + line[x + 1]
+  void add_three(float* line, float* out) const {
+    line[-1] = line[w_] = 0;
+    for (int x = 0; x < w_; x += kWidth)
+      vstore(out + x, vadd(vadd(vload(line + x - 1), vload(line + x)), vload(line + x + 1)));
+  }
+
+  const InputJob& job_;
+  const Pattern& pattern_;
+  const int h_, w_;
+  const bool all_;
+  const size_t line_;
+  float *row_, *sums_, *counts_, *flat_, *comparable_;
+};
+
+// Marks the pixels of row y that differ at all; row: room for it.
+template <class T>
+void find_different(const InputJob& job, const Pattern& pattern, int y, float* row, uint64_t* hot) {
+  const int channels = job.program->input.c;
+  normalise_row<T>(job, pattern, y, row);
+  const auto compare = [&](int x0, int x1, const T* stored) {
+    const int begin = x0 * channels, n = (x1 - x0) * channels;
+    const float* const now = row + begin;
+    for (int i = 0; i < n; i += kWidth) {
+      const int m = std::min(kWidth, n - i);
+      if (!vany(vne(vload(now + i, m), vload(stored + i, m)))) continue;
+      for (int k = i; k < i + m; ++k) {
+        const int x = (begin + k) / channels;
+        if (!(now[k] == to_float(stored[k]))) hot[x / 64] |= uint64_t(1) << (x % 64);
+      }
+    }
+  };
+  input_ring<const T>(job).stretches(y, 0, job.program->input.w, compare);
 }
 
 // Marks rows y0 .. y1: pixels whose 3x3 box moved by more than the threshold (threshold 0: pixels
@@ -128,84 +248,53 @@ template <class T>
 void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   if (y0 >= y1) return;
   const Input& in = job.program->input;
-  const int h = in.h, w = in.w, n = in.w * in.c;
   const Pattern pattern(in, job.slot->frame_is_float);
-  const size_t line = size_t(round_up(w, kWidth)) + 2 * kWidth;
-  float* const row = static_cast<float*>(scratch.get((n + 2 * kWidth + 6 * line) * sizeof(float)));
-  float* const lines = row + n + kWidth;
-  if (!(job.slot->input_threshold > 0)) {
-    for (int y = y0; y < y1; ++y) {
-      uint64_t* const hot = job.hot + size_t(y) * job.words;
-      std::fill_n(hot, job.words, 0);
-      normalise_row<T>(job, pattern, y, row);
-      const T* stored =
-          static_cast<const T*>(job.slot->buffers[job.program->values[in.value].buffer]) +
-          size_t(y) * n;
-      for (int i = 0; i < n; i += kWidth) {
-        const int m = n - i < kWidth ? n - i : kWidth;
-        if (!vany(vne(vload(row + i, m), vload(stored + i, m)))) continue;
-        for (int k = i; k < i + m; ++k)
-          if (!(row[k] == to_float(stored[k])))
-            hot[k / in.c / 64] |= uint64_t(1) << (k / in.c % 64);
-      }
-    }
+  const float threshold = float(job.slot->input_threshold);
+  std::fill_n(job.hot + size_t(y0) * job.words, size_t(y1 - y0) * job.words, 0);
+  const auto hot = [&](int y) { return job.hot + size_t(y) * job.words; };
+  if (!(threshold > 0)) {
+    const size_t n = size_t(in.w) * in.c + kWidth;
+    float* const row = static_cast<float*>(scratch.get(n * sizeof(float)));
+    for (int y = y0; y < y1; ++y) find_different<T>(job, pattern, y, row, hot(y));
     return;
   }
-  // a ring of three rows of horizontal sums; `flat` has a place before and behind for the edges, and
-  // whole vectors are read and written everywhere
-  float* const flat = lines + 3 * line + kWidth;
-  float* const limits = lines + 4 * line + kWidth;
-  auto sums = [&](int y) { return lines + (y % 3) * line; };
-  auto load = [&](int y) {
-    if (y < 0 || y >= h) return;
-    row_difference<T>(job, pattern, y, row, flat);
-    flat[-1] = flat[w] = 0;
-    float* const out = sums(y);
-    for (int x = 0; x < w; x += kWidth)
-      vstore(out + x, vadd(vadd(vload(flat + x - 1), vload(flat + x)), vload(flat + x + 1)));
-  };
-  // limit per row of the box: the threshold times its pixels that exist
-  const float threshold = float(job.slot->input_threshold);
-  for (int x = 0; x < w; ++x) limits[x] = threshold * float(1 + (x > 0) + (x + 1 < w));
-  load(y0 - 1);
-  load(y0);
+  Boxes<T> boxes(job, pattern, scratch);
+  boxes.load(y0 - 1);
+  boxes.load(y0);
   for (int y = y0; y < y1; ++y) {
-    load(y + 1);
-    uint64_t* const hot = job.hot + size_t(y) * job.words;
-    std::fill_n(hot, job.words, 0);
-    const int first = y > 0 ? y - 1 : y, last = y + 1 < h ? y + 1 : y;
-    const float *a = sums(first), *b = sums(y), *c = sums(last);
-    const bool above = first != y, below = last != y;
-    const V rows = vset(float(1 + above + below));
-    for (int x = 0; x < w; x += kWidth) {
-      V box = vload(b + x);
-      if (above) box = vadd(box, vload(a + x));
-      if (below) box = vadd(box, vload(c + x));
-      // written this way round, NaN is hot
-      const uint64_t cold = vbits(vle(box, vmul(rows, vload(limits + x))));
-      hot[x / 64] |= (~cold & ((uint64_t(1) << kWidth) - 1)) << (x % 64);
-    }
-    hot[job.words - 1] &= tail_mask(w);
+    boxes.load(y + 1);
+    boxes.find_hot(y, threshold, hot(y));
   }
 }
 
-// Writes the marked pixels of rows y0 .. y1 to the input's state.
+// Writes the marked pixels of rows y0 .. y1 to the input's state; 0 where the frame has no content.
 template <class T>
 void publish_input(const InputJob& job, int y0, int y1, Scratch& scratch) {
   const Input& in = job.program->input;
-  const int n = in.w * in.c;
   const Pattern pattern(in, job.slot->frame_is_float);
-  float* const row = static_cast<float*>(scratch.get((n + kWidth) * sizeof(float)));
-  T* const state = static_cast<T*>(job.slot->buffers[job.program->values[in.value].buffer]);
+  const size_t words = size_t(job.words), n = size_t(in.w) * in.c + kWidth;
+  uint64_t* const content = static_cast<uint64_t*>(scratch.get(16 * words + n * sizeof(float)));
+  float* const row = reinterpret_cast<float*>(content + 2 * words);
   const bool plain = is_plain(*job.program, *job.slot);
+  const Ring<T> ring = input_ring<T>(job);
+  const auto publish = [&](int y) {
+    return [&, y](int x0, int x1, T* state) {
+      const int begin = x0 * in.c;
+      normalise<T>(*job.program, *job.slot, pattern, plain, y, begin, x1 * in.c, row, state - begin);
+    };
+  };
+  const auto blank = [&](int x0, int x1, T* state) {
+    std::fill_n(state, size_t(x1 - x0) * in.c, from_float<T>(0));
+  };
   for (int y = y0; y < y1; ++y) {
-    const uint64_t* const changed = job.changed + size_t(y) * job.words;
+    const uint64_t* const changed = job.changed + y * words;
     if (!any_bit(changed, job.words)) continue;
     if (!plain) read_row(*job.program, *job.slot, y, row);
-    for_runs(changed, job.words, [&](int x0, int x1) {
-      normalise<T>(*job.program, *job.slot, pattern, plain, y, x0 * in.c, x1 * in.c, row,
-                   state + size_t(y) * n);
-    });
+    std::copy_n(changed, words, content);
+    keep_valid(*job.slot, y, in.w, content, content + words);
+    for_runs(content, job.words, [&](int x0, int x1) { ring.stretches(y, x0, x1, publish(y)); });
+    for (size_t k = 0; k < words; ++k) content[k] ^= changed[k];
+    for_runs(content, job.words, [&](int x0, int x1) { ring.stretches(y, x0, x1, blank); });
   }
 }
 

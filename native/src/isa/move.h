@@ -57,22 +57,19 @@ template <class T>
 struct PixelUnshuffle {
   explicit PixelUnshuffle(const Job& job) : in(job, 0), factor(int(job.step->params.ints[0])) {}
   void enter(int slot) { in.enter(slot); }
-  TD_INLINE void at(const Pixel& p) { from = in.at(p.y * factor, p.x * factor); }
+  TD_INLINE void at(const Pixel& p) { y = p.y * factor, x = p.x * factor; }
   TD_INLINE void operator()(int c0, int n, float* row) const {
-    const ptrdiff_t line = ptrdiff_t(in.w) * in.pitch;
-    int c = c0 / (factor * factor), i = c0 / factor % factor, j = c0 % factor;
-    for (int k = 0; k < n; ++k) {
-      row[k] = to_float(from[i * line + j * in.pitch + c]);
-      if (++j < factor) continue;
-      j = 0;
-      if (++i < factor) continue;
-      i = 0, ++c;
+    const int places = factor * factor;
+    for (int k = 0; k < std::min(n, places); ++k) {
+      const int place = (c0 + k) % places;
+      const T* from = in.at(y + place / factor, x + place % factor) + (c0 + k) / places;
+      for (int i = k; i < n; i += places) row[i] = to_float(*from++);
     }
   }
 
   Map<T> in;
   const int factor;
-  const T* from = nullptr;
+  int y = 0, x = 0;
 };
 
 template <class T>
@@ -94,8 +91,8 @@ struct Reshape {
     for (int k = 0; k < n; ++k) {
       const int number = (c0 + k) * step + place;
       // a vector has the area 1: its numbers are channels
-      const int c = number / area;
-      row[k] = to_float(in.base[ptrdiff_t(number - c * area) * in.pitch + c]);
+      const int c = number / area, px = number - c * area;
+      row[k] = to_float(in.at(px / shape_in.w, px % shape_in.w)[c]);
     }
   }
 

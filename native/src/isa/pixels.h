@@ -14,15 +14,14 @@ namespace TD_ISA {
 template <class T>
 struct Map {
   Map(const Job& job, int input)
-      : job(job), value(job.step->inputs[input]), pitch(job.pitch(value)),
-        h(job.program->values[value].h), w(job.program->values[value].w),
-        c(job.program->values[value].c) {}
-  void enter(int slot) { base = job.base<T>(value, slot); }
-  TD_INLINE const T* at(int y, int x) const { return base + (ptrdiff_t(y) * w + x) * pitch; }
+      : job(job), value(job.step->inputs[input]), h(job.program->values[value].h),
+        w(job.program->values[value].w), c(job.program->values[value].c) {}
+  void enter(int slot) { ring = job.ring<const T>(value, slot); }
+  TD_INLINE const T* at(int y, int x) const { return ring.at(y, x); }
 
   const Job& job;
-  const int value, pitch, h, w, c;
-  const T* base = nullptr;
+  const int value, h, w, c;
+  Ring<const T> ring;
 };
 
 inline const Value& output_of(const Job& job) { return job.program->values[job.step->output]; }

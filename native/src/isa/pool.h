@@ -57,11 +57,36 @@ struct PoolAxes {
   }
 };
 
+// A loop over places in equal distances; behind the first `seam` of them (0: never) it goes back by a
+// whole turn of the ring.
+struct Loop {
+  int count;
+  ptrdiff_t step;
+  int seam = 0;
+  ptrdiff_t turn = 0;
+
+  Loop(int count, ptrdiff_t step) : count(count), step(step) {}
+  // the places of a span; seam: the first place behind the ring's end; unit: numbers between places
+  Loop(const Span& span, int seam_at, ptrdiff_t unit, ptrdiff_t turn)
+      : count(span.count), step(span.step * unit), turn(turn) {
+    const int before = seam_at - span.begin;
+    if (before > 0 && (count - 1) * span.step >= before) seam = (before + span.step - 1) / span.step;
+  }
+};
+
 // Two nested loops over the places of a window.
 struct Walk {
-  int outer, inner;
-  ptrdiff_t outer_step, inner_step;
+  Loop outer, inner;
 };
+
+template <class T>
+Loop down(const Ring<T>& ring, const Span& rows) {
+  return {rows, ring.seam_y, ring.line, ring.turn};
+}
+template <class T>
+Loop across(const Ring<T>& ring, const Span& cols) {
+  return {cols, ring.seam_x, ring.pitch, ring.line};
+}
 
 // Maxima keep NaN. The order of the walk is part of the result: of the sum, and of a maximum's sign
 // where it is 0.
@@ -70,15 +95,20 @@ TD_INLINE void reduce_vectors(const T* from, const Walk& walk, int left, float* 
   V sum[NV];
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) sum[v] = kMax ? vset(-INFINITY) : vzero();
-  for (int i = 0; i < walk.outer; ++i, from += walk.outer_step) {
+  const Loop &outer = walk.outer, &inner = walk.inner;
+  for (int i = 1; i <= outer.count; ++i) {
     const T* p = from;
-    for (int j = 0; j < walk.inner; ++j, p += walk.inner_step) {
+    for (int j = 1; j <= inner.count; ++j) {
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const V x = NV > 1 ? vload(p + v * kWidth) : vload_some(p, left);
         sum[v] = kMax ? vmax_nan(x, sum[v]) : vadd(sum[v], x);
       }
+      p += inner.step;
+      if (j == inner.seam) p -= inner.turn;
     }
+    from += outer.step;
+    if (i == outer.seam) from -= outer.turn;
   }
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) vstore(out + v * kWidth, sum[v]);
@@ -104,8 +134,7 @@ struct SumPool {
   TD_INLINE void at(const Pixel& p) {
     const Span rows = axes.y.span(p.y), cols = axes.x.span(p.x);
     from = in.at(rows.begin, cols.begin);
-    walk = {rows.count, cols.count, ptrdiff_t(rows.step) * in.w * in.pitch,
-            ptrdiff_t(cols.step) * in.pitch};
+    walk = {down(in.ring, rows), across(in.ring, cols)};
     count = divisor > 0 ? divisor : float(axes.y.counted(p.y) * axes.x.counted(p.x));
   }
   TD_INLINE void operator()(int c0, int n, float* row) const {
@@ -119,7 +148,7 @@ struct SumPool {
   const Code code;
   float divisor = 0;  // 0: how many pixels count
   const T* from = nullptr;
-  Walk walk{};
+  Walk walk{{0, 0}, {0, 0}};
   float count = 1;
 };
 
@@ -131,8 +160,7 @@ struct MaxPool {
     const Span rows = axes.y.span(p.y), cols = axes.x.span(p.x);
     from = in.at(rows.begin, cols.begin);
     // columns outside: the order in which MaxPoolRuns joins its maxima
-    walk = {cols.count, rows.count, ptrdiff_t(cols.step) * in.pitch,
-            ptrdiff_t(rows.step) * in.w * in.pitch};
+    walk = {across(in.ring, cols), down(in.ring, rows)};
   }
   TD_INLINE void operator()(int c0, int n, float* row) const {
     reduce<true>(from + c0, walk, n, row);
@@ -141,7 +169,7 @@ struct MaxPool {
   Map<T> in;
   const PoolAxes axes;
   const T* from = nullptr;
-  Walk walk{};
+  Walk walk{{0, 0}, {0, 0}};
 };
 
 // Max pools over runs of pixels, which share the maxima of their columns where windows are large.
@@ -199,13 +227,13 @@ class MaxPoolRuns {
   void run_shared(const Pixel* p, int n_px, int c0, int n) {
     const Span cols = columns(p, n_px), rows = pool_.axes.y.span(p->y);
     const Map<T>& in = pool_.in;
-    const Walk down{1, rows.count, 0, ptrdiff_t(rows.step) * in.w * in.pitch};
+    const Walk column{{1, 0}, down(in.ring, rows)};
     for (int x = 0; x < cols.count; ++x)
-      reduce<true>(in.at(rows.begin, cols.begin + x) + c0, down, n, columns_ + x * kGroup);
+      reduce<true>(in.at(rows.begin, cols.begin + x) + c0, column, n, columns_ + x * kGroup);
     for (int i = 0; i < n_px; ++i) {
       const Span mine = pool_.axes.x.span(p[i].x);
-      reduce<true>(columns_ + (mine.begin - cols.begin) * kGroup, {1, mine.count, 0, kGroup},
-                   round_up(n, kWidth), row_);
+      reduce<true>(columns_ + (mine.begin - cols.begin) * kGroup,
+                   {{1, 0}, {mine.count, kGroup}}, round_up(n, kWidth), row_);
       complete(finish_, p[i], c0, n, row_);
     }
   }

@@ -16,7 +16,7 @@ import torch  # noqa: F401  (its OpenMP runtime must be loaded before ours is lo
 
 from torchdelta.errors import EngineError
 
-ABI = 2
+ABI = 3
 LIBRARY = "libtorchdelta_native.so"
 ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
 MESSAGE_BYTES = 512
@@ -41,6 +41,10 @@ class Slot(ctypes.Structure):
         ("frame_is_float", ctypes.c_int32),
         ("whole", ctypes.c_int32),
         ("buffers", ctypes.c_void_p),
+        ("origins", ctypes.c_void_p),
+        ("moved", ctypes.c_void_p),
+        ("border", ctypes.c_void_p),
+        ("valid", ctypes.c_void_p),
         ("thresholds", ctypes.c_void_p),
         ("input_threshold", ctypes.c_double),
         ("active_px", ctypes.c_void_p),

@@ -1,0 +1,326 @@
+// Runs a program: for each step the active set, its list of pixels, and the kernel over blocks of it.
+#include "frame.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "active.h"
+#include "barrier.h"
+#include "masks.h"
+
+namespace td {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+class Frame {
+ public:
+  Frame(const Engine& engine, Workspace& space, const td_call& call)
+      : engine_(engine), program_(engine.program), space_(space), call_(call),
+        sets_(engine, space, call) {}
+
+  int32_t run() {
+    space_.prepare(program_, engine_, call_.n_slots, std::max(1, call_.threads));
+    for (int s = 0; s < call_.n_slots; ++s)
+      std::fill_n(call_.slots[s].active_px, program_.steps.size(), int64_t(0));
+    const int n = static_cast<int>(program_.steps.size());
+    bool with_input = true;
+    for (int i = 0; i < n || with_input;) {
+      int end = i;
+      while (end < n && program_.steps[end].code != Code::foreign) ++end;
+      parallel(with_input, i, end);
+      with_input = false;
+      if (end < n) {
+        const int32_t failed = run_foreign(end);
+        if (failed) return failed;
+      }
+      i = end + 1;
+    }
+    report();
+    return 0;
+  }
+
+ private:
+  // Runs the input gate and the steps [begin, end) on all threads.
+  void parallel(bool with_input, int begin, int end) {
+    if (!with_input && begin == end) return;
+    const int threads = std::max(1, call_.threads);
+    if (threads == 1) {
+      work(0, 1, with_input, begin, end);
+      return;
+    }
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads)
+    work(omp_get_thread_num(), omp_get_num_threads(), with_input, begin, end);
+#else
+    work(0, 1, with_input, begin, end);
+#endif
+  }
+
+  void work(int thread, int threads, bool with_input, int begin, int end) {
+    if (with_input) gate_input(thread, threads);
+    if (thread == 0) begin_ = Clock::now();
+    for (int i = begin; i < end; ++i) run_step(i, thread, threads);
+  }
+
+  // The publish rule of the input, on blocks of rows: a thread that wakes late does fewer of them.
+  void gate_input(int thread, int threads) {
+    Scratch& scratch = space_.scratch[thread];
+    input_blocks(&space_.next_hot, [&](int s, int y0, int y1) {
+      if (!call_.slots[s].whole) engine_.kernels->find_hot(input_job(s), y0, y1, scratch);
+    });
+    barrier_.wait(threads);
+    input_blocks(&space_.next_publish, [&](int s, int y0, int y1) {
+      if (!mark_input(s, y0, y1, space_.rows(thread))) return;
+      set_flag(&space_.any_at(program_.input.value, s));
+      engine_.kernels->publish_input(input_job(s), y0, y1, scratch);
+    });
+    barrier_.wait(threads);
+  }
+
+  // Calls run(slot, y0, y1) for blocks of rows until all have been taken.
+  template <class Run>
+  void input_blocks(std::atomic<int>* next, Run run) {
+    const int h = program_.input.h, each = (h + kInputRows - 1) / kInputRows;
+    for (;;) {
+      const int block = next->fetch_add(1, std::memory_order_relaxed);
+      if (block >= each * call_.n_slots) return;
+      const int y0 = block % each * kInputRows;
+      run(block / each, y0, std::min(h, y0 + kInputRows));
+    }
+  }
+
+  // Makes rows y0 .. y1 of the input's change mask; says whether any pixel is in it.
+  bool mark_input(int s, int y0, int y1, uint64_t* rows) {
+    const Input& in = program_.input;
+    const td_slot& slot = call_.slots[s];
+    const InputJob job = input_job(s);
+    bool any = false;
+    for (int y = y0; y < y1; ++y) {
+      uint64_t* const row = job.changed + size_t(y) * job.words;
+      if (slot.whole)
+        std::fill_n(row, job.words, 0);
+      else if (slot.input_threshold > 0)
+        dilate_row(job.hot, y, in.h, in.w, row, rows);
+      else
+        std::copy_n(job.hot + size_t(y) * job.words, job.words, row);
+      keep_valid(slot, y, in.w, row, rows);
+      mark_outside(job.seen, y, in.w, row);
+      any |= any_bit(row, job.words);
+    }
+    return any;
+  }
+
+  InputJob input_job(int s) {
+    return {&program_, &call_.slots[s], seen(program_, call_.slots[s], program_.input.value),
+            space_.hot(s), space_.changed(program_.input.value, s), words_of(program_.input.w)};
+  }
+
+  static void set_flag(uint8_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
+
+  // Lists the active pixels of this thread's share of the rows.
+  void list(int i, int thread, int threads) {
+    const Step& step = program_.steps[i];
+    const Value& v = program_.values[step.output];
+    const int words = words_of(v.w);
+    int slots = 0;
+    for (int s = 0; s < call_.n_slots; ++s) slots += sets_.wanted(i, s);
+    const long rows = long(slots) * v.h;
+    const long r0 = rows * thread / threads, r1 = rows * (thread + 1) / threads;
+    Pixel* const begin = space_.pixels.get() + size_t(r0) * v.w;
+    Pixel* at = begin;
+    long row = 0;
+    for (int s = 0; s < call_.n_slots && row < r1; ++s) {
+      if (!sets_.wanted(i, s)) continue;
+      const Pixel* const slot_begin = at;
+      uint64_t* const changed = space_.changed(step.output, s);
+      for (int y = 0; y < v.h; ++y, ++row) {
+        if (row < r0 || row >= r1) continue;
+        uint64_t* const active = space_.rows(thread);
+        sets_.find_row(i, s, y, active, active + space_.row_words);
+        std::fill_n(changed + size_t(y) * words, words, 0);
+        at += list_row(active, words, y, s, at);
+        if (uint8_t* out = call_.slots[s].active)
+          unpack(active, 1, v.w, out + engine_.step_px[i] + size_t(y) * v.w);
+      }
+      if (at != slot_begin)
+        __atomic_fetch_add(&call_.slots[s].active_px[i], at - slot_begin, __ATOMIC_RELAXED);
+    }
+    space_.lists[thread] = {size_t(r0) * v.w, size_t(at - begin)};
+  }
+
+  void run_step(int i, int thread, int threads) {
+    bool any = false;
+    for (int s = 0; s < call_.n_slots && !any; ++s) any = sets_.wanted(i, s);
+    if (any) {
+      list(i, thread, threads);
+      barrier_.wait(threads);
+      run_tasks(i, thread, threads);
+      barrier_.wait(threads);
+    }
+    if (call_.step_ms && thread == 0) {
+      const Clock::time_point now = Clock::now();
+      call_.step_ms[i] += std::chrono::duration<double, std::milli>(now - begin_).count();
+      begin_ = now;
+    }
+  }
+
+  // Works through this thread's share of the tasks, then helps the others. Neighbouring tasks of one
+  // thread use neighbouring weights.
+  void run_tasks(int i, int thread, int threads) {
+    size_t total = 0;
+    for (int t = 0; t < threads; ++t) total += space_.lists[t].count;
+    if (!total) return;
+    const Packed* packed = engine_.packed[i].get();
+    const Code code = program_.steps[i].code;
+    const bool by_group = packed ? packed->by_group : reads_many(code);
+    const Value& out = program_.values[program_.steps[i].output];
+    const int groups = by_group ? (out.c + kGroup - 1) / kGroup : 1;
+    const size_t block = block_px(code, total, groups, threads);
+    const Job job = make_job(i);
+    const int tasks = count_tasks(block, groups, threads);
+    for (int k = 0; k < threads; ++k) {
+      const int owner = (thread + k) % threads;
+      const int begin = int(long(tasks) * owner / threads);
+      const int end = int(long(tasks) * (owner + 1) / threads);
+      std::atomic<int>& next = space_.next[size_t(i) * threads + owner];
+      for (;;) {
+        const int task = begin + next.fetch_add(1, std::memory_order_relaxed);
+        if (task >= end) break;
+        run_task(job, task, tasks / groups, block, by_group, space_.scratch[thread]);
+      }
+    }
+  }
+
+  // Groups outside, blocks of the threads' lists inside.
+  void run_task(const Job& job, int task, int blocks, size_t block, bool by_group,
+                Scratch& scratch) const {
+    int rest = task % blocks;
+    for (const List& list : space_.lists) {
+      const int here = int((list.count + block - 1) / block);
+      if (rest >= here) {
+        rest -= here;
+        continue;
+      }
+      const size_t from = list.begin + size_t(rest) * block;
+      const size_t to = std::min(list.begin + list.count, from + block);
+      engine_.kernels->run(job, from, to, by_group ? task / blocks : -1, scratch);
+      return;
+    }
+  }
+
+  int count_tasks(size_t block, int groups, int threads) const {
+    size_t blocks = 0;
+    for (int t = 0; t < threads; ++t) blocks += (space_.lists[t].count + block - 1) / block;
+    return int(blocks) * groups;
+  }
+
+  // Whether an output is hundreds of inputs: a pixel's group is a task.
+  static bool reads_many(Code code) {
+    return code == Code::tile_sum || code == Code::tile_max || code == Code::adaptive_avg ||
+           code == Code::adaptive_max;
+  }
+
+  // Several tasks for each thread, or its share is left to chance; none smaller than is worth it.
+  static size_t block_px(Code code, size_t total, int groups, int threads) {
+    if (reads_many(code)) return 1;
+    constexpr size_t kUnit = 12, kTasksEach = 8;
+    const size_t wanted = size_t(threads) * kTasksEach;
+    const size_t blocks = std::max<size_t>(1, (wanted + groups - 1) / groups);
+    const size_t px = (total / blocks + kUnit - 1) / kUnit * kUnit;
+    return threads == 1 ? kBlockPx : std::clamp<size_t>(px, 2 * kUnit, kBlockPx);
+  }
+
+  Job make_job(int i) {
+    const Step& step = program_.steps[i];
+    return {&program_,
+            &step,
+            engine_.packed[i].get(),
+            call_.slots,
+            space_.pixels.get(),
+            space_.changed_of(step.output),
+            words_of(program_.values[step.output].w),
+            &space_.any_at(step.output, 0),
+            sets_.forced(i, 0) != nullptr,
+            call_.norm_is_max != 0};
+  }
+
+  int32_t run_foreign(int i) {
+    const Step& step = program_.steps[i];
+    const Value& v = program_.values[step.output];
+    const int words = words_of(v.w);
+    const size_t area = size_t(v.h) * v.w;
+    std::vector<uint8_t> active(area), changed(area);
+    uint64_t* const row = space_.rows(0);
+    for (int s = 0; s < call_.n_slots; ++s) {
+      if (!sets_.wanted(i, s)) continue;
+      int64_t count = 0;
+      for (int y = 0; y < v.h; ++y) {
+        sets_.find_row(i, s, y, row, row + space_.row_words);
+        for (int k = 0; k < words; ++k) count += __builtin_popcountll(row[k]);
+        unpack(row, 1, v.w, active.data() + size_t(y) * v.w);
+      }
+      call_.slots[s].active_px[i] = count;
+      if (call_.slots[s].active)
+        std::memcpy(call_.slots[s].active + engine_.step_px[i], active.data(), area);
+      if (!count) continue;
+      std::fill(changed.begin(), changed.end(), uint8_t(0));
+      const int32_t failed = call_.foreign(i, s, active.data(), changed.data());
+      if (failed) return failed;
+      uint64_t* const mask = space_.changed(step.output, s);
+      bool any = false;
+      for (int y = 0; y < v.h; ++y) {
+        pack_row(changed.data() + size_t(y) * v.w, v.w, mask + size_t(y) * words);
+        any |= any_bit(mask + size_t(y) * words, words);
+      }
+      space_.any_at(step.output, s) = any;
+    }
+    if (call_.step_ms) {
+      const Clock::time_point now = Clock::now();
+      call_.step_ms[i] += std::chrono::duration<double, std::milli>(now - begin_).count();
+      begin_ = now;
+    }
+    return 0;
+  }
+
+  void report() {
+    for (size_t n = 0; n < program_.reported.size(); ++n) {
+      const int value = program_.reported[n];
+      const Value& v = program_.values[value];
+      for (int s = 0; s < call_.n_slots; ++s) {
+        const td_slot& slot = call_.slots[s];
+        slot.changed_px[n] = 0;
+        if (!space_.any_at(value, s)) continue;
+        const uint64_t* const mask = space_.changed(value, s);
+        const size_t words = size_t(v.h) * words_of(v.w);
+        for (size_t k = 0; k < words; ++k) slot.changed_px[n] += __builtin_popcountll(mask[k]);
+        std::memcpy(slot.changed + engine_.reported_words[n], mask, words * sizeof(uint64_t));
+      }
+    }
+  }
+
+  // the gate looks at one more row on each side of a block
+  static constexpr int kInputRows = 32;
+  const Engine& engine_;
+  const Program& program_;
+  Workspace& space_;
+  const td_call& call_;
+  const ActiveSets sets_;
+  Barrier barrier_;
+  Clock::time_point begin_;
+};
+
+}  // namespace
+
+int32_t run_frame(const Engine& engine, Workspace& space, const td_call& call) {
+  return Frame(engine, space, call).run();
+}
+
+}  // namespace td

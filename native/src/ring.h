@@ -1,0 +1,37 @@
+// Where a value's pixels lie: its buffer is a ring in both directions (docs: moving cameras).
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+namespace td {
+
+// Pixel (y, x) of the window lies at ((y + oy) mod h, (x + ox) mod w) of the buffer. Where the origin
+// (oy, ox) is 0, no pixel lies behind a seam.
+template <class T>
+struct Ring {
+  Ring() = default;
+  // base: the buffer's first pixel; pitch: numbers from a pixel to the next
+  Ring(T* base, int h, int w, int pitch, int oy, int ox)
+      : pitch(pitch), line(ptrdiff_t(w) * pitch), turn(h * line),
+        corner(base + oy * line + ptrdiff_t(ox) * pitch), seam_y(h - oy), seam_x(w - ox) {}
+
+  inline T* at(int y, int x) const {
+    return corner + (y * line - (y >= seam_y ? turn : 0)) +
+           (ptrdiff_t(x) * pitch - (x >= seam_x ? line : 0));
+  }
+
+  // Calls run(begin, end, at) for each stretch of the pixels begin .. end of row y that lie side by
+  // side, from `at` on.
+  template <class Run>
+  inline void stretches(int y, int begin, int end, Run run) const {
+    if (begin < seam_x) run(begin, std::min(end, seam_x), at(y, begin));
+    if (end > seam_x) run(std::max(begin, seam_x), end, at(y, std::max(begin, seam_x)));
+  }
+
+  ptrdiff_t pitch = 0, line = 0, turn = 0;  // numbers of a pixel, of a row, of the buffer
+  T* corner = nullptr;                      // the window's first pixel
+  int seam_y = 0, seam_x = 0;               // first row and column behind the buffer's end
+};
+
+}  // namespace td
