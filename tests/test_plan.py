@@ -141,15 +141,18 @@ def test_what_hangs_on_the_place_in_the_frame_is_known() -> None:
         "ratio": nn.Upsample((20, 20), mode="bilinear"),
         "adaptive": nn.AdaptiveAvgPool2d(3),
         "grid": Fn(lambda x, t: x + t, t=torch.rand(3, 16, 18)),
+        "flip": Fn(lambda x: x.flip(3)),
+        "dense": nn.GroupNorm(1, 3),
     }
     free = {
         "conv": nn.Conv2d(3, 4, 3, 2, 1),
         "nearest": nn.Upsample(scale_factor=2),
+        "reflect": nn.ReflectionPad2d(2),
         "bilinear": nn.Upsample(scale_factor=2, mode="bilinear"),
         "channel": Fn(lambda x, t: x + t, t=torch.rand(3, 1, 1)),
     }
-    assert not any(plan_of(m).steps[0].op.shift_equivariant for m in fixed.values())
-    assert all(plan_of(m).steps[0].op.shift_equivariant for m in free.values())
+    assert all(plan_of(m).shifts.reasons.keys() == {0} for m in fixed.values())
+    assert not any(plan_of(m).shifts.reasons for m in free.values())
 
 
 @pytest.mark.parametrize(

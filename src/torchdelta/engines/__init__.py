@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchdelta.engines.base import Deferred, Engine, SlotReport
+from torchdelta.engines.base import Deferred, Engine, Move, SlotReport
 from torchdelta.engines.cpu import CpuEngine
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton import TritonEngine
@@ -75,4 +75,4 @@ def _best(device: torch.device, dtype: torch.dtype, tf32: bool) -> tuple[type[En
     raise EngineError(f"no engine can run here{asked}: {reasons}")
 
 
-__all__ = ["ENGINES", "Deferred", "Engine", "SlotReport", "available", "choose", "make"]
+__all__ = ["ENGINES", "Deferred", "Engine", "Move", "SlotReport", "available", "choose", "make"]

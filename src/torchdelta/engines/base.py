@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from torchdelta.errors import EngineError
+from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
 
 if TYPE_CHECKING:
@@ -39,6 +41,18 @@ class SlotReport:
     ms: float = 0.0
     step_ms: list[float] | None = None
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Move:
+    """With this frame a slot's window has moved over the world.
+
+    shift: (dy, dx), input pixels, multiples of `plan.total_stride`, not both 0
+    exact: also compute anew what lies at the old and the new edge (border="exact")
+    """
+
+    shift: Size
+    exact: bool = False
 
 
 class Deferred(ABC):
@@ -107,6 +121,8 @@ class Engine(ABC):
         record: bool = False,
         timed: bool = False,
         forced: Mapping[int, Tensor] | None = None,
+        moved: Mapping[int, Move] | None = None,
+        masks: Mapping[int, Tensor] | None = None,
     ) -> Mapping[int, SlotReport | Deferred]:
         """Run one frame for the slots that have one; slots without a frame stay as they are.
 
@@ -117,5 +133,28 @@ class Engine(ABC):
                 not whole. It replaces the step's active set after that was computed, and every
                 active pixel is published; the gate is computed all the same. For `bench --active`,
                 which times kernels apart from content
-        state:  written in place
+        moved:  slots whose window has moved; state.origin is the new one already. A slot that is
+                whole needs none. Of each value the pixels that `plan.shifts.lines(value, shift,
+                exact)` names are active as well: UNSEEN ones are published without comparing (all
+                of an absolute value's), BORDER ones are gated as always
+        masks:  slot -> bool [H, W] on the engine's device: the pixels of the frame that are valid.
+                The others are not published (of a whole slot, and where they are unseen, they
+                are published as 0 in the network's input). See `ops.gate.input_gate`
+        state:  written in place. Masks, active sets and forced sets are in reading order of the
+                window; only the state's pixels lie on rings (`state.rings`)
         """
+
+
+def refuse_windows(
+    engine: str,
+    state: State,
+    frames: Mapping[int, Tensor],
+    moved: Mapping[int, Move] | None,
+    masks: Mapping[int, Tensor] | None,
+) -> None:
+    """Refuse what an engine without rings cannot run. Raises: EngineError."""
+    if moved or masks or any(state.rings[slot].any() for slot in frames):
+        raise EngineError(
+            f"the {engine} engine has no moving windows and no regions of interest yet; take the "
+            "torch engine"
+        )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Engine, SlotReport
+from torchdelta.engines.base import Engine, Move, SlotReport, refuse_windows
 from torchdelta.ops import Conv2d
 from torchdelta.ops.base import Size, WindowOp, take_rows
 from torchdelta.ops.gate import input_gate, value_gate
@@ -121,8 +121,11 @@ class TorchEngine(Engine):
         record: bool = False,
         timed: bool = False,
         forced: Mapping[int, Tensor] | None = None,
+        moved: Mapping[int, Move] | None = None,
+        masks: Mapping[int, Tensor] | None = None,
     ) -> dict[int, SlotReport]:
         """Run one frame for the slots that have one (see `Engine.step`)."""
+        refuse_windows(self.name, state, frames, moved, masks)
         forced = forced or {}
         with ieee_float32(self.device):
             return {

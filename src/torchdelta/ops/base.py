@@ -143,7 +143,6 @@ class Op:
             windows; "whole": only `full` exists, `whole_reason` says why
     gated:  False: the gate behind it compares values, its threshold is 0, because the operation
             only moves numbers or is one half of a larger one
-    shift_equivariant: a shifted input gives a shifted output (design: moving windows)
     """
 
     name: ClassVar[str]
@@ -151,10 +150,13 @@ class Op:
     whole_reason: ClassVar[str] = ""
     gated: ClassVar[bool] = True
 
-    @property
-    def shift_equivariant(self) -> bool:
-        """Whether moving the input by whole strides only moves the output."""
-        return True
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
+        """Say why moving the input by whole strides does more than move the output, or None.
+
+        What the footprints show need not be said: outputs that read other places than a shift
+        takes them to.
+        """
+        return None
 
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Give one footprint per input."""

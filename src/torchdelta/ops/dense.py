@@ -49,10 +49,9 @@ class Dense(Op):
     flops_macs: int = 0
     item: int | None = None
 
-    @property
-    def shift_equivariant(self) -> bool:
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
         """Nothing is known about it."""
-        return False
+        return "dense"
 
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Any change counts for all."""

@@ -7,6 +7,7 @@ DeltaCNN's truncation (CVPR 2022, section 3.2) on values instead of accumulated 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,7 +22,15 @@ def input_threshold(tolerance: float, multiplier: float = 1.0) -> float:
     return INPUT_STEPS / 255 * tolerance / DEFAULT_TOLERANCE * multiplier
 
 
-def input_gate(new: Tensor, stored: Tensor, threshold: float, to_full_scale: Tensor) -> Tensor:
+def input_gate(
+    new: Tensor,
+    stored: Tensor,
+    threshold: float,
+    to_full_scale: Tensor,
+    *,
+    mask: Tensor | None = None,
+    unseen: Tensor | None = None,
+) -> Tensor:
     """Mark the input pixels to publish.
 
     new, stored: [H, W, C], the network's input now and as last published
@@ -29,15 +38,39 @@ def input_gate(new: Tensor, stored: Tensor, threshold: float, to_full_scale: Ten
                  the frame) and the channels must exceed it; the result is dilated by 1.
                  0: every pixel that differs at all, without box and dilation
     to_full_scale: [C] float32, factor from input units to shares of full scale
+    mask:        bool [H, W], where `new` is valid; nothing else is published, and the mean is over
+                 the box's valid pixels
+    unseen:      bool [H, W], where `stored` is of another place: no difference exists there, for
+                 the mean neither; all are published (outside the mask as 0, by whoever writes)
     returns:     bool [H, W]
     """
+    known = _known(mask, unseen)
     if threshold == 0:
-        return (new != stored).any(-1)
+        return _confine((new != stored).any(-1), known, unseen)
     diff = (new.float() - stored.float()).abs_() @ (to_full_scale / new.shape[-1])
-    box = F.avg_pool2d(diff[None, None], 3, 1, 1, count_include_pad=False)
+    if known is None:
+        box = F.avg_pool2d(diff[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
+    else:
+        parts = torch.stack([torch.where(known, diff, 0.0), known.float()])
+        total, count = F.avg_pool2d(parts, 3, 1, 1, divisor_override=1)
+        box = torch.where(known, total / count, 0.0)
     hot = ~(box <= threshold)
     h, w = new.shape[:2]
-    return Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot[0, 0], 0), 1)
+    wide = Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot, 0), 1)
+    return _confine(wide, mask, unseen)
+
+
+def _known(mask: Tensor | None, unseen: Tensor | None) -> Tensor | None:
+    """Mark the pixels that can be compared; None: all."""
+    if unseen is None:
+        return mask
+    return ~unseen if mask is None else mask & ~unseen
+
+
+def _confine(hot: Tensor, mask: Tensor | None, unseen: Tensor | None) -> Tensor:
+    """Leave marks inside the mask, and all that is unseen."""
+    hot = hot if mask is None else hot & mask
+    return hot if unseen is None else hot | unseen
 
 
 def group_count(channels: int, group: int) -> int:

@@ -39,12 +39,6 @@ class Remap(Op):
     channels_from: Index | None = None
     fill: float = 0.0
     what: str = "remap"
-    follows_shift: bool = True
-
-    @property
-    def shift_equivariant(self) -> bool:
-        """Crops, padding and whole-number resizes follow a shift; flips and others do not."""
-        return self.follows_shift
 
     @cached_property
     def _given(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -184,10 +178,9 @@ class Reshape(Op):
     shape_in: tuple[int, ...]
     shape_out: tuple[int, ...]
 
-    @property
-    def shift_equivariant(self) -> bool:
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
         """Flattening fixes every pixel's place."""
-        return False
+        return "every number has its place"
 
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Any change counts for all."""

@@ -176,10 +176,9 @@ class BinaryConst(Op):
     const_first: bool = False
     per_position: bool = False
 
-    @property
-    def shift_equivariant(self) -> bool:
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
         """A constant per position stays where it is."""
-        return not self.per_position
+        return "a constant per position" if self.per_position else None
 
     def _apply(self, x: Tensor, const: Tensor | float) -> Tensor:
         if isinstance(const, float):

@@ -135,10 +135,9 @@ class AdaptivePool2d(Op):
     size: Size
     how: Kind = "avg"
 
-    @property
-    def shift_equivariant(self) -> bool:
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
         """The windows hang on the size of the whole map."""
-        return False
+        return "windows over shares of the whole map"
 
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Spread a change to the windows floor(o*n/m) .. ceil((o+1)*n/m)."""
@@ -177,6 +176,10 @@ class TileReduce(WindowOp):
         axes = [Axis(in_sizes[0][a], out_size[a], TILE_PX, TILE_PX) for a in (0, 1)]
         return (Footprint.separable(axes),)
 
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
+        """The tiles lie on the window's own grid, and those at its end are smaller."""
+        return "tiles of a global pool"
+
     def reach(self, axis: int, length: int) -> tuple[int, int, int]:
         """Span `length` neighbouring tiles."""
         return TILE_PX, 0, length * TILE_PX
@@ -212,6 +215,10 @@ class GlobalReduce(Op):
     def footprints(self, in_sizes: Sequence[Size], out_size: Size) -> tuple[Footprint, ...]:
         """Any tile moves the result."""
         return (EVERYTHING,)
+
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
+        """The vector is no map."""
+        return "a global pool"
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Reduce all tiles, in fixed order."""

@@ -58,11 +58,13 @@ class Bilinear(Op):
     align_corners: bool = False
     factors: tuple[float, float] | None = None
 
-    @property
-    def shift_equivariant(self) -> bool:
-        """Only whole-number enlargements without align_corners follow a shift."""
-        whole = self.factors is not None and all(f == int(f) for f in self.factors)
-        return whole and not self.align_corners
+    def fixed(self, in_sizes: Sequence[Size]) -> str | None:
+        """Only enlargements and reductions by whole numbers, without align_corners, follow."""
+        if self.align_corners:
+            return "align_corners"
+        factors = self.factors or [m / n for n, m in zip(in_sizes[0], self.size, strict=True)]
+        whole = all(f.is_integer() or (1 / f).is_integer() for f in factors)
+        return None if whole else "a resize by another than a whole number"
 
     def source(self, axis: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Find what the outputs along an axis of n inputs blend (see `source_places`)."""

@@ -3,5 +3,17 @@
 from torchdelta.plan.build import build
 from torchdelta.plan.explain import explain
 from torchdelta.plan.ir import Activation, Buffer, Plan, Residual, Step, Value
+from torchdelta.plan.shift import Shifts, shift_stride
 
-__all__ = ["Activation", "Buffer", "Plan", "Residual", "Step", "Value", "build", "explain"]
+__all__ = [
+    "Activation",
+    "Buffer",
+    "Plan",
+    "Residual",
+    "Shifts",
+    "Step",
+    "Value",
+    "build",
+    "explain",
+    "shift_stride",
+]

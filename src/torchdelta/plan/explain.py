@@ -32,7 +32,7 @@ def explain(
 
     Columns: step, operation with what is fused into it, output shape [C, H, W], MACs, state bytes
     per stream, and how it runs: sparse; whole (all of a small output when any input changed); or
-    dense, with the reason.
+    dense, with the reason; and why all of it is active whenever a moving stream's window moved.
     foreign: steps that the engine leaves to PyTorch, each with the reason
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -41,7 +41,7 @@ def explain(
     for title in ("shape", "MACs", "state"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("runs", overflow="fold")
-    for step in plan.steps:
+    for index, step in enumerate(plan.steps):
         value = plan.values[step.output]
         h, w = value.size
         state = h * w * value.channels * (value.dtype or dtype).itemsize
@@ -51,7 +51,7 @@ def explain(
             "x".join(map(str, value.shape)),
             human(step.macs) if step.macs else "",
             human(state, "B"),
-            _how(step, foreign or {}),
+            _how(step, foreign or {}, plan.shifts.reasons.get(index)),
         )
     out = Console(file=io.StringIO(), width=118, color_system=None)
     dense = sum(step.dense for step in plan.steps)
@@ -65,7 +65,8 @@ def explain(
     out.print(table)
     out.print(
         f"{len(plan.steps)} steps, {dense} of them dense; {human(plan.macs, 'MAC')} per dense "
-        f"frame; state {human(plan.state_bytes(dtype), 'B')} per stream"
+        f"frame; state {human(plan.state_bytes(dtype), 'B')} per stream; windows move by multiples "
+        f"of {plan.shifts.total[0]}x{plan.shifts.total[1]} px"
     )
     for note in plan.notes:
         out.print(f"note: {note}")
@@ -73,7 +74,7 @@ def explain(
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
 
 
-def _how(step: Step, foreign: Mapping[str, str]) -> str:
+def _how(step: Step, foreign: Mapping[str, str], moved: str | None) -> str:
     if step.dense:
         return f"dense: {step.reason}"
     how = "sparse"
@@ -81,7 +82,7 @@ def _how(step: Step, foreign: Mapping[str, str]) -> str:
         how = f"whole: {step.op.whole_reason}"
     if step.name in foreign:
         how += f", by PyTorch: {foreign[step.name]}"
-    return how if step.op.shift_equivariant else f"{how}; fixed to its place"
+    return f"{how}; at a move whole: {moved}" if moved else how
 
 
 def _tuple(numbers: tuple[float, ...] | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torchdelta.ops.gate import group_count
 from torchdelta.ops.move import state_shape
 from torchdelta.ops.pointwise import Binary, Pointwise
 from torchdelta.ops.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from torchdelta.plan.shift import Shifts
 
 # channels in a gate's group; a value with at most as many has one group
 GROUP_CHANNELS = 64
@@ -163,6 +166,18 @@ class Plan:
         """Give for each step what one of its output pixels is of the network's MACs."""
         whole = self.macs or 1
         return tuple(s.macs / prod(self.values[s.output].size) / whole for s in self.steps)
+
+    @cached_property
+    def shifts(self) -> Shifts:
+        """Say how the values follow a window that moves."""
+        from torchdelta.plan.shift import Shifts
+
+        return Shifts(self)
+
+    @property
+    def total_stride(self) -> Size:
+        """Give the least move (y, x) of a window, input pixels; it moves by multiples of it."""
+        return self.shifts.total
 
     @property
     def owners(self) -> tuple[Value, ...]:

@@ -32,9 +32,7 @@ def _nearest(low: Lowering, a: Args) -> Any:
         _nearest_index(low.node.target, x.shape[1 + i], low.whole[2 + i], factors[i])
         for i in (0, 1)
     )
-    whole = all(m % n == 0 for n, m in zip(x.shape[1:], low.whole[2:], strict=True))
-    op = Remap(rows, cols, what=f"nearest to {low.whole[2]}x{low.whole[3]}", follows_shift=whole)
-    return low.add(op, [x])
+    return low.add(Remap(rows, cols, what=f"nearest to {low.whole[2]}x{low.whole[3]}"), [x])
 
 
 def _nearest_index(target: Any, n: int, m: int, factor: float | None) -> tuple[int, ...]:
@@ -59,10 +57,7 @@ def _pad(low: Lowering, a: Args) -> Any:
         out = F.pad(line, (lo, hi), mode, -1) if mode == "constant" else F.pad(line, (lo, hi), mode)
         index.append(tuple(int(v) for v in out.flatten()))
     fill = float(a.get("value") or 0.0) if mode == "constant" else 0.0
-    # the other modes read across the map's edge
-    follows = mode == "constant"
-    op = Remap(index[0], index[1], fill=fill, what=f"pad {mode}", follows_shift=follows)
-    draft = low.add(op, [x])
+    draft = low.add(Remap(index[0], index[1], fill=fill, what=f"pad {mode}"), [x])
     if mode == "constant" and fill == 0.0 and min(pads) >= 0:
         draft.pads = (pads[2], pads[3], pads[0], pads[1])
     return draft
@@ -148,8 +143,7 @@ def _flip(low: Lowering, a: Args) -> Any:
     rows, cols, channels = (
         tuple(reversed(range(x.whole[d]))) if d in dims else None for d in (2, 3, 1)
     )
-    op = Remap(rows, cols, channels, what="flip", follows_shift=dims <= {1})
-    return low.add(op, [x])
+    return low.add(Remap(rows, cols, channels, what="flip"), [x])
 
 
 def _same(_: Lowering, a: Args) -> Any:

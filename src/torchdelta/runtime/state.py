@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
 
 # a cache line: stock kernels may sum in another order at another alignment; streams must not differ
@@ -26,6 +27,10 @@ class State:
     input_threshold: [N] float64, share of full scale
     rms:             [N, values] float64, NaN until it is known
     norm:            "rms" or "max", of a channel group
+    origin:          [N, 2] int64, the corner (y, x) of each slot's window in the world, input
+                     pixels; `place` sets it
+    rings:           [N, values, 2] int64, where in a value's buffer its window begins, pixels:
+                     pixel (y, x) of the window lies at ((y + oy) mod H, (x + ox) mod W)
     """
 
     def __init__(
@@ -37,10 +42,20 @@ class State:
         self.thresholds = np.zeros((slots, len(plan.values)))
         self.input_threshold = np.zeros(slots)
         self.rms = np.full((slots, len(plan.values)), np.nan)
+        self.origin = np.zeros((slots, 2), dtype=np.int64)
+        self.rings = np.zeros((slots, len(plan.values), 2), dtype=np.int64)
         self._views: dict[tuple[int, int], Tensor] = {}
 
+    def place(self, slot: int, origin: Size) -> None:
+        """Set the corner of a slot's window in the world; its contents stay where they are.
+
+        origin: (y, x), input pixels, multiples of `plan.total_stride`
+        """
+        self.origin[slot] = origin
+        self.rings[slot] = self.plan.shifts.rings(origin)
+
     def view(self, value: int, slot: int) -> Tensor:
-        """View one value of one slot: [H, W, C], a slice of its buffer."""
+        """View one value of one slot: [H, W, C], a slice of its buffer, in the buffer's order."""
         found = self._views.get((value, slot))
         if found is None:
             v = self.plan.values[value]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Engine, SlotReport
+from torchdelta.engines.base import Engine, Move, SlotReport, refuse_windows
 from torchdelta.engines.cpu import bind
 from torchdelta.engines.cpu.blob import foreign_reason, write_program
 from torchdelta.engines.torch_engine import TorchEngine
@@ -106,8 +106,11 @@ class CpuEngine(Engine):
         record: bool = False,
         timed: bool = False,
         forced: Mapping[int, Tensor] | None = None,
+        moved: Mapping[int, Move] | None = None,
+        masks: Mapping[int, Tensor] | None = None,
     ) -> dict[int, SlotReport]:
         """Run one frame for the slots that have one (see `Engine.step`)."""
+        refuse_windows(self.name, state, frames, moved, masks)
         if not frames:
             return {}
         slots = self._slots.get(state)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Deferred, Engine, SlotReport
+from torchdelta.engines.base import Deferred, Engine, Move, SlotReport, refuse_windows
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton.schedule import make_schedule, sources_of
 from torchdelta.errors import EngineError
@@ -147,6 +147,8 @@ class TritonEngine(Engine):
         record: bool = False,
         timed: bool = False,
         forced: Mapping[int, Tensor] | None = None,
+        moved: Mapping[int, Move] | None = None,
+        masks: Mapping[int, Tensor] | None = None,
     ) -> dict[int, SlotReport | Deferred]:
         """Run one frame for the slots that have one (see `Engine.step`).
 
@@ -154,6 +156,7 @@ class TritonEngine(Engine):
         """
         from torchdelta.engines.triton.runner import Runner
 
+        refuse_windows(self.name, state, frames, moved, masks)
         if not frames:
             return {}
         runner = self._sessions.get(state)
