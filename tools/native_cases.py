@@ -34,7 +34,6 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,14 +42,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import torchdelta
 from cases import OP_CASES
 from support import compiled, move, new_session
+from torchdelta.engines.base import Move
 from torchdelta.engines.cpu.blob import foreign_reason, write_program
+from torchdelta.engines.cpu.engine import native_move
 from torchdelta.plan import Plan
+from torchdelta.runtime.session import Session
 
 MAGIC = int.from_bytes(b"TDCASES2", "little")
 KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "origin")
 FEW = ("first", "patch", "same", "all", "pixel")
 # every n-th case also in uint8, in bfloat16, and with thresholds
 MORE = 3
+# moves of a window in total strides, (y, x), one a frame; the last is a jump beyond its size
+WALK = ((0, 0), (1, 2), (0, 0), (-1, 0), (-2, -3), (300, 200))
 # a larger state has few frames, and is expected only after the last one: the file stays small
 LARGE_BYTES = 30_000
 FP32, BF16 = 1e-5, 2e-2
@@ -59,7 +63,10 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True)
 class History:
-    """One history of an op case; `tolerance` of the session, 0: with expected states."""
+    """One history of an op case; `tolerance` of the session, 0: with expected states.
+
+    moves: the window moves, with exact borders; with a tolerance, parts of the frames are not valid
+    """
 
     case: str
     suffix: str = ""
@@ -68,6 +75,7 @@ class History:
     tolerance: float = 0.0
     norm: str = "rms"
     kinds: tuple[str, ...] = KINDS
+    moves: bool = False
 
 
 def histories(cases: Sequence[str]) -> Iterator[History]:
@@ -81,6 +89,11 @@ def histories(cases: Sequence[str]) -> Iterator[History]:
         else:
             norm = ("rms", "max")[n // MORE % 2]
             yield History(case, f"-gated-{norm}", tolerance=TOLERANCE, norm=norm)
+        if n % 2:
+            yield History(case, "-moving", moves=True)
+        else:
+            dtype = (torch.bfloat16, torch.float32)[n // 2 % 2]
+            yield History(case, "-moving-gated", dtype, uint8=True, tolerance=TOLERANCE, moves=True)
 
 
 class Writer:
@@ -117,7 +130,7 @@ def write_history(out: Writer, history: History) -> None:
     exact = history.tolerance == 0
     out.data((history.case + history.suffix).encode())
     out.data(write_program(plan, history.dtype, values))
-    out.words(history.dtype == torch.bfloat16, history.norm == "max", exact, False)
+    out.words(history.dtype == torch.bfloat16, history.norm == "max", exact, history.moves)
     out.number(FP32 if history.dtype == torch.float32 else BF16)
     out.words(not history.uint8, *((w * c, c, 1) if history.uint8 else (w, 1, h * w)))
     out.words(len(plan.buffers))
@@ -127,30 +140,91 @@ def write_history(out: Writer, history: History) -> None:
     active = sum(prod(plan.values[s.output].size) for s in plan.steps)
     changed = sum(8 * h * -(-w // 64) for h, w in (plan.values[v].size for v in values))
     out.words(len(plan.steps), active, len(values), changed)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.rand(1, *plan.shape, generator=generator)
     large = plan.state_bytes(torch.float32) > LARGE_BYTES
-    kinds = FEW if large else history.kinds
-    out.words(len(kinds))
-    for t, kind in enumerate(kinds):
+    frames = list(moving_frames(plan, history) if history.moves else still_frames(history, large))
+    out.words(len(frames))
+    for t, frame in enumerate(frames):
+        wanted = exact and (not (large or history.moves) or t == len(frames) - 1)
+        write_frame(out, session, frame, expect=wanted)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a history: pixels [H, W, C] uint8 or float32, and what its window does."""
+
+    pixels: Tensor
+    first: bool
+    idle: bool = False
+    origin: tuple[int, int] | None = None
+    move: Move | None = None
+    valid: Tensor | None = None
+
+
+def as_pixels(history: History, x: Tensor) -> Tensor:
+    """Make a frame of [C, H, W], as float32 with these strides."""
+    if history.dtype == torch.bfloat16:
+        x = x.to(torch.bfloat16).float()
+    x = x.permute(1, 2, 0)
+    return (x * 255).round().to(torch.uint8).contiguous() if history.uint8 else x
+
+
+def still_frames(history: History, large: bool) -> Iterator[Frame]:
+    """Give the frames of a window that stays where it is."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(1, *compiled(history.case)[0].plan.shape, generator=generator)
+    for kind in FEW if large else history.kinds:
         x = move(x, kind, generator)
-        if history.dtype == torch.bfloat16:
-            x = x.to(torch.bfloat16).float()
-        frame = (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8) if history.uint8 else x[0]
-        # in force for this frame; they are measured behind the first one
-        thresholds, limit = session._state.thresholds[0].copy(), session._state.input_threshold[0]
-        session.step({"s": frame.numpy() if history.uint8 else frame})
-        out.words(kind == "first", kind == "same")
-        out.number(limit)
-        out.data(thresholds.tobytes())
-        out.data(np.ascontiguousarray(frame.numpy()).tobytes())
-        for _ in range(4):
-            out.data(b"")
-        wanted = exact and (not large or t == len(kinds) - 1)
-        buffers = session._state.buffers if wanted else []
-        out.words(len(buffers))
-        for buffer in buffers:
-            out.data(expected(buffer))
+        yield Frame(as_pixels(history, x[0]), kind == "first", kind == "same")
+
+
+def moving_frames(plan: Plan, history: History) -> Iterator[Frame]:
+    """Give the frames of a window that moves over a picture without end."""
+    generator = torch.Generator().manual_seed(2)
+    c, h, w = plan.shape
+    world = torch.rand(1, c, 2 * h + 3, 2 * w + 5, generator=generator)
+    y = x = 0
+    for t, (dy, dx) in enumerate(WALK):
+        shift = dy * plan.total_stride[0], dx * plan.total_stride[1]
+        y, x = y + shift[0], x + shift[1]
+        world = move(world, ("patch", "same")[t % 2], generator)
+        valid = None
+        if history.tolerance:
+            valid = torch.ones(h, w, dtype=torch.bool)
+            valid[h - h // 3 :, : w // 2 + t] = False
+        window = world.roll((-y, -x), (2, 3))[0, :, :h, :w].contiguous()
+        moved = Move(shift, exact=not history.tolerance) if any(shift) else None
+        yield Frame(as_pixels(history, window), not t, origin=(y, x), move=moved, valid=valid)
+
+
+def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool) -> None:
+    """Run a frame on the torch engine and write it."""
+    state, plan = session._state, session.plan
+    # in force for this frame; they are measured behind the first one
+    thresholds, limit = state.thresholds[0].copy(), state.input_threshold[0]
+    if frame.origin is not None:
+        state.place(0, frame.origin)
+    moves, valid = {0: frame.move} if frame.move else None, frame.valid
+    if frame.first or frame.origin is None:
+        session.step({"s": frame.pixels.permute(2, 0, 1)})
+    else:
+        session.engine.step(
+            state, {0: frame.pixels}, frozenset(), moved=moves,
+            masks=None if valid is None else {0: valid},
+        )  # fmt: skip
+    out.words(frame.first, frame.idle)
+    out.number(limit)
+    out.data(thresholds.tobytes())
+    # uint8 as [H, W, C], float32 as [C, H, W]
+    uint8 = frame.pixels.dtype == torch.uint8
+    out.data((frame.pixels if uint8 else frame.pixels.permute(2, 0, 1)).numpy().tobytes())
+    moved, border = native_move(plan, frame.move) if frame.move else (None, None)
+    origins = None if frame.origin is None else state.rings[0]
+    for array in (origins, moved, border, None if valid is None else valid.numpy()):
+        out.data(b"" if array is None else array.tobytes())
+    buffers = state.buffers if expect else []
+    out.words(len(buffers))
+    for buffer in buffers:
+        out.data(expected(buffer))
 
 
 def expected(buffer: Tensor) -> bytes:

@@ -1,4 +1,4 @@
-// Where a value's pixels lie: its buffer is a ring in both directions (docs: moving cameras).
+// Where a value's pixels lie: its buffer is a ring in both directions (design: moving windows).
 #pragma once
 
 #include <algorithm>

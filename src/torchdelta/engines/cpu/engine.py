@@ -5,19 +5,21 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Engine, Move, SlotReport, refuse_windows
+from torchdelta.engines.base import Engine, Move, SlotReport
 from torchdelta.engines.cpu import bind
 from torchdelta.engines.cpu.blob import foreign_reason, write_program
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import EngineError
 from torchdelta.plan import Plan
+from torchdelta.plan.shift import BORDER, UNSEEN
 
 if TYPE_CHECKING:
     from torchdelta.runtime.state import State
@@ -26,6 +28,8 @@ DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 BF16_ISA = "avx512_bf16"
 # what the foreign function returns where PyTorch raised
 FAILED = 1
+# moves of a window that are kept as the native engine is told them
+MOST_MOVES = 64
 
 
 class CpuEngine(Engine):
@@ -56,6 +60,7 @@ class CpuEngine(Engine):
         self._sizes = [plan.values[step.output].size for step in plan.steps]
         self._mask_sizes = {value: plan.values[value].size for value in self._reported}
         self._foreign = {i for i, s in enumerate(plan.steps) if foreign_reason(plan, s)}
+        self._native_move = lru_cache(MOST_MOVES)(partial(native_move, plan))
         self._program = bind.NativeProgram(write_program(plan, dtype, self._reported), self.isa)
         self._slots: weakref.WeakKeyDictionary[State, _Slots] = weakref.WeakKeyDictionary()
 
@@ -110,13 +115,14 @@ class CpuEngine(Engine):
         masks: Mapping[int, Tensor] | None = None,
     ) -> dict[int, SlotReport]:
         """Run one frame for the slots that have one (see `Engine.step`)."""
-        refuse_windows(self.name, state, frames, moved, masks)
         if not frames:
             return {}
         slots = self._slots.get(state)
         if slots is None:
             slots = self._slots[state] = _Slots(self, state)
         call = _Call(self, state, slots, frames, whole, record, forced)
+        if moved or masks:
+            call.set_windows(moved or {}, masks or {})
         step_ms = np.zeros(len(self.plan.steps)) if timed else None
         failed = self._program.step(
             call.slots,
@@ -157,6 +163,7 @@ class _Slots:
         self.given = [
             bind.Slot(
                 buffers=self._addresses[slot].ctypes.data,
+                origins=state.rings[slot].ctypes.data,
                 thresholds=state.thresholds[slot].ctypes.data,
                 active_px=self.active_px[slot].ctypes.data,
                 changed_px=self.changed_px[slot].ctypes.data,
@@ -225,7 +232,9 @@ class _Call:
             size = sum(map(prod, engine._sizes))
             self._active = torch.zeros((len(frames), size), dtype=torch.bool)
         sets = slots.forced_sets(forced) if forced else None
+        self._moved: Mapping[int, Move] = {}
         # kept: the native call reads them
+        self._kept: list[Any] = []
         self._frames = [_native_frame(frame) for frame in frames.values()]
         self.slots = (bind.Slot * len(frames))()
         for k, (slot, frame) in enumerate(zip(self._order, self._frames, strict=True)):
@@ -238,6 +247,20 @@ class _Call:
             given.input_threshold = state.input_threshold[slot]
             given.active = None if self._active is None else self._active[k].data_ptr()
             given.forced = sets
+
+    def set_windows(self, moved: Mapping[int, Move], masks: Mapping[int, Tensor]) -> None:
+        """Say which slots' windows have moved with this frame, and where frames are valid."""
+        self._moved = {slot: move for slot, move in moved.items() if slot not in self._whole}
+        for k, slot in enumerate(self._order):
+            if slot in self._moved:
+                moved_px, border = self._engine._native_move(self._moved[slot])
+                self.slots[k].moved = moved_px.ctypes.data
+                self.slots[k].border = None if border is None else border.ctypes.data
+                self._kept += (moved_px, border)
+            if slot in masks:
+                mask = masks[slot].contiguous()
+                self.slots[k].valid = mask.data_ptr()
+                self._kept.append(mask)
 
     @torch.no_grad()
     def run_foreign(self, step: int, index: int, active: int, changed: int) -> int:
@@ -252,6 +275,7 @@ class _Call:
                 _view(active, size).bool(),
                 whole=slot in self._whole,
                 forced=step in self._forced and slot not in self._whole,
+                fresh=self._unseen(step, slot),
             )
             if mask is not None:
                 _view(changed, size).copy_(mask)
@@ -260,6 +284,15 @@ class _Call:
             self.error = error
             return FAILED
         return 0
+
+    def _unseen(self, step: int, slot: int) -> Tensor | None:
+        """Mark the pixels of a step that the window has not seen; None where it has not moved."""
+        move = self._moved.get(slot)
+        if move is None:
+            return None
+        plan = self._engine.plan
+        rows, cols = plan.shifts.lines(plan.steps[step].output, move.shift, move.exact)
+        return torch.from_numpy(np.maximum(rows[:, None], cols) == UNSEEN)
 
     def reports(self, step_ms: np.ndarray | None) -> dict[int, SlotReport]:
         """Say for each slot what was active and what changed."""
@@ -299,6 +332,18 @@ class _Call:
                 sets[i] = self._active[k, at : at + prod(size)].view(size)
             at += prod(size)
         return sets
+
+
+def native_move(plan: Plan, move: Move) -> tuple[np.ndarray, np.ndarray | None]:
+    """Put a move as `td_slot` has it: `moved` [values, 2] int64, `border` bool, None where kept."""
+    shifts = plan.shifts
+    moved = shifts.pixels(move.shift)
+    sizes = np.array([v.size for v in plan.values], dtype=np.int64)
+    moved[shifts.absolute] = sizes[shifts.absolute]
+    if not move.exact:
+        return moved, None
+    lines = [shifts.lines(step.output, move.shift, True) for step in plan.steps]
+    return moved, np.concatenate([line for both in lines for line in both]) == BORDER
 
 
 def _words(width: int) -> int:

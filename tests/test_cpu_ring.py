@@ -1,0 +1,137 @@
+"""The cpu engine on windows that move: bit for bit what it gives on a whole frame, at any ring."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cases import OP_CASES
+from random_nets import compiled_net
+from support import (
+    ENGINE_CASES,
+    ENGINE_NAMES,
+    ISA_CASES,
+    compiled,
+    each,
+    make_engine,
+    new_session,
+    same_bits,
+)
+from torchdelta.engines.base import Move
+from torchdelta.engines.cpu import CpuEngine
+from torchdelta.ops import OPS
+from torchdelta.plan import Plan
+from torchdelta.runtime.session import Session
+
+if "cpu" not in ENGINE_NAMES:
+    # test_every_engine_is_tested says whether that may be
+    pytest.skip(CpuEngine.usable()[1], allow_module_level=True)
+
+BEST = next(case for case in ENGINE_CASES if case.startswith("cpu-"))
+FEW_CASES = [BEST, *ISA_CASES[-1:]]
+CPU = torch.device("cpu")
+NATIVE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
+NATIVE_OPS = sorted(set(OPS) - {"dense"})
+# moves in total strides; the ring is left and entered in all directions, once by a jump
+MOVES = ((0, 1), (1, 0), (0, 0), (-2, -1), (0, -3), (1, 2), (0, 0), (200, 300), (-1, 1), (3, -5))
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let the native engine use n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class World:
+    """A picture without end: it begins again after some more pixels than a window has."""
+
+    def __init__(self, shape: Sequence[int], seed: int) -> None:
+        self.size = shape[1:]
+        self.random = np.random.default_rng(seed)
+        h, w = self.size
+        self.picture = self.random.random((2 * h + 3, 2 * w + 5, shape[0]), dtype=np.float32)
+
+    def change(self) -> None:
+        """Paint a patch anew."""
+        h, w = (1 + n // 3 for n in self.size)
+        y, x = (
+            int(self.random.integers(0, n - m))
+            for n, m in zip(self.picture.shape[:2], (h, w), strict=True)
+        )
+        self.picture[y : y + h, x : x + w] = self.random.random((h, w, 1), dtype=np.float32)
+
+    def window(self, origin: Sequence[int]) -> Tensor:
+        """Cut a window out: [H, W, C]."""
+        y, x = (
+            (np.arange(n) + at) % m
+            for n, at, m in zip(self.size, origin, self.picture.shape[:2], strict=True)
+        )
+        return torch.from_numpy(self.picture[np.ix_(y, x)])
+
+
+def in_reading_order(session: Session, slot: int = 0) -> list[Tensor]:
+    """Give a slot's buffers as the window has them."""
+    state, plan = session._state, session.plan
+    corners = {v.buffer: state.rings[slot, v.index] for v in plan.owners}
+    return [
+        torch.roll(buffer[slot], tuple(-int(k) for k in corners[i]), (0, 1))
+        for i, buffer in enumerate(state.buffers)
+    ]
+
+
+def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
+    assert all(bool(same_bits(x, y).all()) for x, y in zip(a, b, strict=True))
+
+
+def walk(plan: Plan, seed: int) -> Iterator[tuple[tuple[int, int], Move | None, Tensor]]:
+    """Move a window over a world that changes; gives its origin, the move and the frame."""
+    world, (y, x), total = World(plan.shape, seed), (0, 0), plan.total_stride
+    for n, (dy, dx) in enumerate(MOVES):
+        shift = dy * total[0], dx * total[1]
+        y, x = y + shift[0], x + shift[1]
+        if n % 2:
+            world.change()
+        yield (y, x), Move(shift, exact=True) if any(shift) else None, world.window((y, x))
+
+
+def check_walk(session: Session, whole: Session, n: int, seed: int = 5) -> None:
+    """After every move the state is that of a whole run, at whichever ring that one begins."""
+    state, engine = session._state, session.engine
+    with threads(n):
+        first = World(session.plan.shape, seed).window((0, 0))
+        engine.step(state, {0: first}, frozenset({0}))
+        for t, (origin, move, frame) in enumerate(walk(session.plan, seed)):
+            state.place(0, origin)
+            engine.step(state, {0: frame}, frozenset(), moved={0: move} if move else None)
+            whole._state.place(0, origin if t % 2 else (0, 0))
+            whole.engine.step(whole._state, {0: frame}, frozenset({0}))
+            assert_same(in_reading_order(session), in_reading_order(whole))
+
+
+@pytest.mark.parametrize("engine", FEW_CASES)
+@pytest.mark.parametrize("case", each(NATIVE_CASES))
+def test_p1_bit_for_bit(engine: str, case: str) -> None:
+    """With exact borders, on one and two threads."""
+    fast, _ = compiled(case)
+    for n in (1, 2):
+        check_walk(new_session(fast, engine, 0.0), new_session(fast, engine, 0.0), n)
+
+
+@pytest.mark.parametrize("engine", FEW_CASES)
+@pytest.mark.parametrize("op", each(NATIVE_OPS))
+def test_p1_bit_for_bit_in_networks(engine: str, op: str) -> None:
+    """The same through random networks; 5 threads have less than a row each in the small maps."""
+    for seed, n in enumerate((2, 5)):
+        fast, _ = compiled_net(op, seed)
+        if make_engine(engine, fast.plan, CPU, torch.float32).foreign_steps():
+            # PyTorch's own sums may hang on the place in memory
+            continue
+        check_walk(new_session(fast, engine, 0.0), new_session(fast, engine, 0.0), n, seed)
