@@ -186,8 +186,8 @@ class Session:
         returns: stream -> Result, for the streams given
         A frame, region or window that does not fit is refused (`Result.error`, raised when its
         output is read), its stream stays as it was, and the others run. All are checked before
-        any is run; only whether a float frame on a GPU is finite is found out there: then nothing of it is
-        published, and the stream's next result says so (or its statistics do).
+        any is run; only whether a float frame on a GPU is finite is found out there: then nothing
+        of it is published, and the stream's next result says so (or its statistics do).
         Raises: StreamError where a new stream finds no free slot, or where a region or a window
         is of a stream without a frame, ValueError for a forced active set that does not fit;
         nothing has run then.
