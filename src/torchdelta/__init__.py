@@ -13,8 +13,10 @@ from torchdelta.errors import (
     TorchdeltaError,
 )
 from torchdelta.runtime.gate import Profile
-from torchdelta.runtime.session import Result, Session
+from torchdelta.runtime.result import Result
+from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import FrameStats, StepStats, StreamStats
+from torchdelta.runtime.windows import Window
 
 __version__ = "0.1.0"
 
@@ -35,6 +37,7 @@ __all__ = [
     "StreamError",
     "StreamStats",
     "TorchdeltaError",
+    "Window",
     "compile",
     "relative_error",
 ]

@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Engine, Move, SlotReport, refuse_windows
+from torchdelta.engines.base import Engine, Move, SlotReport
 from torchdelta.ops import Conv2d
-from torchdelta.ops.base import Size, WindowOp, take_rows
+from torchdelta.ops.base import Pixels, Size, WindowOp, put_all, put_rows, take_all, take_rows
 from torchdelta.ops.gate import input_gate, value_gate
 from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
+from torchdelta.plan.shift import KEPT, UNSEEN
 
 if TYPE_CHECKING:
     from torchdelta.runtime.state import State
@@ -53,11 +55,27 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Gate:
-    """What a slot's value is gated by; `forced`: all is published, whatever it finds."""
+    """What a slot's value is gated by.
+
+    fresh: bool [Ho, Wo], active pixels that are published whatever it finds; None: there are none
+    """
 
     threshold: float
     norm: str
-    forced: bool = False
+    fresh: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one slot gets with one frame (see `Engine.step`)."""
+
+    frame: Tensor
+    whole: bool
+    move: Move | None
+    mask: Tensor | None
+    record: bool
+    timed: bool
+    forced: Mapping[int, Tensor]
 
 
 @contextmanager
@@ -125,53 +143,50 @@ class TorchEngine(Engine):
         masks: Mapping[int, Tensor] | None = None,
     ) -> dict[int, SlotReport]:
         """Run one frame for the slots that have one (see `Engine.step`)."""
-        refuse_windows(self.name, state, frames, moved, masks)
-        forced = forced or {}
+        moved, masks = moved or {}, masks or {}
+        calls = {
+            slot: _Call(
+                frame, slot in whole, moved.get(slot), masks.get(slot), record, timed, forced or {}
+            )
+            for slot, frame in frames.items()
+        }
         with ieee_float32(self.device):
-            return {
-                slot: self._run_slot(state, slot, frame, slot in whole, record, timed, forced)
-                for slot, frame in frames.items()
-            }
+            return {slot: self._run_slot(state, slot, call) for slot, call in calls.items()}
 
-    def _run_slot(
-        self,
-        state: State,
-        slot: int,
-        frame: Tensor,
-        whole: bool,
-        record: bool,
-        timed: bool,
-        forced: Mapping[int, Tensor],
-    ) -> SlotReport:
+    def _run_slot(self, state: State, slot: int, call: _Call) -> SlotReport:
         start = time.perf_counter()
         count = len(self._steps)
-        changed = self._publish_input(state, slot, frame, whole)
+        changed = self._publish_input(state, slot, call)
         input_px = int(changed[self.plan.input].sum()) if changed else 0
         report = SlotReport(changed, [0] * count, [0] * count, input_px)
-        if timed:
+        if call.timed:
             report.step_ms = [0.0] * count
         for i, ready in enumerate(self._steps):
             begin = time.perf_counter()
             output = ready.step.output
-            inputs = [state.view(v, slot) for v in ready.step.inputs]
-            stored = state.view(output, slot)
+            inputs = [state.pixels(v, slot) for v in ready.step.inputs]
+            stored = state.pixels(output, slot)
             active: Tensor | None
-            if whole:
-                stored.copy_(self._evaluate(ready, inputs))
+            if call.whole or (call.move and self.plan.shifts.absolute[output]):
+                put_all(stored, self._evaluate(ready, inputs))
                 area = ready.out_size[0] * ready.out_size[1]
                 report.active_px[i] = report.work_px[i] = area
                 changed[output] = active = self._ones(ready.out_size)
             else:
+                fresh: Tensor | None = None
                 active = self._active(ready.step, changed, ready.out_size)
-                if i in forced:
-                    active = forced[i] if bool(forced[i].any()) else None
-                if active is not None:
-                    gate = _Gate(float(state.thresholds[slot, output]), state.norm, i in forced)
+                if call.move:
+                    uncovered, fresh = self._uncovered(output, call.move)
+                    active = uncovered if active is None else active | uncovered
+                if i in call.forced:
+                    active = fresh = call.forced[i]
+                if active is not None and bool(active.any()):
+                    gate = _Gate(float(state.thresholds[slot, output]), state.norm, fresh)
                     counts, mask = self._recompute(ready, inputs, stored, active, gate)
                     report.active_px[i], report.work_px[i] = counts
                     if mask is not None:
                         changed[output] = mask
-            if record and active is not None:
+            if call.record and active is not None:
                 report.active[i] = active
             if report.step_ms is not None:
                 self._synchronize()
@@ -186,23 +201,34 @@ class TorchEngine(Engine):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _publish_input(
-        self, state: State, slot: int, frame: Tensor, whole: bool
-    ) -> dict[int, Tensor]:
-        new = self.plan.preprocess.apply(frame, self.dtype)
-        stored = state.view(self.plan.input, slot)
-        if whole:
-            stored.copy_(new)
-            return {self.plan.input: self._ones(self.plan.size)}
-        mask = input_gate(new, stored, float(state.input_threshold[slot]), self._to_full_scale)
+    def _publish_input(self, state: State, slot: int, call: _Call) -> dict[int, Tensor]:
+        value = self.plan.input
+        new = self.plan.preprocess.apply(call.frame, self.dtype)
+        if call.mask is not None:
+            new = new.where(call.mask.unsqueeze(-1), 0)
+        stored = state.pixels(value, slot)
+        if call.whole:
+            put_all(stored, new)
+            return {value: self._ones(self.plan.size)}
+        unseen = self._uncovered(value, call.move)[1] if call.move else None
+        mask = input_gate(
+            new, take_all(stored), float(state.input_threshold[slot]), self._to_full_scale,
+            mask=call.mask, unseen=unseen,
+        )  # fmt: skip
         index = flat_index(mask)
         if not len(index):
             return {}
-        stored.flatten(0, 1).index_copy_(0, index, take_rows(new, index))
-        return {self.plan.input: mask}
+        put_rows(stored, index, take_rows(new, index))
+        return {value: mask}
+
+    def _uncovered(self, value: int, move: Move) -> tuple[Tensor, Tensor]:
+        """Mark the pixels of a value that a move makes active, and those that are unseen."""
+        rows, cols = self.plan.shifts.lines(value, move.shift, move.exact)
+        level = torch.from_numpy(np.maximum(rows[:, None], cols)).to(self.device)
+        return level > KEPT, level == UNSEEN
 
     def _active(self, step: Step, changed: Mapping[int, Tensor], size: Size) -> Tensor | None:
-        """Unite the footprints of all changed inputs; None where nothing is active."""
+        """Unite the footprints of all changed inputs; None where none changed."""
         active: Tensor | None = None
         seen = set()
         for value, footprint in zip(step.inputs, step.footprints, strict=True):
@@ -213,7 +239,7 @@ class TorchEngine(Engine):
                 seen.add(key)
                 part = footprint.active(changed[owner], size)
                 active = part if active is None else active | part
-        return active if active is not None and bool(active.any()) else None
+        return active
 
     @torch.no_grad()
     def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
@@ -235,25 +261,28 @@ class TorchEngine(Engine):
         *,
         whole: bool = False,
         forced: bool = False,
+        fresh: Tensor | None = None,
     ) -> Tensor | None:
         """Recompute, gate and publish one step of one slot, for engines that lack it.
 
-        active: bool [Ho, Wo]; whole: publish all without comparing; forced: all active pixels
+        active: bool [Ho, Wo]; whole: publish all without comparing; forced: all active pixels;
+        fresh: bool [Ho, Wo], these active pixels
         Returns the change mask, bool [Ho, Wo]; None where nothing was published.
         """
         ready = self._steps[step]
-        inputs = [state.view(v, slot) for v in ready.step.inputs]
-        stored = state.view(ready.step.output, slot)
+        inputs = [state.pixels(v, slot) for v in ready.step.inputs]
+        stored = state.pixels(ready.step.output, slot)
         with ieee_float32(self.device):
             if whole:
-                stored.copy_(self._evaluate(ready, inputs))
+                put_all(stored, self._evaluate(ready, inputs))
                 return self._ones(ready.out_size)
             threshold = float(state.thresholds[slot, ready.step.output])
-            gate = _Gate(threshold, state.norm, forced)
+            gate = _Gate(threshold, state.norm, active if forced else fresh)
             return self._recompute(ready, inputs, stored, active, gate)[1]
 
-    def _evaluate(self, ready: _Ready, inputs: Sequence[Tensor]) -> Tensor:
+    def _evaluate(self, ready: _Ready, pixels: Sequence[Pixels]) -> Tensor:
         step = ready.step
+        inputs = [take_all(x) for x in pixels]
         out = step.op.full(inputs[: step.arity], ready.weights)
         for part, weights in ready.epilogue:
             if isinstance(part, Activation):
@@ -266,8 +295,8 @@ class TorchEngine(Engine):
     def _recompute(
         self,
         ready: _Ready,
-        inputs: Sequence[Tensor],
-        stored: Tensor,
+        inputs: Sequence[Pixels],
+        stored: Pixels,
         active: Tensor,
         gate: _Gate,
     ) -> tuple[tuple[int, int], Tensor | None]:
@@ -287,8 +316,8 @@ class TorchEngine(Engine):
         rows = rows.to(ready.out_dtype)
         old = take_rows(stored, index)
         publish = value_gate(rows, old, gate.threshold, gate.norm, GROUP_CHANNELS)
-        if gate.forced:
-            publish.fill_(True)
+        if gate.fresh is not None:
+            publish |= gate.fresh.flatten().index_select(0, index).unsqueeze(1)
         hit = publish.any(1).nonzero().squeeze(1)
         if not len(hit):
             return counts, None
@@ -297,13 +326,13 @@ class TorchEngine(Engine):
             groups = publish.index_select(0, hit).repeat_interleave(GROUP_CHANNELS, 1)
             keep = old.index_select(0, hit)
             rows = torch.where(groups[:, : rows.shape[1]], rows, keep)
-        stored.flatten(0, 1).index_copy_(0, where, rows)
+        put_rows(stored, where, rows)
         mask = torch.zeros(active.numel(), dtype=torch.bool, device=self.device)
         mask.index_fill_(0, where, True)
         return counts, mask.view(active.shape)
 
     def _rows(
-        self, ready: _Ready, inputs: Sequence[Tensor], active: Tensor
+        self, ready: _Ready, inputs: Sequence[Pixels], active: Tensor
     ) -> tuple[Tensor, Tensor, int]:
         """Compute the operation at the active pixels.
 
@@ -320,7 +349,7 @@ class TorchEngine(Engine):
             if price < area:
                 return self._tiled(op, inputs[0], ready.weights, active, side, tiles)
         index = flat_index(active)
-        out = op.full(inputs, ready.weights)
+        out = op.full([take_all(x) for x in inputs], ready.weights)
         if len(index) == area:
             return out.reshape(area, -1), index, area
         return take_rows(out, index), index, area
@@ -328,7 +357,7 @@ class TorchEngine(Engine):
     def _tiled(
         self,
         op: WindowOp,
-        x: Tensor,
+        x: Pixels,
         weights: Mapping[str, Tensor],
         active: Tensor,
         side: Size,

@@ -1,7 +1,9 @@
 """The shape of an operation, and footprints: which outputs a changed input can touch.
 
 All tensors here are one slot of a state buffer, [H, W, C]; a value that is no map has H = W = 1.
-An *active* list holds flat indices into [Ho, Wo], int64, ascending.
+An *active* list holds flat indices into [Ho, Wo], int64, ascending. Where a stream's window has
+moved, its pixels lie on a `Ring`, which `take_rows` and `put_rows` read and write in the window's
+reading order.
 """
 
 from __future__ import annotations
@@ -29,9 +31,68 @@ def hwc(y: Tensor) -> Tensor:
     return y[0].permute(1, 2, 0)
 
 
-def take_rows(x: Tensor, index: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class Ring:
+    """One slot of a value whose window begins inside its buffer.
+
+    cells:  [H, W, C], the slot's slice of the buffer
+    origin: (oy, ox): pixel (y, x) of the window lies at ((y + oy) mod H, (x + ox) mod W)
+    """
+
+    cells: Tensor
+    origin: Size
+
+    @property
+    def shape(self) -> torch.Size:
+        """Height, width and channels."""
+        return self.cells.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the cells lie."""
+        return self.cells.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the cells hold."""
+        return self.cells.dtype
+
+    def places(self, index: Tensor) -> Tensor:
+        """Turn flat indices into the window into flat indices into the cells."""
+        h, w = self.cells.shape[:2]
+        return (index // w + self.origin[0]) % h * w + (index % w + self.origin[1]) % w
+
+
+Pixels = Tensor | Ring
+
+
+def take_rows(x: Pixels, index: Tensor) -> Tensor:
     """Gather pixels: x [H, W, C] at flat indices [M] gives [M, C]."""
+    if isinstance(x, Ring):
+        index, x = x.places(index), x.cells
     return x.flatten(0, 1).index_select(0, index)
+
+
+def put_rows(x: Pixels, index: Tensor, rows: Tensor) -> None:
+    """Write rows [M, C] to the pixels of x [H, W, C] at flat indices [M]."""
+    if isinstance(x, Ring):
+        index, x = x.places(index), x.cells
+    x.flatten(0, 1).index_copy_(0, index, rows)
+
+
+def take_all(x: Pixels) -> Tensor:
+    """Give all pixels in reading order, [H, W, C]: a view, or a copy of a ring."""
+    if isinstance(x, Ring):
+        return x.cells.roll((-x.origin[0], -x.origin[1]), (0, 1))
+    return x
+
+
+def put_all(x: Pixels, new: Tensor) -> None:
+    """Write all pixels, given in reading order, [H, W, C]."""
+    if isinstance(x, Ring):
+        x.cells.copy_(new.roll(x.origin, (0, 1)))
+    else:
+        x.copy_(new)
 
 
 @dataclass(frozen=True)
@@ -163,12 +224,12 @@ class Op:
         return (IDENTITY,) * len(in_sizes)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
-        """Compute all outputs: inputs [H, W, C] each, returns [Ho, Wo, Co]."""
+        """Compute all outputs: inputs [H, W, C] each, in reading order; returns [Ho, Wo, Co]."""
         # every operation defines it; the op cases run each one
         raise NotImplementedError
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the outputs at the active pixels: active [M] int64, returns [M, Co]."""
         # asked for only where `kind` is "rows" (or a convolution is pointwise)

@@ -15,7 +15,17 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchdelta.ops.base import Axis, Footprint, Size, Weights, WindowOp, hwc, nchw, take_rows
+from torchdelta.ops.base import (
+    Axis,
+    Footprint,
+    Pixels,
+    Size,
+    Weights,
+    WindowOp,
+    hwc,
+    nchw,
+    take_rows,
+)
 
 Pads = tuple[int, int, int, int]
 
@@ -30,7 +40,7 @@ def pad_nchw(x: Tensor, pads: Pads, value: float = 0.0) -> Tensor:
     return F.pad(x, (left, right, top, bottom), value=value) if any(pads) else x
 
 
-def take_strided(x: Tensor, active: Tensor, out_size: Size, stride: Size) -> Tensor:
+def take_strided(x: Pixels, active: Tensor, out_size: Size, stride: Size) -> Tensor:
     """Gather the input pixels [M, C] that the outputs of a 1x1 window read."""
     if stride == (1, 1):
         return take_rows(x, active)
@@ -77,7 +87,7 @@ class Conv2d(WindowOp):
         return hwc(self._stock(x, weights, pads))
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute a 1x1 convolution at the active pixels as one matrix product."""
         assert self.pointwise

@@ -20,7 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torchdelta.ops.base import EVERYTHING, Axis, Footprint, Op, Size, Weights, hwc, nchw, take_rows
+from torchdelta.ops.base import (
+    EVERYTHING,
+    Axis,
+    Footprint,
+    Op,
+    Pixels,
+    Size,
+    Weights,
+    hwc,
+    nchw,
+    take_rows,
+)
 
 Index = tuple[int, ...]
 
@@ -79,7 +90,7 @@ class Remap(Op):
         return x
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Move the active pixels."""
         x = inputs[0]
@@ -119,7 +130,7 @@ class PixelShuffle(Op):
         return hwc(F.pixel_shuffle(nchw(inputs[0]), self.factor))
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Move the active pixels."""
         r, x = self.factor, inputs[0]
@@ -153,7 +164,7 @@ class PixelUnshuffle(Op):
         return hwc(F.pixel_unshuffle(nchw(inputs[0]), self.factor))
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Move the active pixels."""
         r, x = self.factor, inputs[0]
@@ -207,7 +218,7 @@ class Copy(Op):
         return inputs[0]
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Copy the active pixels."""
         return take_rows(inputs[0], active)

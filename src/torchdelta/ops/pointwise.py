@@ -17,7 +17,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torchdelta.ops.base import EVERYTHING, IDENTITY, Axis, Footprint, Op, Size, Weights, take_rows
+from torchdelta.ops.base import (
+    EVERYTHING,
+    IDENTITY,
+    Axis,
+    Footprint,
+    Op,
+    Pixels,
+    Size,
+    Weights,
+    take_all,
+    take_rows,
+)
 
 aten = torch.ops.aten
 
@@ -76,7 +87,7 @@ class Pointwise(Op):
         return self.apply(inputs[0], weights)
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the active pixels."""
         return self.apply(take_rows(inputs[0], active), weights)
@@ -97,19 +108,19 @@ class Affine(Op):
         return torch.addcmul(weights["shift"], inputs[0], weights["scale"])
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the active pixels."""
         return torch.addcmul(weights["shift"], take_rows(inputs[0], active), weights["scale"])
 
 
-def _operand(x: Tensor, active: Tensor, out_size: Size) -> Tensor:
+def _operand(x: Pixels, active: Tensor, out_size: Size) -> Tensor:
     """Gather the rows of an operand that may have one pixel, one row or one column."""
     h, w = x.shape[:2]
     if (h, w) == out_size:
         return take_rows(x, active)
     if (h, w) == (1, 1):
-        return x[0]
+        return take_all(x)[0]
     oy, ox = active // out_size[1], active % out_size[1]
     return take_rows(x, oy * w if w == 1 else ox + (oy * w if h > 1 else 0))
 
@@ -152,7 +163,7 @@ class Binary(Op):
         return self.apply(inputs[0], inputs[1])
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the active pixels."""
         a, b = (_operand(x, active, out_size) for x in inputs)
@@ -192,7 +203,7 @@ class BinaryConst(Op):
         return self._apply(inputs[0], const)
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the active pixels."""
         rows = take_rows(inputs[0], active)
@@ -220,7 +231,7 @@ class Softmax(Op):
         return self._apply(inputs[0])
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Compute the active pixels."""
         return self._apply(take_rows(inputs[0], active))

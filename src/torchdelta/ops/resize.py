@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.ops.base import Axis, Footprint, Op, Size, Weights, take_rows
+from torchdelta.ops.base import Axis, Footprint, Op, Pixels, Size, Weights, take_rows
 
 
 @lru_cache(maxsize=1024)
@@ -88,7 +88,7 @@ class Bilinear(Op):
         return _blend(across[y0], across[y1], wy[:, None, None]).to(inputs[0].dtype)
 
     def rows(
-        self, inputs: Sequence[Tensor], weights: Weights, active: Tensor, out_size: Size
+        self, inputs: Sequence[Pixels], weights: Weights, active: Tensor, out_size: Size
     ) -> Tensor:
         """Blend four gathered rows per active pixel, in float32."""
         x = inputs[0]

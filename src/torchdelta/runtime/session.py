@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchdelta.engines import Engine, SlotReport
 from torchdelta.errors import FrameError, StreamError
+from torchdelta.ops.base import Ring, take_all
 from torchdelta.ops.move import to_model_layout
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit, audit_slot
 from torchdelta.runtime.frames import Frame, check_frame, warn_range
 from torchdelta.runtime.gate import Profile, Thresholds
+from torchdelta.runtime.result import Result
 from torchdelta.runtime.state import State
-from torchdelta.runtime.stats import Counted, FrameStats, StreamStats
+from torchdelta.runtime.stats import Counted, StreamStats
+from torchdelta.runtime.windows import Mask, Placement, Window, place
 
 # frames whose statistics may wait for the device
 MOST_UNCOUNTED = 64
@@ -31,101 +32,11 @@ MOST_UNCOUNTED = 64
 MOST_SLOTS = 65535
 
 
-class Result:
-    """What one stream's frame gave.
-
-    stream:         its name
-    error:          why the frame was refused, else None; the stream's state is then as it was
-    changed:        bool [H, W], the input pixels that were published
-    output_changed: like `output`, a bool [Ho, Wo] mask per tensor ([1, 1] for what is no map)
-    active:         bool [Ho, Wo] per step name, where `record=True` asked for it, else None
-    stats:          changed input, MAC share and time of this frame
-    """
-
-    def __init__(
-        self,
-        stream: str,
-        output: Any = None,
-        counted: Counted | None = None,
-        *,
-        error: FrameError | None = None,
-        record: bool = False,
-    ) -> None:
-        self.stream, self.error = stream, error
-        self._output, self._counted, self._record = output, counted, record
-
-    def _report(self) -> SlotReport:
-        return self._or_raise(self._counted).report
-
-    def _or_raise(self, what: Any) -> Any:
-        if self.error is not None:
-            raise self.error
-        return what
-
-    @property
-    def output(self) -> Any:
-        """The network's result, same structure as model(frame) with a batch of 1.
-
-        Raises: FrameError where the frame was refused.
-        """
-        return self._or_raise(self._output)
-
-    @property
-    def changed(self) -> Tensor:
-        """Published input pixels, bool [H, W]; raises FrameError for a refused frame."""
-        return self._mask(self._plan.input)
-
-    @property
-    def output_changed(self) -> Any:
-        """Published output pixels, like `output`; raises FrameError for a refused frame."""
-        leaves: list[Any] = []
-        for out, whole in zip(self._plan.outputs, self._plan.output_shapes, strict=True):
-            leaves.append(self._mask(out) if whole is not None else out)
-        return pytree.tree_unflatten(leaves, self._plan.out_spec)
-
-    @property
-    def active(self) -> dict[str, Tensor] | None:
-        """Active sets by step name, where they were asked for; raises FrameError if refused."""
-        if not self._record or self.error is not None:
-            return None
-        found = self._report().active
-        active = {}
-        for i, step in enumerate(self._plan.steps):
-            size = self._plan.values[step.output].size
-            active[step.name] = found[i] if i in found else self._none(size)
-        return active
-
-    @property
-    def _plan(self) -> Plan:
-        plan: Plan = self._or_raise(self._counted).plan
-        return plan
-
-    def _mask(self, value: int) -> Tensor:
-        """Unite the change masks of a value's owners: bool [H, W]."""
-        v, changed = self._plan.values[value], self._report().changed
-        masks = [changed[owner] for owner in v.owners if owner in changed]
-        if not masks:
-            return self._none(v.size)
-        return functools.reduce(torch.logical_or, masks).expand(v.size)
-
-    def _none(self, size: tuple[int, int]) -> Tensor:
-        # numpy's zeros cost nothing until they are read
-        return torch.from_numpy(np.zeros(size, np.bool_)).to(self._or_raise(self._counted).device)
-
-    @property
-    def stats(self) -> FrameStats:
-        """Counts of this frame; raises FrameError for a refused frame."""
-        stats: FrameStats = self._or_raise(self._counted).stats
-        return stats
-
-    def __repr__(self) -> str:
-        return f"Result({self.stream!r}, {self.error or self.stats})"
-
-
 class Session:
     """N slots for streams of one plan. All methods may be called from any thread, one at a time.
 
-    views: True hands out outputs as views of the state, valid until the stream's next frame
+    views: True hands out outputs as views of the state, valid until the stream's next frame (of a
+           stream whose window moved they are copies)
     timed: measure each step (slower on a GPU: it synchronises)
     """
 
@@ -153,7 +64,10 @@ class Session:
         self._slots: dict[str, int] = {}
         self._stats: dict[str, StreamStats] = {}
         self._frames: dict[str, int] = {}
-        self._whole: set[str] = set()
+        # streams whose next frame is computed whole, and why
+        self._whole: dict[str, str] = {}
+        # streams whose window has moved with border="keep" since they were last computed whole
+        self._kept: set[str] = set()
         self._all = StreamStats(engine.plan)
         # frames that are not in the statistics yet, and what devices refused after all
         self._uncounted: deque[tuple[str, StreamStats, Counted]] = deque()
@@ -203,11 +117,12 @@ class Session:
     def _join(self, stream: str) -> int:
         slot = min(set(range(self.slots)) - set(self._slots.values()))
         self._slots[stream] = slot
-        self._start(stream)
+        self._start(stream, "first frame")
         return slot
 
-    def _start(self, stream: str) -> None:
-        self._whole.add(stream)
+    def _start(self, stream: str, reason: str) -> None:
+        self._state.place(self._slots[stream], (0, 0))
+        self._whole[stream] = reason
         self._late.pop(stream, None)
         self._stats[stream] = StreamStats(self.plan)
         self._frames[stream] = 0
@@ -223,57 +138,71 @@ class Session:
         with self._lock:
             self._known(stream)
             del self._slots[stream], self._stats[stream], self._frames[stream]
-            self._whole.discard(stream)
+            self._whole.pop(stream, None)
             self._late.pop(stream, None)
 
     def reset(self, stream: str) -> None:
-        """Forget everything about a stream; its next frame is a first frame.
+        """Forget everything about a stream; its next frame is a first frame, its window at (0, 0).
 
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
             self._known(stream)
-            self._start(stream)
+            self._start(stream, "reset")
 
-    def refresh(self, stream: str | None = None) -> None:
+    def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
         """Recompute everything at the next frame of a stream (or of all), and measure its scales.
 
+        reason: what the statistics name it by
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
             names = list(self._slots) if stream is None else [stream]
             for name in names:
                 self._known(name)
-                self._whole.add(name)
+                self._whole.setdefault(name, reason)
 
     def step(
         self,
         frames: Mapping[str, Frame],
         *,
+        roi: Mapping[str, Mask] | None = None,
+        windows: Mapping[str, Window] | None = None,
         record: bool = False,
         forced: Mapping[int, Tensor] | None = None,
     ) -> dict[str, Result]:
         """Run one frame for each stream that has one; unknown streams join.
 
         frames:  stream -> numpy [H, W, C] or tensor [C, H, W]; uint8, or float in the input range
+        roi:     stream -> bool [H, W], the region of interest: other pixels of the frame are not
+                 looked at, and what returns to the region catches up. Ignored where everything is
+                 recomputed: a first frame is published whole
+        windows: stream -> where its window lies with this frame; the others' stay where they are.
+                 The frame shows what the window covers. A jump by more than the window recomputes
+                 everything, and the statistics say so
         record:  keep the active sets of all steps in the results
         forced:  for measurements of kernels only: active sets by step index, bool [Ho, Wo] on the
                  session's device, used and published whole instead of what really changed
         returns: stream -> Result, for the streams given
-        A frame that does not fit is refused (`Result.error`, raised when its output is read), its
-        stream stays as it was, and the others run. All frames are checked before any is run; only
-        whether a float frame on a GPU is finite is found out there: then nothing of it is
-        published, and the stream's next result says so (or its statistics do).
-        Raises: StreamError where a new stream finds no free slot, ValueError for a forced active
-        set that does not fit; nothing has run then.
+        A frame, region or window that does not fit is refused (`Result.error`, raised when its
+        output is read), its stream stays as it was, and the others run. All are checked before
+        any is run; only whether a float frame on a GPU is finite is found out there: then nothing
+        of it is published, and the stream's next result says so (or its statistics do).
+        Raises: StreamError where a new stream finds no free slot, or where a region or a window
+        is of a stream without a frame, ValueError for a forced active set that does not fit;
+        nothing has run then.
         """
+        roi, windows = roi or {}, windows or {}
         with self._lock:
-            self._check_forced(forced)
+            self._check_forced(forced, roi, windows)
+            self._check_named(frames, roi, windows)
             ready: dict[str, Tensor] = {}
+            placed: dict[str, Placement] = {}
             refused: dict[str, FrameError] = {}
             for stream, frame in frames.items():
                 try:
-                    ready[stream] = self._check(stream, frame)
+                    at = self._place(stream, windows.get(stream), roi.get(stream))
+                    ready[stream], placed[stream] = self._check(stream, frame, at), at
                 except FrameError as error:
                     refused[stream] = FrameError(f"stream {stream!r}: {error}")
             newcomers = [s for s in ready if s not in self._slots]
@@ -282,20 +211,29 @@ class Session:
                 self._join(stream)
                 if ready[stream].is_floating_point():
                     warn_range(ready[stream], self.plan.preprocess)
-            results = self._run(ready, record, forced)
+            results = self._run(ready, placed, record, forced)
             refused |= self._take_late(ready)
             for stream in refused:
                 results.pop(stream, None)
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
 
-    def _check(self, stream: str, frame: Frame) -> Tensor:
+    def _place(self, stream: str, window: Window | None, roi: Mask | None) -> Placement:
+        """Work out how a stream's window moves, and which of the frame's pixels count."""
+        slot = self._slots.get(stream)
+        y, x = (0, 0) if slot is None else self._state.origin[slot].tolist()
+        whole = slot is None or stream in self._whole
+        return place(self.plan, self.engine.device, (y, x), window, roi, whole=whole)
+
+    def _check(self, stream: str, frame: Frame, at: Placement) -> Tensor:
         """Check a frame and bring it to where the engine takes it."""
         engine = self.engine
-        # a stream's first frame is looked at in any case: there is no state to fall back to
+        # where everything is computed anew, or the window moved, the frame is looked at in any
+        # case: there is no state to fall back to
         known = stream in self._slots and stream not in self._whole
+        stays = known and at.move is None and at.jump is None
         ready = check_frame(
             frame, self.plan, engine.device, engine.dtype,
-            trust_device=engine.asynchronous and known,
+            trust_device=engine.asynchronous and stays,
         )  # fmt: skip
         return ready if engine.asynchronous else ready.to(engine.device)
 
@@ -317,7 +255,23 @@ class Session:
             stats.add(counted.stats, counted.report)
             self._all.add(counted.stats, counted.report)
 
-    def _check_forced(self, forced: Mapping[int, Tensor] | None) -> None:
+    @staticmethod
+    def _check_named(frames: Mapping[str, Any], *given: Mapping[str, Any]) -> None:
+        for name, entries in zip(("roi", "windows"), given, strict=True):
+            lost = [stream for stream in entries if stream not in frames]
+            if lost:
+                raise StreamError(
+                    f"{name} names {', '.join(map(repr, lost))}, which has no frame in this step"
+                )
+
+    def _check_forced(
+        self,
+        forced: Mapping[int, Tensor] | None,
+        roi: Mapping[str, Any],
+        windows: Mapping[str, Any],
+    ) -> None:
+        if forced is not None and (roi or windows):
+            raise ValueError("forced active sets are for streams without windows and regions")
         # the same masks come with every frame that is timed: one look at them will do
         if forced is None or forced is self._forced:
             return
@@ -334,16 +288,24 @@ class Session:
         self._forced = forced
 
     def _run(
-        self, frames: dict[str, Tensor], record: bool, forced: Mapping[int, Tensor] | None
+        self,
+        frames: dict[str, Tensor],
+        placed: Mapping[str, Placement],
+        record: bool,
+        forced: Mapping[int, Tensor] | None,
     ) -> dict[str, Result]:
         # what is counted needs no masks: the engine would keep those of frames that are not
         self._count(wait=False)
         begin = time.perf_counter()
-        whole = self._whole & set(frames)
+        for stream in frames:
+            self._settle(stream, placed[stream])
+        whole = {stream: self._whole[stream] for stream in frames if stream in self._whole}
         for stream in whole:
             self._thresholds.start(self._state, self._slots[stream])
         # should the engine fail half-way, these streams start from scratch
-        self._whole |= set(frames)
+        for stream in frames:
+            self._whole.setdefault(stream, "the engine failed")
+        at = {self._slots[s]: placed[s] for s in frames}
         reports = self.engine.step(
             self._state,
             {self._slots[s]: frame for s, frame in frames.items()},
@@ -351,9 +313,11 @@ class Session:
             record=record,
             timed=self._timed,
             forced=forced,
+            moved={slot: p.move for slot, p in at.items() if p.move is not None},
+            masks={slot: p.mask for slot, p in at.items() if p.mask is not None},
         )
-        self._whole -= set(frames)
         for stream in frames:
+            del self._whole[stream]
             self._measure_scales(self._slots[stream])
         outputs = self._outputs([self._slots[stream] for stream in frames])
         ready = [r for r in reports.values() if isinstance(r, SlotReport)]
@@ -366,15 +330,29 @@ class Session:
         for stream in frames:
             slot = self._slots[stream]
             counted = Counted(
-                self.engine, reports[slot], self._frames[stream], stream in whole,
-                shared_ms / len(frames),
+                self.engine, reports[slot], self._frames[stream], whole.get(stream),
+                placed[stream].move is not None, shared_ms / len(frames),
             )  # fmt: skip
             self._frames[stream] += 1
             self._uncounted.append((stream, self._stats[stream], counted))
-            results[stream] = Result(stream, outputs[slot], counted, record=record)
+            results[stream] = Result(
+                stream, outputs[slot], counted, record=record, origin=placed[stream].origin
+            )
         if len(self._uncounted) > MOST_UNCOUNTED:
             self._count(wait=True)
         return results
+
+    def _settle(self, stream: str, at: Placement) -> None:
+        """Let a stream's window lie where its frame says."""
+        slot = self._slots[stream]
+        if at.jump is not None:
+            self._whole[stream] = at.jump
+        if stream in self._whole:
+            self._kept.discard(stream)
+        elif at.move is not None and not at.move.exact:
+            self._kept.add(stream)
+        if tuple(self._state.origin[slot]) != at.origin:
+            self._state.place(slot, at.origin)
 
     def _measure_scales(self, slot: int) -> None:
         """Take a slot's scales at its first frame since it started that tells anything."""
@@ -401,10 +379,11 @@ class Session:
             leaves = []
             for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
                 if whole is not None:
-                    copied = out in copies
-                    y = copies[out][slot] if copied else self._state.view(out, slot)
+                    at = self._state.pixels(out, slot)
+                    turned, copied = isinstance(at, Ring), out in copies
+                    y = copies[out][slot] if copied and not turned else take_all(at)
                     y = to_model_layout(y, self.plan.values[out].shape).reshape(whole)
-                    owned = copied or self.views
+                    owned = turned or copied or self.views
                     out = y if owned else y.clone(memory_format=torch.contiguous_format)
                 elif isinstance(out, Tensor):
                     # the plan is shared: nobody gets its own constants to write to
@@ -431,10 +410,12 @@ class Session:
     def published(self, stream: str) -> Tensor:
         """Copy what the network has been shown of a stream: [1, C, H, W], as the model sees it.
 
+        Of a stream with a window, what the window covers.
+
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
         with self._lock:
-            x = self._state.view(self.plan.input, self._with_frames(stream))
+            x = self._state.window(self.plan.input, self._with_frames(stream))
             return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
 
     def explain(self) -> str:
@@ -445,10 +426,12 @@ class Session:
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
 
+        Where a window has moved with border="keep", the edges of each step are left out.
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
         with self._lock:
-            return audit_slot(self.engine, self._state, self._with_frames(stream))
+            slot = self._with_frames(stream)
+            return audit_slot(self.engine, self._state, slot, edges=stream not in self._kept)
 
     def _with_frames(self, stream: str) -> int:
         slot = self._known(stream)

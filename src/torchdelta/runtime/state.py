@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.ops.base import Size
+from torchdelta.ops.base import Pixels, Ring, Size, take_all
 from torchdelta.plan import Plan
 
 # a cache line: stock kernels may sum in another order at another alignment; streams must not differ
@@ -44,6 +44,8 @@ class State:
         self.rms = np.full((slots, len(plan.values)), np.nan)
         self.origin = np.zeros((slots, 2), dtype=np.int64)
         self.rings = np.zeros((slots, len(plan.values), 2), dtype=np.int64)
+        # by slot: whether any of its rings begins elsewhere than at the first pixel
+        self._turned = [False] * slots
         self._views: dict[tuple[int, int], Tensor] = {}
 
     def place(self, slot: int, origin: Size) -> None:
@@ -53,6 +55,7 @@ class State:
         """
         self.origin[slot] = origin
         self.rings[slot] = self.plan.shifts.rings(origin)
+        self._turned[slot] = bool(self.rings[slot].any())
 
     def view(self, value: int, slot: int) -> Tensor:
         """View one value of one slot: [H, W, C], a slice of its buffer, in the buffer's order."""
@@ -65,8 +68,21 @@ class State:
             found = self._views[value, slot] = buffer
         return found
 
+    def pixels(self, value: int, slot: int) -> Pixels:
+        """View one value of one slot in the order of its window: [H, W, C], or a ring of that."""
+        view = self.view(value, slot)
+        if self._turned[slot]:
+            y, x = self.rings[slot, value].tolist()
+            if y or x:
+                return Ring(view, (y, x))
+        return view
+
+    def window(self, value: int, slot: int) -> Tensor:
+        """Give one value of one slot in reading order, [H, W, C]: a view, a copy where it moved."""
+        return take_all(self.pixels(value, slot))
+
     def batch_view(self, value: int) -> Tensor:
-        """View one value of all slots: [N, H, W, C]."""
+        """View one value of all slots: [N, H, W, C], in the buffer's order."""
         v = self.plan.values[value]
         return self.buffers[v.buffer].narrow(3, v.offset, v.channels)
 

@@ -18,11 +18,14 @@ class FrameStats:
     """One frame of one stream.
 
     frame:         its number in the stream, from 0
-    first:         whether everything was recomputed (first frame, reset, refresh)
+    first:         whether everything was recomputed
     changed_input: share of the input's pixels that were published
     mac_share:     MACs on the active sets over the dense network's; 1.0 on a first frame
     work_share:    the same for the pixels that the engine really computed
     ms:            time of the step's share of this stream, milliseconds
+    reason:        why everything was recomputed ("first frame", "reset", "refresh" or the refresh's
+                   own reason, a jump of the window), else None
+    moved:         whether the stream's window moved with it
     """
 
     frame: int
@@ -31,6 +34,8 @@ class FrameStats:
     mac_share: float
     work_share: float
     ms: float
+    reason: str | None = None
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,13 +57,19 @@ class StepStats:
 
 @dataclass
 class StreamStats:
-    """Running statistics of one stream (or of all streams of a session together)."""
+    """Running statistics of one stream (or of all streams of a session together).
+
+    reasons: how often everything was recomputed, by reason;  moves: frames with which its window
+    moved
+    """
 
     plan: Plan = field(repr=False)
     frames: int = 0
     last: FrameStats | None = None
     first_ms: float | None = None
     later: int = 0
+    reasons: dict[str, int] = field(default_factory=dict, repr=False)
+    moves: int = 0
     sums: dict[str, float] = field(default_factory=dict, repr=False)
     active_px: list[int] = field(default_factory=list, repr=False)
     step_ms: list[float] = field(default_factory=list, repr=False)
@@ -67,7 +78,10 @@ class StreamStats:
         """Count one frame; frames that recompute everything stay out of the means."""
         self.frames += 1
         self.last = stats
+        self.moves += stats.moved
         if stats.first:
+            reason = stats.reason or ""
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
             if self.first_ms is None:
                 self.first_ms = stats.ms
             return
@@ -81,7 +95,11 @@ class StreamStats:
     def copy(self) -> StreamStats:
         """Copy what has been counted so far."""
         return replace(
-            self, sums=dict(self.sums), active_px=list(self.active_px), step_ms=list(self.step_ms)
+            self,
+            reasons=dict(self.reasons),
+            sums=dict(self.sums),
+            active_px=list(self.active_px),
+            step_ms=list(self.step_ms),
         )
 
     def _mean(self, key: str) -> float | None:
@@ -139,17 +157,19 @@ class StreamStats:
 class Counted:
     """One frame of one stream: its engine's report and its statistics, made when they are read.
 
-    frame: its number in the stream;  first: whether everything was recomputed
+    frame: its number in the stream;  reason: why everything was recomputed, else None
+    moved: whether the window moved
     shared_ms: its share of the time that the engine does not attribute to a slot
     """
 
     def __init__(
-        self, engine: Engine, report: SlotReport | Deferred, frame: int, first: bool,
-        shared_ms: float,
+        self, engine: Engine, report: SlotReport | Deferred, frame: int, reason: str | None,
+        moved: bool, shared_ms: float,
     ) -> None:  # fmt: skip
         self.plan, self.frame = engine.plan, frame
         self.device: torch.device = engine.device
-        self._report, self._first, self._shared_ms = report, first, shared_ms
+        self._report, self._shared_ms = report, shared_ms
+        self._reason, self._moved = reason, moved
 
     @property
     def ready(self) -> bool:
@@ -165,19 +185,22 @@ class Counted:
     def stats(self) -> FrameStats:
         """Counts of the frame; waits for the device."""
         ms = self.report.ms + self._shared_ms
-        return frame_stats(self.plan, self.report, self.frame, self._first, ms)
+        return frame_stats(self.plan, self.report, self.frame, ms, self._reason, self._moved)
 
 
 def _plus(a: list, b: list) -> list:
     return list(map(add, a, b)) if a else list(b)
 
 
-def frame_stats(plan: Plan, report: SlotReport, frame: int, first: bool, ms: float) -> FrameStats:
+def frame_stats(
+    plan: Plan, report: SlotReport, frame: int, ms: float, reason: str | None, moved: bool
+) -> FrameStats:
     """Turn an engine's counts into shares."""
-    if first:
-        return FrameStats(frame, True, 1.0, 1.0, 1.0, ms)
+    if reason is not None:
+        return FrameStats(frame, True, 1.0, 1.0, 1.0, ms, reason)
     # plain Python: after another network's run, the first call into a library takes 0.1 ms
     spent, worked = (
         sum(map(mul, plan.mac_share_per_px, px)) for px in (report.active_px, report.work_px)
     )
-    return FrameStats(frame, False, report.input_px / prod(plan.size), spent, worked, ms)
+    changed = report.input_px / prod(plan.size)
+    return FrameStats(frame, False, changed, spent, worked, ms, moved=moved)
