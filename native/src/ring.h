@@ -7,18 +7,20 @@
 namespace td {
 
 // Pixel (y, x) of the window lies at ((y + oy) mod h, (x + ox) mod w) of the buffer. Where the origin
-// (oy, ox) is 0, no pixel lies behind a seam.
+// (oy, ox) is 0, no pixel lies behind a seam, and finding one costs what it does in any array.
 template <class T>
 struct Ring {
   Ring() = default;
   // base: the buffer's first pixel; pitch: numbers from a pixel to the next
   Ring(T* base, int h, int w, int pitch, int oy, int ox)
       : pitch(pitch), line(ptrdiff_t(w) * pitch), turn(h * line),
-        corner(base + oy * line + ptrdiff_t(ox) * pitch), seam_y(h - oy), seam_x(w - ox) {}
+        corner(base + oy * line + ox * this->pitch), seam_y(h - oy), seam_x(w - ox),
+        wraps(oy || ox) {}
 
   inline T* at(int y, int x) const {
-    return corner + (y * line - (y >= seam_y ? turn : 0)) +
-           (ptrdiff_t(x) * pitch - (x >= seam_x ? line : 0));
+    T* const straight = corner + (y * line + x * pitch);
+    if (__builtin_expect(!wraps, 1)) return straight;
+    return straight - (y >= seam_y ? turn : 0) - (x >= seam_x ? line : 0);
   }
 
   // Calls run(begin, end, at) for each stretch of the pixels begin .. end of row y that lie side by
@@ -32,6 +34,7 @@ struct Ring {
   ptrdiff_t pitch = 0, line = 0, turn = 0;  // numbers of a pixel, of a row, of the buffer
   T* corner = nullptr;                      // the window's first pixel
   int seam_y = 0, seam_x = 0;               // first row and column behind the buffer's end
+  bool wraps = false;
 };
 
 }  // namespace td

@@ -123,37 +123,38 @@ class ConvTask {
     if (slot == slot_) return;
     slot_ = slot;
     ring_ = job_.ring<const T>(job_.step->inputs[0], slot);
+    seam_x_ = p_.whole_rows ? ring_.seam_x : in_.w;
   }
 
-  // Finds where each pixel's taps lie. Inside the map only a segment's first is wanted: the others
-  // follow it, unless the ring's seam lies between them.
+  // Finds where each pixel's taps lie. Inside the map of one slot only a segment's first is wanted:
+  // the others follow it, unless the ring's seam lies between them.
   void find_rows(const Phase& phase, int block) {
     const T** rows = rows_of(block);
     const uint16_t* const order = order_ + begin_[block];
     const int m = begin_[block + 1] - begin_[block];
     const Tap& first = phase.taps.empty() ? kNone : phase.taps.front();
     const Tap& last = phase.taps.empty() ? kNone : phase.taps.back();
-    bool inside = true;
+    enter(pixels_[order[0]].slot);
+    const Ring<const T> ring = ring_;
+    // lists are in order of the slots
+    bool inside = int(pixels_[order[m - 1]].slot) == slot_;
     for (int i = 0; i < m; ++i) {
-      const Pixel& p = pixels_[order[i]];
-      enter(p.slot);
-      const auto [y, x] = origin(p);
-      const int left = x + first.dx, right = x + last.dx;
-      inside &= y + first.dy >= 0 && y + last.dy < in_.h && left >= 0 && right < in_.w;
-      inside &= !p_.whole_rows || left >= ring_.seam_x || right < ring_.seam_x;
+      const auto [y, x] = origin(pixels_[order[i]]);
+      const int left = x + first.dx, right_end = left < seam_x_ ? seam_x_ : in_.w;
+      inside &= y + first.dy >= 0 && y + last.dy < in_.h && left >= 0 && x + last.dx < right_end;
     }
     block_inside(block) = inside;
-    for (int i = 0; i < m; ++i) {
+    for (int i = 0; inside && i < m; ++i) {
+      const auto [y, x] = origin(pixels_[order[i]]);
+      for (const Segment& s : phase.segments) {
+        const Tap& tap = phase.taps[s.tap];
+        rows[s.tap * p_.pixels + i] = ring.at(y + tap.dy, x + tap.dx);
+      }
+    }
+    for (int i = 0; !inside && i < m; ++i) {
       const Pixel& p = pixels_[order[i]];
       enter(p.slot);
       const auto [y, x] = origin(p);
-      if (inside) {
-        for (const Segment& s : phase.segments) {
-          const Tap& tap = phase.taps[s.tap];
-          rows[s.tap * p_.pixels + i] = ring_.at(y + tap.dy, x + tap.dx);
-        }
-        continue;
-      }
       for (size_t t = 0; t < phase.taps.size(); ++t) {
         const int iy = y + phase.taps[t].dy, ix = x + phase.taps[t].dx;
         const bool exists = iy >= 0 && iy < in_.h && ix >= 0 && ix < in_.w;
@@ -211,6 +212,7 @@ class ConvTask {
   int most_taps_ = 0, slot_ = -1;
   int chosen_ = 0, blocks_ = 0;
   Ring<const T> ring_;
+  int seam_x_ = 0;  // of the ring, where segments may hold several taps
   float* sums_;
   const T** rows_;
   uint16_t order_[kBlockPx];        // the chosen pixels

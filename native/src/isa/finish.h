@@ -41,7 +41,7 @@ class Finisher {
   TD_INLINE void operator()(const Pixel& p, int c0, int n, float* row) {
     if (int(p.slot) != slot_) enter(p.slot);
     T* const stored = out_.at(p.y, p.x) + c0;
-    const bool gated = seen_.has(p.y, p.x);
+    const bool gated = all_seen_ || seen_.has(p.y, p.x);
     if (simple_ && n <= kFew * kWidth) {
       const T* const other = residual_ ? other_.at(p.y, p.x) + c0 : nullptr;
       if (few(other, n, row, gated, stored)) mark(p);
@@ -162,6 +162,7 @@ class Finisher {
     out_ = job_.ring<T>(step_.output, slot);
     mask_ = job_.changed[slot];
     seen_ = seen(*job_.program, job_.slots[slot], step_.output);
+    all_seen_ = !job_.slots[slot].whole && !job_.slots[slot].moved;
     if (residual_) other_ = job_.ring<const T>(step_.inputs[residual_->input], slot);
     const double threshold = job_.threshold(slot);
     threshold_ = float(threshold);
@@ -232,6 +233,7 @@ class Finisher {
   Ring<T> out_;
   Ring<const T> other_;
   Rect seen_{0, 0, 0, 0};
+  bool all_seen_ = false;
   uint64_t* mask_ = nullptr;
   uint64_t* word_ = nullptr;
   uint64_t bits_ = 0;

@@ -136,90 +136,80 @@ void row_difference(const InputJob& job, const Pattern& pattern, int y, float* r
   add_channels(row, in.w, in.c, out);
 }
 
-// Per pixel of row y: 1 where the frame can be compared with the state, else 0.
-inline void find_comparable(const InputJob& job, int y, float* out) {
+// Unmarks the pixels of row y that cannot be compared: unseen ones, and those without content. rows:
+// as long as a row.
+inline void keep_comparable(const InputJob& job, int y, uint64_t* row, uint64_t* rows) {
   const int w = job.program->input.w;
-  const uint8_t* valid = job.slot->valid;
-  if (valid) valid += size_t(y) * w;
-  const int end = job.seen.has_row(y) ? job.seen.x + job.seen.w : 0;
-  const int begin = std::min(end, job.seen.x);
-  std::fill(out, out + begin, 0.0f);
-  for (int x = begin; x < end; ++x) out[x] = !valid || valid[x] ? 1.0f : 0.0f;
-  std::fill(out + end, out + w, 0.0f);
+  keep_valid(*job.slot, y, w, row, rows);
+  std::fill_n(rows, job.words, 0);
+  mark_outside(job.seen, y, w, rows);
+  for (int k = 0; k < job.words; ++k) row[k] &= ~rows[k];
 }
 
-// The 3x3 boxes of the input gate: of three rows, sums along the row of the differences and of the
-// pixels that count.
+// The 3x3 boxes of the input gate. The mean over a box is beyond the threshold where the sum of
+// (difference - threshold) over its pixels is beyond 0: pixels that do not count have 0 there. The
+// sums along the row of three rows are kept.
 template <class T>
 class Boxes {
  public:
   Boxes(const InputJob& job, const Pattern& pattern, Scratch& scratch)
       : job_(job), pattern_(pattern), h_(job.program->input.h), w_(job.program->input.w),
-        all_(!job.slot->valid && !job.slot->moved),
+        threshold_(float(job.slot->input_threshold)), all_(!job.slot->valid && !job.slot->moved),
         line_(size_t(round_up(w_, kWidth)) + 2 * kWidth) {
     const size_t n = size_t(w_) * job.program->input.c + 2 * kWidth;
-    row_ = static_cast<float*>(scratch.get((n + kWidth + 10 * line_) * sizeof(float)));
+    const size_t numbers = (n + 4 * line_ + kWidth) * sizeof(float);
+    words_ = static_cast<uint64_t*>(scratch.get(2 * sizeof(uint64_t) * job.words + numbers));
+    row_ = reinterpret_cast<float*>(words_ + 2 * job.words);
     sums_ = row_ + n;
-    counts_ = sums_ + 3 * line_;
     // a place before and behind for the edges; whole vectors are read and written everywhere
-    flat_ = counts_ + 3 * line_ + kWidth;
-    comparable_ = flat_ + line_;
-    for (int i = 0; i < 3; ++i) {
-      std::fill_n(comparable_ + i * line_, w_, 1.0f);
-      add_three(comparable_ + i * line_, counts_ + i * line_);
-    }
+    flat_ = sums_ + 3 * line_ + kWidth;
   }
 
   // Takes row y in place of row y - 3.
   void load(int y) {
     if (y < 0 || y >= h_) return;
-    const size_t at = y % 3 * line_;
     row_difference<T>(job_, pattern_, y, row_, flat_);
+    for (int x = 0; x < w_; ++x) flat_[x] -= threshold_;
     if (!all_) {
-      float* const ones = comparable_ + at;
-      find_comparable(job_, y, ones);
+      fill_row(words_, w_);
+      keep_comparable(job_, y, words_, words_ + job_.words);
       // a number that does not count may be NaN
-      for (int x = 0; x < w_; ++x) flat_[x] = ones[x] > 0 ? flat_[x] : 0.0f;
-      add_three(ones, counts_ + at);
+      for (int x = 0; x < w_; ++x)
+        if (!(words_[x / 64] >> (x % 64) & 1)) flat_[x] = 0;
     }
-    add_three(flat_, sums_ + at);
+    flat_[-1] = flat_[w_] = 0;
+    float* const out = sums_ + y % 3 * line_;
+    for (int x = 0; x < w_; x += kWidth)
+      vstore(out + x, vadd(vadd(vload(flat_ + x - 1), vload(flat_ + x)), vload(flat_ + x + 1)));
   }
 
-  // Marks the comparable pixels of row y whose box is beyond the threshold; rows y - 1 .. y + 1 are
-  // loaded.
-  void find_hot(int y, float threshold, uint64_t* hot) {
-    size_t lines[3];
-    const float* const comparable = comparable_ + y % 3 * line_;
-    int n = 0;
-    for (int i = std::max(0, y - 1); i <= std::min(h_ - 1, y + 1); ++i) lines[n++] = i % 3 * line_;
+  // Marks the pixels of row y whose box is beyond the threshold; rows y - 1 .. y + 1 are loaded.
+  void find_hot(int y, uint64_t* hot) const {
+    const bool above = y > 0, below = y + 1 < h_;
+    const float* const at = sums_ + y % 3 * line_;
+    const float* const up = above ? sums_ + (y - 1) % 3 * line_ : at;
+    const float* const down = below ? sums_ + (y + 1) % 3 * line_ : at;
     for (int x = 0; x < w_; x += kWidth) {
-      V box = vzero(), count = vzero();
-      for (int i = 0; i < n; ++i) {
-        box = vadd(box, vload(sums_ + lines[i] + x));
-        count = vadd(count, vload(counts_ + lines[i] + x));
-      }
+      V box = vload(at + x);
+      if (above) box = vadd(box, vload(up + x));
+      if (below) box = vadd(box, vload(down + x));
       // written this way round, NaN is hot
-      const Mask within = vle(box, vmul(count, vset(threshold)));
-      const uint64_t cold = vbits(vor(within, vle(vload(comparable + x), vzero())));
+      const uint64_t cold = vbits(vle(box, vzero()));
       hot[x / 64] |= (~cold & ((uint64_t(1) << kWidth) - 1)) << (x % 64);
     }
     hot[job_.words - 1] &= tail_mask(w_);
+    if (!all_) keep_comparable(job_, y, hot, words_);
   }
 
  private:
-  // out[x]: line[x - 1] + line[x] + line[x + 1]
-  void add_three(float* line, float* out) const {
-    line[-1] = line[w_] = 0;
-    for (int x = 0; x < w_; x += kWidth)
-      vstore(out + x, vadd(vadd(vload(line + x - 1), vload(line + x)), vload(line + x + 1)));
-  }
-
   const InputJob& job_;
   const Pattern& pattern_;
   const int h_, w_;
+  const float threshold_;
   const bool all_;
   const size_t line_;
-  float *row_, *sums_, *counts_, *flat_, *comparable_;
+  uint64_t* words_;
+  float *row_, *sums_, *flat_;
 };
 
 // Marks the pixels of row y that differ at all; row: room for it.
@@ -249,10 +239,9 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   if (y0 >= y1) return;
   const Input& in = job.program->input;
   const Pattern pattern(in, job.slot->frame_is_float);
-  const float threshold = float(job.slot->input_threshold);
   std::fill_n(job.hot + size_t(y0) * job.words, size_t(y1 - y0) * job.words, 0);
   const auto hot = [&](int y) { return job.hot + size_t(y) * job.words; };
-  if (!(threshold > 0)) {
+  if (!(job.slot->input_threshold > 0)) {
     const size_t n = size_t(in.w) * in.c + kWidth;
     float* const row = static_cast<float*>(scratch.get(n * sizeof(float)));
     for (int y = y0; y < y1; ++y) find_different<T>(job, pattern, y, row, hot(y));
@@ -263,7 +252,7 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   boxes.load(y0);
   for (int y = y0; y < y1; ++y) {
     boxes.load(y + 1);
-    boxes.find_hot(y, threshold, hot(y));
+    boxes.find_hot(y, hot(y));
   }
 }
 
