@@ -334,6 +334,26 @@ def cut(marks: Tensor, origin: Point, size: Point, stride: float) -> Tensor:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("tolerance", [0.0, 0.04])
+def test_new_strips_are_published_without_comparing(engine: str, tolerance: float) -> None:
+    """In a world without any texture, where nothing ever differs from what a cell held before."""
+    fast, _ = stack(STACKS[0])
+    session, world = new_session(fast, engine, tolerance), World()
+    world.picture.fill_(0.5)
+    before = (96, 96)
+    step(session, world, before, "keep")
+    for origin in walk(fast.plan.total_stride, PAN, before):
+        result = step(session, world, origin, "keep", record=True)
+        strips = [
+            cut(1 - inside(before, fast.plan.size, stride, 192), origin, fast.plan.size, stride)
+            for stride in (1, 2)
+        ]
+        assert torch.equal(result.changed, strips[0])
+        assert bool(result.output_changed[strips[1]].all())
+        before = origin
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_keep_is_the_dense_network_on_the_world_off_the_edges(engine: str) -> None:
     fast, model = stack(STACKS[0])
     session, world = new_session(fast, engine, 0.0), World()
