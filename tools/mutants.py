@@ -68,6 +68,11 @@ def triton_tests(names: str) -> tuple[str, ...]:
     return INTERPRETED, "-k", names
 
 
+def ring_tests(names: str) -> tuple[str, ...]:
+    """Name tests of moving windows on the torch engine."""
+    return "tests/test_ring.py", "-k", f"torch and {names}"
+
+
 CONV, PACK = "native/src/isa/conv.h", "native/src/isa/pack.h"
 FINISH = "native/src/isa/finish.h"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
@@ -243,6 +248,60 @@ MUTANTS = [
            "active = tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)",
            "active |= tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)",
            triton_tests("forced_sets and downsampling")),
+    Mutant("ring begins elsewhere", "runtime/state.py",
+           "return Ring(view, (y, x))", "return Ring(view, (x, y))",
+           ring_tests("pans and strides")),
+    Mutant("ring does not wrap", "ops/base.py",
+           "return (index // w + self.origin[0]) % h * w",
+           "return (index // w + self.origin[0]).clamp(max=h - 1) * w",
+           ring_tests("pans and strides")),
+    Mutant("ring wraps one pixel late", "ops/base.py",
+           "+ (index % w + self.origin[1]) % w", "+ (index % w + self.origin[1]) % (w + 1) % w",
+           ring_tests("pans and strides")),
+    Mutant("ring of another stream's window", "runtime/state.py",
+           "y, x = self.rings[slot, value].tolist()", "y, x = self.rings[0, value].tolist()",
+           ring_tests("move_apart and strides")),
+    Mutant("new strip compared with what lay there", ENGINE,
+           "return level > KEPT, level == UNSEEN", "return level > KEPT, level > UNSEEN",
+           ring_tests("without_comparing")),
+    Mutant("new strip on the wrong side", "plan/shift.py",
+           "before = np.arange(n) + move", "before = np.arange(n) - move",
+           ring_tests("pans and strides")),
+    Mutant("old edge kept by exact borders", "plan/shift.py",
+           "line |= _crossing(reads, move, int(k[source, axis]))", "pass",
+           ring_tests("pans and strides")),
+    Mutant("absolute values follow the window", ENGINE,
+           "call.move and self.plan.shifts.absolute[output]", "call.move and not call",
+           ring_tests("pans and position")),
+    Mutant("half a buffer turns", "plan/shift.py",
+           "mixed = {buffer for buffer, strides in alone.items() if len(strides) > 1}",
+           "mixed = set[int]()", ring_tests("pans and beside")),
+    Mutant("resize with align_corners follows the window", "ops/resize.py",
+           "if self.align_corners:\n            return", "if not self:\n            return",
+           ring_tests("pans and corners")),
+    Mutant("reset leaves the window where it was", "runtime/session.py",
+           "self._state.place(self._slots[stream], (0, 0))\n", "pass\n",
+           ring_tests("begin_and_end")),
+    Mutant("outputs in the buffer's order", "runtime/session.py",
+           "if copied and not turned else take_all(at)",
+           "if copied and not turned else self._state.view(out, slot)",
+           ring_tests("pans and strides")),
+    Mutant("audit in the buffer's order", "runtime/audit.py",
+           "[state.window(v, slot) for v in step.inputs]",
+           "[state.view(v, slot) for v in step.inputs]", ring_tests("pans and strides")),
+    Mutant("region of interest hides a first frame", "runtime/windows.py",
+           "None if whole else region", "region", ring_tests("region_of_interest")),
+    Mutant("region of interest hides a new strip", "runtime/windows.py",
+           "region = region | torch.from_numpy(", "region = region & torch.from_numpy(",
+           ring_tests("strips_are_published_whatever")),
+    Mutant("mean over what is masked too", "ops/gate.py", "total / count", "total / 9",
+           ring_tests("can_be_compared")),
+    Mutant("dilation beyond the mask", "ops/gate.py",
+           "return _confine(wide, mask, unseen)", "return _confine(wide, None, unseen)",
+           ring_tests("can_be_compared")),
+    Mutant("masked pixels of a new strip published as they are", ENGINE,
+           "new = new.where(call.mask.unsqueeze(-1), 0)", "pass",
+           ring_tests("never_seen")),
 ]  # fmt: skip
 
 
