@@ -107,6 +107,10 @@ class Engine(ABC):
         """Bytes that frames need beside the state (masks, lists), 0 where they are not kept."""
         return 0
 
+    def channel_room(self) -> list[int]:
+        """Give the channels per buffer that a pixel's place in the state has room for."""
+        return [b.c for b in self.plan.buffers]
+
     def foreign_steps(self) -> dict[str, str]:
         """Name the steps that the engine leaves to PyTorch, each with the reason."""
         return {}

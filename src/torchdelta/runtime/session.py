@@ -56,7 +56,9 @@ class Session:
                 "more streams"
             )
         self.engine, self.views, self._timed = engine, views, timed
-        self._state = State(engine.plan, slots, engine.dtype, engine.device, profile.norm)
+        self._state = State(
+            engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room()
+        )
         self._thresholds = Thresholds(engine.plan, tolerance, profile)
         self._to_full_scale = torch.tensor(
             engine.plan.preprocess.per_full_scale(engine.plan.shape[0]), device=engine.device

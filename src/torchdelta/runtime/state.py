@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
@@ -31,14 +32,25 @@ class State:
                      pixels; `place` sets it
     rings:           [N, values, 2] int64, where in a value's buffer its window begins, pixels:
                      pixel (y, x) of the window lies at ((y + oy) mod H, (x + ox) mod W)
+    bytes:           of all buffers
     """
 
     def __init__(
-        self, plan: Plan, slots: int, dtype: torch.dtype, device: torch.device, norm: str
+        self,
+        plan: Plan,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        norm: str,
+        room: Sequence[int] | None = None,
     ) -> None:
+        """Allocate the buffers; room: channels that a pixel has room for, if more than it has."""
         self.plan, self.norm = plan, norm
-        shapes = [(slots, b.h, b.w, b.c) for b in plan.buffers]
-        self.buffers = _buffers(shapes, [b.dtype or dtype for b in plan.buffers], device)
+        channels = [b.c for b in plan.buffers]
+        shapes = [(slots, b.h, b.w, c) for b, c in zip(plan.buffers, room or channels, strict=True)]
+        full = _buffers(shapes, [b.dtype or dtype for b in plan.buffers], device)
+        self.bytes = sum(b.numel() * b.element_size() for b in full)
+        self.buffers = [b.narrow(3, 0, c) for b, c in zip(full, channels, strict=True)]
         self.thresholds = np.zeros((slots, len(plan.values)))
         self.input_threshold = np.zeros(slots)
         self.rms = np.full((slots, len(plan.values)), np.nan)
@@ -85,11 +97,6 @@ class State:
         """View one value of all slots: [N, H, W, C], in the buffer's order."""
         v = self.plan.values[value]
         return self.buffers[v.buffer].narrow(3, v.offset, v.channels)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(b.numel() * b.element_size() for b in self.buffers)
 
 
 def _buffers(

@@ -8,7 +8,7 @@ from math import ceil, gcd
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.kernels import conv as kernels
@@ -26,8 +26,10 @@ FUNCTIONS = frozenset(
     "softplus log_sigmoid exp expm1 log log1p log2 log10 erf sin cos".split()
 )
 JOINS = frozenset("add sub mul div maximum minimum".split())
-# channels below which a step of the sum takes pairs of tap and channel
-FLAT_CHANNELS = 16
+# channels below which a step of the sum takes several taps
+FEW_CHANNELS = 16
+# taps along an axis that the kernels can keep track of
+MOST_TAPS_ACROSS = 63
 # of a group, where the convolution has no groups: no block of outputs begins later
 NO_GROUP = 1 << 30
 # pixels per stream that a split is made for, as a share of the map: short lists need it most
@@ -35,18 +37,24 @@ TYPICAL_SHARE = 0.05
 # programs that a short list should give work to, and most parts of a sum
 WANTED_PROGRAMS = 64
 MOST_SPLITS = 4
+# steps of a sum from which lists of middle length are worth a program for each part (H200: 72 steps
+# gain a third, 16 and 36 lose)
+DEEP_STEPS = 64
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Pixels of a kernel's tiles, and up to which list's length the smaller ones are taken."""
+    """Pixels of a kernel's tiles, and up to which list's length the smaller ones are taken.
+
+    stages: of the software pipelines of the small, middle and large tiles
+    """
 
     small_m: int
     middle_m: int
     large_m: int
     small_rows: int
     middle_rows: int
-    stages: int
+    stages: tuple[int, int, int]
     warps: int = 4
 
     def split_tiles(self, capacity: int) -> tuple[int, int]:
@@ -76,7 +84,8 @@ class Phase:
 class Packed:
     """A step's weights on the device, and how its sum is cut.
 
-    channels: input channels of one product; chunk: of one step of the sum; width: output channels
+    channels: input channels of one product; chunk: numbers of one step of the sum; gather: what
+    such a step takes ("channels", "row", "each": see `kernels._multiply`); width: output channels
     that lie together in the packed weights; depthwise: weights are [taps, channels]
     """
 
@@ -86,7 +95,7 @@ class Packed:
     channels: int
     chunk: int
     width: int
-    flat: bool
+    gather: str
     splits: int
     split_steps: int
     in_group: int
@@ -123,6 +132,8 @@ def refusal(plan: Plan, step: Step) -> str | None:
         function = _function(part)
         if function is None or (function.name not in FUNCTIONS and function.name != "prelu"):
             return f"no kernel computes {part.op.fn}"
+    if isinstance(step.op, Conv2d) and max(step.op.kernel) > MOST_TAPS_ACROSS:
+        return f"a kernel of more than {MOST_TAPS_ACROSS} taps across"
     if len([p for p in (*before, *after) if p.op.fn == "prelu"]) > 1:
         return "two PReLUs"
     if residual is not None:
@@ -153,22 +164,28 @@ def pack(plan: Plan, step: Step, device: torch.device, dtype: torch.dtype) -> Pa
         def arrange(w: Tensor) -> Tensor:
             return w[:, 0].flatten(1).t().contiguous()
 
-        channels, flat, chunk, splits, split_steps, last_channel = 1, False, 16, 1, 1, 0
+        channels, gather, chunk, splits, split_steps, last_channel = 1, "", 16, 1, 1, 0
     else:
         channels = (
             in_channels if op.groups == 1 else _union(out_channels, in_group, out_group, width)
         )
         last_channel = in_channels - channels
-        flat = channels < FLAT_CHANNELS
-        chunk = _chunk(channels, dtype)
+        gather = _gather(plan, step, channels)
+        if gather == "row":
+            # with the padding that lies between the pixels
+            channels = padded_channels(in_channels)
+        chunk = _chunk(channels, weight.shape[3], gather, dtype)
 
         def arrange(w: Tensor) -> Tensor:
             if op.groups > 1:
                 w = _block_diagonal(w, channels, in_group, out_group, width, last_channel)
-            return _pack_dense(w, chunk, width, flat)
+            return _pack_dense(w, channels, chunk, width, gather)
 
         taps = weight.shape[2] * weight.shape[3]
-        steps = ceil(taps * channels / chunk) if flat else taps * ceil(channels / chunk)
+        steps = {
+            "channels": taps * ceil(channels / chunk), "row": weight.shape[2],
+            "each": ceil(taps * channels / chunk),
+        }[gather]  # fmt: skip
         splits = _splits(plan.values[step.output].size, out_channels, steps)
         split_steps = ceil(steps / splits)
         splits = ceil(steps / split_steps)
@@ -188,7 +205,7 @@ def pack(plan: Plan, step: Step, device: torch.device, dtype: torch.dtype) -> Pa
     return Packed(
         phases, move("bias", step.weights),
         slopes[0].to(device, dtype).contiguous() if slopes else None,
-        channels, chunk, width, flat, splits, split_steps, in_group if op.groups > 1 else 0,
+        channels, chunk, width, gather, splits, split_steps, in_group if op.groups > 1 else 0,
         out_group if op.groups > 1 else NO_GROUP, last_channel, depthwise,
     )  # fmt: skip
 
@@ -197,11 +214,31 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _chunk(channels: int, dtype: torch.dtype) -> int:
-    """Choose how many channels a step of the sum takes: large, with little left over."""
-    most = 64 if dtype.itemsize == 2 else 32
-    if channels < FLAT_CHANNELS:
+def padded_channels(channels: int) -> int:
+    """Give the room that the network's input has for a pixel: whole words for a few channels."""
+    return 4 if channels == 3 else channels
+
+
+def _gather(plan: Plan, step: Step, channels: int) -> str:
+    """Choose what a step of a sum takes: channels of a tap, a row of taps, or single numbers."""
+    if channels >= FEW_CHANNELS:
+        return "channels"
+    value = plan.values[step.inputs[0]]
+    op = step.op
+    if not isinstance(op, Conv2d) or op.groups > 1 or op.dilation[1] > 1:
+        return "each"
+    # only there are the numbers of neighbouring pixels known to lie side by side
+    alone = plan.buffers[value.buffer].c == value.channels
+    return "row" if value.index == plan.input and alone else "each"
+
+
+def _chunk(channels: int, taps_w: int, gather: str, dtype: torch.dtype) -> int:
+    """Choose how many numbers a step of the sum takes: many, with little left over."""
+    if gather == "row":
+        return max(16, _power_of_two(taps_w * channels))
+    if gather == "each":
         return 32 if dtype.itemsize == 2 else 16
+    most = 64 if dtype.itemsize == 2 else 32
     sizes = [size for size in (64, 32, 16) if size <= most]
     waste = {size: ceil(channels / size) * size for size in sizes}
     return max(size for size in sizes if waste[size] <= 1.15 * min(waste.values()))
@@ -239,12 +276,17 @@ def _block_diagonal(
     return out
 
 
-def _pack_dense(w: Tensor, chunk: int, width: int, flat: bool) -> Tensor:
+def _pack_dense(w: Tensor, channels: int, chunk: int, width: int, gather: str) -> Tensor:
     """Arrange weights [Co, C, kh, kw] as [Co / width, steps * chunk, width], filled up with 0."""
-    out_channels, channels = w.shape[:2]
-    rows = w.permute(2, 3, 1, 0).reshape(-1, channels, out_channels)
-    if flat:
-        rows = rows.reshape(1, -1, out_channels)
+    out_channels = w.shape[0]
+    # [kh, kw, channels, Co]
+    rows = nn.functional.pad(w.permute(2, 3, 1, 0), (0, 0, 0, channels - w.shape[1]))
+    if gather == "channels":
+        rows = rows.flatten(0, 1)
+    elif gather == "row":
+        rows = rows.flatten(1, 2)
+    else:
+        rows = rows.flatten(0, 2).unsqueeze(0)
     padded = ceil(rows.shape[1] / chunk) * chunk
     blocks = ceil(out_channels / width)
     full = w.new_zeros(rows.shape[0], padded, blocks * width)
@@ -350,23 +392,22 @@ def _launch(
             {**args, "BM": bm, "BN": bn, "EVEN": common["channels"] % bn == 0},
             step=index,
         )
-    taps = phase.taps[0] * phase.taps[1]
-    chunks = ceil(packed.channels / packed.chunk)
     blocks = choose_blocks(frame, packed, common["channels"])
     columns = ceil(common["channels"] / packed.width)
     partial, arrived = frame.partial_sums if packed.splits > 1 else (frame.dummy, frame.dummy)
     args |= {
-        "steps": ceil(taps * packed.channels / packed.chunk) if packed.flat else taps * chunks,
-        "chunks": taps if packed.flat else chunks,
-        "taps_w": phase.taps[1], "small_rows": blocks.small_rows,
+        "steps": phase.weight.shape[1] // packed.chunk, "small_rows": blocks.small_rows,
         "middle_rows": blocks.middle_rows,
         "out_group": packed.out_group, "in_group": packed.in_group,
         "last_channel": packed.last_channel, "partial_ptr": partial, "arrived_ptr": arrived,
         "CHANNELS": packed.channels, "BK": packed.chunk, "WN": packed.width,
-        "SPLITS": packed.splits, "SPLIT_STEPS": packed.split_steps, "FLAT": packed.flat,
+        "SPLITS": packed.splits, "SPLIT_STEPS": packed.split_steps, "GATHER": packed.gather,
+        "TAPS_H": phase.taps[0], "TAPS_W": phase.taps[1],
         "GROUPED": packed.out_group != NO_GROUP, "EVEN": common["channels"] % packed.width == 0,
         "SMALL_M": blocks.small_m, "MIDDLE_M": blocks.middle_m, "LARGE_M": blocks.large_m,
-        "BN": packed.width, "STAGES": blocks.stages, "PRECISION": frame.precision,
+        "BN": packed.width, "PRECISION": frame.precision, "capacity": rows,
+        **dict(zip(("SMALL_STAGES", "MIDDLE_STAGES", "LARGE_STAGES"), blocks.stages, strict=True)),
+        "MIDDLE_PARTS": packed.splits * packed.split_steps >= DEEP_STEPS,
         "CAST": frame.interpreted and frame.dtype == torch.bfloat16,
     }  # fmt: skip
     most = columns * max(
@@ -382,16 +423,16 @@ def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:
     """Choose the tiles of a convolution (measured on an H200, docs/performance.md)."""
     if frame.interpreted:
         # small pictures take all paths
-        return Blocks(16, 16, 32, 24, 60, 1)
+        return Blocks(16, 16, 32, 24, 60, (1, 1, 1))
     columns = ceil(channels / packed.width)
     if frame.dtype == torch.float32 and frame.precision == "ieee":
-        small, middle, large, stages = 16, 32, 64, 2
+        small, middle, large, stages = 16, 32, 64, (2, 2, 2)
     else:
-        small, middle, large, stages = 32, 64, 128, 3
-        if packed.flat:
+        small, middle, large, stages = 32, 64, 128, (5, 4, 3)
+        if packed.gather == "each":
             # single numbers are gathered, each with an address of its own
             middle, large = 32, 64
     # a kind of tile is large enough when there are still enough of them for the device
     small_rows = small * 2 * frame.processors // (columns * packed.splits)
-    middle_rows = large * frame.processors // (2 * columns)
+    middle_rows = large * frame.processors // columns
     return Blocks(small, middle, large, small_rows, max(small_rows, middle_rows), stages)

@@ -133,6 +133,15 @@ class TritonEngine(Engine):
         """Bytes of stamps, lists and partial sums of all sessions."""
         return sum(runner.bytes for runner in self._sessions.values())
 
+    def channel_room(self) -> list[int]:
+        """Give the channels per buffer that a pixel's place in the state has room for."""
+        from torchdelta.engines.triton.conv import padded_channels
+
+        of_input = self.plan.values[self.plan.input].buffer
+        return [
+            padded_channels(b.c) if i == of_input else b.c for i, b in enumerate(self.plan.buffers)
+        ]
+
     def foreign_steps(self) -> dict[str, str]:
         """Name the steps that PyTorch computes, each with the reason."""
         return {self.plan.steps[i].name: reason for i, reason in self.foreign.items()}

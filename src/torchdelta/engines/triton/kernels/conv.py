@@ -25,9 +25,9 @@ from torchdelta.engines.triton.kernels.shared import (
 # arguments whose value should not make another variant of a kernel
 _PLAIN = [
     "x_px", "out_px", "residual_px", "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps",
-    "chunks",
-    "taps_w", "num_y", "num_x", "den_y", "den_x", "bias_y", "bias_x", "first_y", "first_x",
-    "step_y", "step_x", "small_rows", "middle_rows", "out_group", "in_group", "last_channel",
+    "num_y", "num_x", "den_y", "den_x", "bias_y", "bias_x", "first_y", "first_x",
+    "step_y", "step_x", "capacity", "small_rows", "middle_rows", "out_group", "in_group",
+    "last_channel",
     "channels",
     "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
     "filter0_ptr", "filter1_ptr", "list_ptr", "slope_ptr",
@@ -46,49 +46,99 @@ def _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bia
 
 
 @triton.jit
-def _multiply(
-    acc, begin_step, end_step, x_ptr, row, y, x, ok, weights, first_channel,
-    x_px, x_h, x_w, chunks, taps_w, first_y, first_x, step_y, step_x,
-    CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, FLAT: tl.constexpr,
-    PRECISION: tl.constexpr, CAST: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """Add the products of the steps begin_step .. end_step - 1 to acc [BM, BN].
+def _inside(first, step, ok, size, TAPS: tl.constexpr):
+    """Say which taps along an axis lie inside the input: a bit each, int32 [BM] (int64 beyond 31).
 
-    A step is one tap and BK channels; FLAT: BK pairs of tap and channel, for few channels.
-    weights: [BN] offsets of the output channels in the packed weights; WN channels lie together.
+    first: [BM] place of the first tap; step: from tap to tap.
+    """
+    if TAPS > 31:
+        bits = first.to(tl.int64) * 0
+    else:
+        bits = first * 0
+    for i in tl.static_range(TAPS):
+        at = first + i * step
+        bits |= ((at >= 0) & (at < size) & ok).to(bits.dtype) << i
+    return bits
+
+
+@triton.jit
+def _multiply(
+    begin_step, end_step, x_ptr, row, y, x, ok, weight_ptr, cols, first_channel, depth,
+    x_px, x_h, x_w, first_y, first_x, step_y, step_x,
+    BM: tl.constexpr, BN: tl.constexpr, CHANNELS: tl.constexpr, BK: tl.constexpr,
+    WN: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, PART_STEPS: tl.constexpr,
+    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Sum the products of the steps begin_step .. end_step - 1: [BM, BN].
+
+    What a step takes, GATHER says: "channels": BK channels of one tap; "row": a row of taps, whose
+    TAPS_W * CHANNELS numbers lie side by side in the state; "each": BK pairs of tap and channel.
+    PART_STEPS: so many steps make a part, and the parts are added; 0: all make one.
+    cols: [BN] output channels; depth: weights of one of them.
     """
     k = tl.arange(0, BK)
+    # all that does not change from step to step comes first: a program is alone on its scheduler,
+    # and each instruction of the loop is waited for
+    y += first_y
+    x += first_x
+    base = x_ptr + row + (y * x_w + x).to(tl.int64) * x_px
+    if GATHER == "row":
+        in_x = x[:, None] + (k // CHANNELS)[None, :]
+        wanted = (in_x >= 0) & (in_x < x_w) & (k < TAPS_W * CHANNELS)[None, :]
+        row_bits = _inside(y, step_y, ok, x_h, TAPS_H)
+    elif GATHER == "channels":
+        row_bits = _inside(y, step_y, ok, x_h, TAPS_H)
+        col_bits = _inside(x, step_x, ok, x_w, TAPS_W)
+        base += first_channel
+    pointers = base[:, None] + k[None, :]
+    weights = weight_ptr + ((cols // WN).to(tl.int64) * depth * WN + cols % WN)[None, :]
+    weights = weights + (k * WN)[:, None]
+    acc = tl.zeros((BM, BN), tl.float32)
+    if PART_STEPS > 0:
+        total = tl.zeros((BM, BN), tl.float32)
+    CHUNKS: tl.constexpr = (CHANNELS + BK - 1) // BK
     for step in tl.range(begin_step, end_step, num_stages=STAGES):
-        if FLAT:
+        if GATHER == "channels":
+            if TAPS_H * TAPS_W == 1:
+                chunk = step
+                inside = row_bits & col_bits != 0
+            else:
+                tap = step // CHUNKS
+                chunk = step - tap * CHUNKS
+                tap_y = tap // TAPS_W
+                tap_x = tap - tap_y * TAPS_W
+                inside = (row_bits >> tap_y) & (col_bits >> tap_x) & 1 != 0
+            at = chunk * BK
+            if TAPS_H * TAPS_W > 1:
+                at += (tap_y * step_y * x_w + tap_x * step_x) * x_px
+            mask = inside[:, None]
+            if CHANNELS % BK != 0:
+                mask = mask & (k < CHANNELS - chunk * BK)[None, :]
+            a = tl.load(pointers + at, mask=mask, other=0.0)
+        elif GATHER == "row":
+            mask = wanted & ((row_bits >> step) & 1 != 0)[:, None]
+            a = tl.load(pointers + step * step_y * x_w * x_px, mask=mask, other=0.0)
+        else:
             at = step * BK + k
             tap = at // CHANNELS
-            channel = at - tap * CHANNELS
-            tap_y = tap // taps_w
-            input_y = y[:, None] + (first_y + tap_y * step_y)[None, :]
-            input_x = x[:, None] + (first_x + (tap - tap_y * taps_w) * step_x)[None, :]
-            # chunks: taps in all; those of the last step's rest read nothing
-            inside = (input_y >= 0) & (input_y < x_h) & (input_x >= 0) & (input_x < x_w)
-            inside &= ok[:, None] & (tap < chunks)[None, :]
-            place = (input_y * x_w + input_x) * x_px + (first_channel + channel)[None, :]
-            a = tl.load(x_ptr + row[:, None] + place, mask=inside, other=0.0)
-        else:
-            tap = step // chunks
-            channel = (step - tap * chunks) * BK + k
-            tap_y = tap // taps_w
-            input_y = y + (first_y + tap_y * step_y)
-            input_x = x + (first_x + (tap - tap_y * taps_w) * step_x)
-            inside = (input_y >= 0) & (input_y < x_h) & (input_x >= 0) & (input_x < x_w) & ok
-            place = row + (input_y * x_w + input_x) * x_px
-            pointers = x_ptr + place[:, None] + (first_channel + channel)[None, :]
-            if CHANNELS % BK == 0:
-                a = tl.load(pointers, mask=inside[:, None], other=0.0)
-            else:
-                mask = inside[:, None] & (channel < CHANNELS)[None, :]
-                a = tl.load(pointers, mask=mask, other=0.0)
-        b = tl.load(weights[None, :] + (step * BK + k)[:, None] * WN)
+            tap_y = tap // TAPS_W * step_y
+            tap_x = tap % TAPS_W * step_x
+            in_y = y[:, None] + tap_y[None, :]
+            in_x = x[:, None] + tap_x[None, :]
+            mask = (in_y >= 0) & (in_y < x_h) & (in_x >= 0) & (in_x < x_w)
+            mask &= ok[:, None] & (tap < TAPS_H * TAPS_W)[None, :]
+            place = (tap_y * x_w + tap_x) * x_px + at % CHANNELS + first_channel
+            a = tl.load(base[:, None] + place[None, :], mask=mask, other=0.0)
+        b = tl.load(weights + step * (BK * WN))
         if CAST:
             a, b = a.to(tl.float32), b.to(tl.float32)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        if PART_STEPS > 0:  # noqa: SIM102 - decided by the compiler, the other while it runs
+            if (step + 1 == end_step) | ((step + 1) % PART_STEPS == 0):
+                total += acc
+                acc = tl.zeros((BM, BN), tl.float32)
+    if PART_STEPS > 0:
+        acc = total
     return acc
 
 
@@ -166,12 +216,13 @@ def _walk(
     count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
     residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, filter0_ptr,
     filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x, den_y, den_x, bias_y, bias_x,
-    first_y, first_x, step_y, step_x, out_group, in_group, last_channel,
+    partial_ptr, arrived_ptr, steps, num_y, num_x, den_y, den_x, bias_y, bias_x,
+    first_y, first_x, step_y, step_x, out_group, in_group, last_channel, early_pixel,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr,
-    EARLY: tl.constexpr,
+    EARLY: tl.constexpr, HAS_PIXEL: tl.constexpr,
     CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, SPLITS: tl.constexpr,
-    SPLIT_STEPS: tl.constexpr, FLAT: tl.constexpr, GROUPED: tl.constexpr,
+    SPLIT_STEPS: tl.constexpr, GATHER: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
+    GROUPED: tl.constexpr,
     PRECISION: tl.constexpr, CAST: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
     STAMP: tl.constexpr, TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr,
     PRE_A: tl.constexpr, PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr,
@@ -183,6 +234,7 @@ def _walk(
     PARTS: SPLITS where the parts of a sum go to programs of their own, the last one of which adds
     them up; 1 where a program forms them one after the other. Both add the same parts in the same
     order. EARLY: ask for what is stored before the sum is formed: short lists wait for memory.
+    early_pixel: [BM] the list's entries of this program's first tile, where HAS_PIXEL.
     """
     blocks_n = tl.cdiv(channels, BN)
     total = tl.cdiv(count, BM) * (blocks_n * PARTS)
@@ -195,7 +247,12 @@ def _walk(
         cols = block_n * BN + tl.arange(0, BN)
         at = tile * BM + tl.arange(0, BM)
         listed = at < count
-        pixel = tl.load(list_ptr + at, mask=listed, other=0)
+        if HAS_PIXEL:
+            pixel = early_pixel
+            if work != tl.program_id(0):
+                pixel = tl.load(list_ptr + at, mask=listed, other=0)
+        else:
+            pixel = tl.load(list_ptr + at, mask=listed, other=0)
         slot = pixel // hw
         # the product takes all that is listed, not to wait for the filters' stamps
         ok = is_active(listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS)
@@ -214,13 +271,17 @@ def _walk(
         first_channel = 0
         if GROUPED:
             first_channel = tl.minimum((block_n * BN // out_group) * in_group, last_channel)
-        weights = weight_ptr + (cols // WN).to(tl.int64) * depth * WN + cols % WN
         row = slot.to(tl.int64) * x_slot
-        first_step = part * SPLIT_STEPS
+        if PARTS > 1:
+            first_step = part * SPLIT_STEPS
+            end_step = tl.minimum(first_step + SPLIT_STEPS, steps)
+        else:
+            first_step = 0
+            end_step = steps
         acc = _multiply(
-            tl.zeros((BM, BN), tl.float32), first_step, tl.minimum(first_step + SPLIT_STEPS, steps),
-            x_ptr, row, y, x, listed, weights, first_channel, x_px, x_h, x_w, chunks, taps_w,
-            first_y, first_x, step_y, step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, STAGES,
+            first_step, end_step, x_ptr, row, y, x, listed, weight_ptr, cols, first_channel, depth,
+            x_px, x_h, x_w, first_y, first_x, step_y, step_x, BM, BN, CHANNELS, BK, WN, TAPS_H,
+            TAPS_W, SPLIT_STEPS if SPLITS > PARTS else 0, GATHER, PRECISION, CAST, STAGES,
         )  # fmt: skip
         last = True
         if PARTS > 1:
@@ -236,15 +297,6 @@ def _walk(
                 acc = tl.load(base, cache_modifier=".cg")
                 for other_part in tl.static_range(1, PARTS):
                     acc += tl.load(base + other_part * (BM * BN), cache_modifier=".cg")
-        elif SPLITS > 1:
-            for next_part in tl.range(1, SPLITS, num_stages=1):
-                first_step = next_part * SPLIT_STEPS
-                acc += _multiply(
-                    tl.zeros((BM, BN), tl.float32), first_step,
-                    tl.minimum(first_step + SPLIT_STEPS, steps), x_ptr, row, y, x, ok, weights,
-                    first_channel, x_px, x_h, x_w, chunks, taps_w, first_y, first_x, step_y,
-                    step_x, CHANNELS, BK, WN, FLAT, PRECISION, CAST, STAGES,
-                )  # fmt: skip
         if last:
             if not (EARLY and PARTS == 1):
                 old = load_stored(rows_ptr, ok, cols, channels, EVEN)
@@ -268,12 +320,16 @@ def convolution(
     x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot, residual_px,
     slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, count_ptr, filter0_ptr,
     filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x, den_y, den_x, bias_y, bias_x,
-    first_y, first_x, step_y, step_x, small_rows, middle_rows, out_group, in_group, last_channel,
+    partial_ptr, arrived_ptr, steps, num_y, num_x, den_y, den_x, bias_y, bias_x,
+    first_y, first_x, step_y, step_x, capacity, small_rows, middle_rows, out_group, in_group,
+    last_channel,
     CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, SPLITS: tl.constexpr,
-    SPLIT_STEPS: tl.constexpr, FLAT: tl.constexpr, GROUPED: tl.constexpr,
+    SPLIT_STEPS: tl.constexpr, GATHER: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
+    GROUPED: tl.constexpr,
     SMALL_M: tl.constexpr, MIDDLE_M: tl.constexpr, LARGE_M: tl.constexpr, BN: tl.constexpr,
-    STAGES: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr,
+    SMALL_STAGES: tl.constexpr, MIDDLE_STAGES: tl.constexpr, LARGE_STAGES: tl.constexpr,
+    MIDDLE_PARTS: tl.constexpr,
+    PRECISION: tl.constexpr, CAST: tl.constexpr,
     FILTERS: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr, TOUCH: tl.constexpr,
     BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr, PRE_B: tl.constexpr,
     PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr, JOIN_FIRST: tl.constexpr,
@@ -298,17 +354,22 @@ def convolution(
     out_px = out_px * OUT_UNIT
     residual_px = residual_px * RESIDUAL_UNIT
     begin(PDL)
+    # the list's length and its first entries are asked for at once: short lists wait for memory
+    tile = tl.program_id(0) // tl.cdiv(channels, BN) // SPLITS
+    at = tile * SMALL_M + tl.arange(0, SMALL_M)
+    early_pixel = tl.load(list_ptr + at, mask=at < capacity, other=0)
     count = tl.load(count_ptr)
     if count <= small_rows:
         _walk(
             count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
             residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
             filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
-            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
+            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, SMALL_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS,
-            FLAT,
-            GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
+            last_channel, early_pixel, SMALL_M, BN, SMALL_STAGES, SPLITS, True, True, CHANNELS, BK,
+            WN, SPLITS, SPLIT_STEPS,
+            GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH,
+            BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip
     elif count <= middle_rows:
@@ -316,11 +377,12 @@ def convolution(
             count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
             residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
             filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
-            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
+            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, MIDDLE_M, BN, STAGES, SPLITS, True, CHANNELS, BK, WN, SPLITS,
-            SPLIT_STEPS, FLAT,
-            GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
+            last_channel, early_pixel, MIDDLE_M, BN, MIDDLE_STAGES, SPLITS if MIDDLE_PARTS else 1,
+            True, False, CHANNELS, BK, WN, SPLITS,
+            SPLIT_STEPS, GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX,
+            STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip
     else:
@@ -328,11 +390,12 @@ def convolution(
             count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
             residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
             filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
-            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, chunks, taps_w, num_y, num_x,
+            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, LARGE_M, BN, STAGES, 1, False, CHANNELS, BK, WN, SPLITS, SPLIT_STEPS,
-            FLAT,
-            GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
+            last_channel, early_pixel, LARGE_M, BN, LARGE_STAGES, 1, False, False, CHANNELS, BK,
+            WN, SPLITS, SPLIT_STEPS,
+            GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH,
+            BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip
 
