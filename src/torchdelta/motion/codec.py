@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torchdelta.motion.estimate import Estimator, Motion, verified
 from torchdelta.motion.features import Features, without_still
 from torchdelta.motion.fit import fit
-from torchdelta.motion.homography import Homography, Size, resized, scaled
+from torchdelta.motion.homography import Homography, Size, inverse, resized, scaled
 from torchdelta.motion.thumb import Grey, Thumb, misfit
 from torchdelta.motion.vectors import Vectors
 
@@ -61,7 +61,7 @@ class Codec(Estimator):
 
     def _from_vectors(self, previous: Thumb, current: Thumb, vectors: Vectors) -> Motion | None:
         blocks = chosen_blocks(vectors, current.coarse)
-        start = blocks[:, :2].copy()
+        start = blocks[:, :2]
         end = start + blocks[:, 2:4]
         found = fit(start, end, OFF_PX, vectors.size)
         if found is None:
@@ -74,7 +74,7 @@ class Codec(Estimator):
         homography = resized(homography, vectors.size, current.size)
         if self._to_kept is not None and not np.allclose(self._to_kept, np.eye(3)):
             # the frame was made of the one before it or of the last one kept: what fits is right
-            other = scaled(np.linalg.inv(self._to_kept) @ homography)
+            other = scaled(inverse(self._to_kept) @ homography)
             if misfit(previous, current, other) < misfit(previous, current, homography):
                 homography = other
         return verified(Motion(homography, confidence, said), previous, current)

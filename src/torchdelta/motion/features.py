@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
 from torchdelta.motion.fit import Flags, fit
-from torchdelta.motion.homography import Homography, farthest_px, resized, through
+from torchdelta.motion.homography import Homography, farthest_px, inverse, resized, through
 from torchdelta.motion.thumb import Grey, Thumb
 from torchdelta.motion.vectors import Vectors
 
@@ -72,6 +72,14 @@ class Features(Estimator):
         self._last = homography if motion.confidence else None
         return motion
 
+    def register(self, previous: Thumb, current: Thumb, near: Homography) -> Motion:
+        """Estimate the motion between frames that lie far apart, from what is known of it.
+
+        near: about the motion, pixel centres of the current frame to the previous one
+        """
+        self._last = resized(near, current.size, current.fine.shape)
+        return self.estimate(previous, current)
+
     def _lost(self, reason: str) -> Motion:
         self.reset()
         return unknown(reason)
@@ -104,10 +112,10 @@ class Features(Estimator):
 
         The search begins where the last motion would take them.
         """
-        ahead = np.eye(3) if self._last is None else np.linalg.inv(self._last)
+        ahead = np.eye(3) if self._last is None else inverse(self._last)
         guess = through(ahead, start.astype(np.float64)).astype(np.float32)
         end, found = _flow(previous, current, start, guess)
-        guess = through(np.linalg.inv(ahead), end.astype(np.float64)).astype(np.float32)
+        guess = through(inverse(ahead), end.astype(np.float64)).astype(np.float32)
         back, found_back = _flow(current, previous, end, guess)
         back[~(found & found_back)] = np.inf
         return end, back

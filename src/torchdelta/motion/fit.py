@@ -30,6 +30,7 @@ def fit(
     """
     if len(start) < LEAST_FOR_SHIFT:
         return None
+    start, end = np.ascontiguousarray(start), np.ascontiguousarray(end)
     for least, model in MODELS:
         if len(start) < least:
             continue
@@ -43,7 +44,8 @@ def fit(
 
 
 def _homography(start: Any, end: Any, off_px: float) -> Homography | None:
-    found, _ = cv2.findHomography(start, end, cv2.USAC_MAGSAC, off_px, None, TRIALS, SURE)
+    # on real clips USAC_MAGSAC found 2 to 10 of 100 agreeing corners fewer than this, more slowly
+    found, _ = cv2.findHomography(start, end, cv2.USAC_FAST, off_px, None, TRIALS, SURE)
     return None if found is None else np.asarray(found, np.float64)
 
 
@@ -75,7 +77,7 @@ def _is_sensible(found: Homography, size: Size) -> bool:
         return False
     least, most = stretch(found, size)
     return (
-        1 / MOST_SCALE <= least
+        least >= 1 / MOST_SCALE
         and most <= MOST_SCALE
         and abs(turn_degrees(found, size)) <= MOST_TURN_DEGREES
     )

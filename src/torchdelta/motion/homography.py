@@ -64,6 +64,11 @@ def through(homography: Homography, points: Points) -> Points:
     return np.asarray(flat[:, :2] / flat[:, 2:])
 
 
+def inverse(homography: Homography) -> Homography:
+    """Invert a map."""
+    return np.asarray(np.linalg.inv(homography), np.float64)
+
+
 def scaled(homography: Homography) -> Homography:
     """Scale to [2, 2] = 1."""
     return np.asarray(homography / homography[2, 2])
@@ -85,7 +90,7 @@ def resized(homography: Homography, size: Size, to: Size) -> Homography:
     if size == to:
         return homography
     change = resizing(size, to)
-    return scaled(change @ homography @ np.linalg.inv(change))
+    return scaled(change @ homography @ inverse(change))
 
 
 def farthest_px(homography: Homography, size: Size) -> float:
@@ -95,7 +100,7 @@ def farthest_px(homography: Homography, size: Size) -> float:
 
 
 def stretch(homography: Homography, size: Size) -> tuple[float, float]:
-    """Give the least and the greatest scale, in any direction, at the frame's centre and corners."""
+    """Give the least and the greatest scale in any direction, at the centre and the corners."""
     h, w = size
     at = np.vstack([corners(size), [[(w - 1) / 2, (h - 1) / 2]]])
     flat = at @ homography[:, :2].T + homography[:, 2]
