@@ -39,6 +39,14 @@ CLIPS = {
 }
 ESTIMATORS: dict[str, type[Estimator]] = {e.name: e for e in (Features, Codec, Translation)}
 SIZE, TIMED_SIZE, STRIDE = (384, 640), (540, 960), 32
+# name: whether signed, threshold in grey levels
+GATES = {"signed": (True, 8.0), "gate": (False, input_threshold(0.04) * 255)}
+TIGHT = {"8": (True, 8.0), "4": (True, 4.0)}
+FILTERS = {
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "Lanczos": cv2.INTER_LANCZOS4,
+}
 # frames of the short figures, which the design's trial took
 SHORT = 24
 Picture = NDArray[np.uint8]
@@ -176,6 +184,42 @@ def times_ms(path: Path, limit: int | None, name: str) -> tuple[list[float], lis
     return placing[1:], warping[1:]
 
 
+def print_shares(clips: dict[str, Path], limit: int | None, pictures: Path | None) -> None:
+    print(f"| clip | estimator | signed | first {SHORT} | gate | new references |")
+    print("|---" * 6 + "|")
+    for clip, path in clips.items():
+        signed, gate = (changed_static(path, limit, *setting) for setting in GATES.values())
+        print(f"| {clip} | static | {row(signed, gate)} | |", flush=True)
+        for name in ESTIMATORS:
+            found, why = changed_aligned(path, limit, name, cv2.INTER_LINEAR, GATES, pictures)
+            said = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
+            print(
+                f"| {clip} | {name} | {row(found['signed'], found['gate'])} | {said} |", flush=True
+            )
+
+
+def print_filters(clips: dict[str, Path], limit: int | None) -> None:
+    print("\n| clip | filter | signed 8/255 | signed 4/255 |\n" + "|---" * 4 + "|")
+    for clip, path in clips.items():
+        for name, how in FILTERS.items():
+            found, _ = changed_aligned(path, limit, "features", how, TIGHT)
+            shares = " | ".join(f"{fmean(found[key]):.3f}" for key in TIGHT)
+            print(f"| {clip} | {name} | {shares} |", flush=True)
+
+
+def print_times(clips: dict[str, Path], limit: int | None) -> None:
+    print("\n| clip | estimator | estimate ms, mean | median | warp ms, mean | together |")
+    print("|---" * 6 + "|")
+    for clip, path in clips.items():
+        for name in ESTIMATORS:
+            placing, warping = times_ms(path, limit, name)
+            print(
+                f"| {clip} | {name} | {fmean(placing):.2f} | {median(placing):.2f} "
+                f"| {fmean(warping):.2f} | {fmean(placing) + fmean(warping):.2f} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -187,36 +231,14 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     limit = 25 if options.quick else None
-    clips = {name: options.data / "clips" / "moving" / CLIPS[name] for name in options.clips.split(",")}
-    gates = {"signed": (True, 8.0), "gate": (False, input_threshold(0.04) * 255)}
+    folder = options.data / "clips" / "moving"
+    clips = {name: folder / CLIPS[name] for name in options.clips.split(",")}
     if "share" in options.only:
-        print(f"| clip | estimator | signed | first {SHORT} | gate | new references |\n" + "|---" * 6 + "|")
-        for clip, path in clips.items():
-            static = [changed_static(path, limit, *gates[key]) for key in ("signed", "gate")]
-            print(f"| {clip} | static | {row(*static)} | |", flush=True)
-            for name in ESTIMATORS:
-                found, why = changed_aligned(
-                    path, limit, name, cv2.INTER_LINEAR, gates, options.pictures
-                )
-                said = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
-                print(f"| {clip} | {name} | {row(found['signed'], found['gate'])} | {said} |", flush=True)
+        print_shares(clips, limit, options.pictures)
     if "filter" in options.only:
-        filters = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC, "Lanczos": cv2.INTER_LANCZOS4}
-        tight = {"8": (True, 8.0), "4": (True, 4.0)}
-        print("\n| clip | filter | signed 8/255 | signed 4/255 |\n" + "|---" * 4 + "|")
-        for clip, path in clips.items():
-            for name, how in filters.items():
-                found, _ = changed_aligned(path, limit, "features", how, tight)
-                print(f"| {clip} | {name} | {fmean(found['8']):.3f} | {fmean(found['4']):.3f} |", flush=True)
+        print_filters(clips, limit)
     if "time" in options.only:
-        print("\n| clip | estimator | estimate ms, mean | median | warp ms, mean | together |\n" + "|---" * 6 + "|")
-        for clip, path in clips.items():
-            for name in ESTIMATORS:
-                placing, warping = times_ms(path, limit, name)
-                print(
-                    f"| {clip} | {name} | {fmean(placing):.2f} | {median(placing):.2f} "
-                    f"| {fmean(warping):.2f} | {fmean(placing) + fmean(warping):.2f} |", flush=True
-                )
+        print_times(clips, limit)
 
 
 def row(signed: list[float], gate: list[float]) -> str:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchdelta.errors import FrameError
+from torchdelta.motion.aligned import Aligned
+from torchdelta.motion.choice import Choice, only_shift
 from torchdelta.motion.estimate import FOREIGN_LEVELS, Estimator, Motion, unknown
 from torchdelta.motion.features import Features
 from torchdelta.motion.homography import (
@@ -20,13 +22,13 @@ from torchdelta.motion.homography import (
     corners,
     farthest_px,
     inverse,
+    scale_of,
     scaled,
     shift,
     stretch,
     through,
     turn_degrees,
 )
-from torchdelta.motion.place import Placement
 from torchdelta.motion.thumb import Thumb, misfit
 from torchdelta.motion.vectors import Vectors
 
@@ -48,13 +50,15 @@ RELATIVE_TO = ("previous", "reference")
 class Limits:
     """When a frame becomes a new reference; measured in docs/performance.md.
 
-    scale:      in any direction, at the frame's centre and corners
+    scale:      at the frame's centre, that much larger or smaller
+    stretch:    in any direction, at the centre and the corners, that much longer or shorter
     turn_degrees: rotation either way;  inside: least share of the frame in the window
     confidence: of a motion that is believed without looking further
     """
 
-    scale: tuple[float, float] = (0.9, 1.1)
-    turn_degrees: float = 5.0
+    scale: float = 1.18
+    stretch: float = 1.33
+    turn_degrees: float = 8.0
     inside: float = 0.9
     confidence: float = 0.5
 
@@ -88,17 +92,19 @@ class Aligner:
         self._frame, self._window, self._stride = frame, window, stride
         self._estimator, self._limits = estimator, limits or Limits()
         self._range = value_range
+        self.choice = Choice(self._limits.scale, self._limits.turn_degrees)
         self._registrar = Features()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next frame is the reference."""
-        self._last: Placement | None = None
+        self._last: Aligned | None = None
         self._thumb: Thumb | None = None
         self._kept: _Kept | None = None
         self._anchor = np.eye(3)
         self._since_registered = 0
         self._trusted: Homography | None = None
+        self.choice.reset()
         if self._estimator is not None:
             self._estimator.reset()
 
@@ -109,7 +115,7 @@ class Aligner:
         vectors: Vectors | None = None,
         homography: Any = None,
         relative_to: str = "previous",
-    ) -> Placement:
+    ) -> Aligned:
         """Place the stream's next frame.
 
         frame:      [h, w, C], uint8 or float
@@ -143,7 +149,7 @@ class Aligner:
             return matrix
         return scaled(inverse(self._last.pose) @ self._anchor @ matrix)
 
-    def _place_given(self, given: Homography | None) -> Placement:
+    def _place_given(self, given: Homography | None) -> Aligned:
         # thumbs of earlier frames would be compared across a gap
         self._thumb = self._kept = self._trusted = None
         if self._last is None:
@@ -152,15 +158,16 @@ class Aligner:
             return self._anchored("no homography came with the frame", unknown("none given"))
         return self._moved(Motion(given))
 
-    def _place_estimated(self, thumb: Thumb, vectors: Vectors | None) -> Placement:
+    def _place_estimated(self, thumb: Thumb, vectors: Vectors | None) -> Aligned:
         previous, self._thumb = self._thumb, thumb
         if self._last is None or previous is None:
             placement = self._anchored("first frame", Motion())
         else:
             motion, cut = self._motion(previous, thumb, vectors)
+            self.choice.look(previous, thumb, motion.homography)
             placement = self._anchored(cut, motion) if cut else self._moved(motion)
             self._trusted = motion.homography if motion.confidence else None
-        if placement.anchored or self._kept is None:
+        if placement.anchored or self._kept is None or self.choice.shift_only:
             self._keep(placement)
         else:
             placement = self._registered(placement, thumb)
@@ -193,9 +200,12 @@ class Aligner:
             return doubt, f"confidence {motion.confidence:.2f}: {motion.reason}"
         return doubt, None
 
-    def _moved(self, motion: Motion) -> Placement:
+    def _moved(self, motion: Motion) -> Aligned:
         assert self._last is not None
-        pose = scaled(self._last.pose @ motion.homography)
+        followed = motion.homography
+        if self.choice.shift_only:
+            followed = only_shift(followed, self._frame)
+        pose = scaled(self._last.pose @ followed)
         why = self._too_far(pose)
         if why is not None:
             return self._anchored(why, motion)
@@ -206,16 +216,18 @@ class Aligner:
         depths = corners(self._frame) @ pose[2, :2] + 1
         if not np.isfinite(pose).all() or not (depths > 0).all():
             return "the frame's pose is singular"
+        limits, scale = self._limits, scale_of(pose, self._frame)
         least, most = stretch(pose, self._frame)
         turn = turn_degrees(pose, self._frame)
-        lowest, highest = self._limits.scale
-        if not (lowest <= least and most <= highest):
-            return f"scale {least:.2f} to {most:.2f}, kept within {lowest:g} to {highest:g}"
-        if abs(turn) > self._limits.turn_degrees:
-            return f"rotation {turn:.1f} degrees, kept within {self._limits.turn_degrees:g}"
+        if not 1 / limits.scale <= scale <= limits.scale:
+            return f"scale {scale:.2f}, kept within {limits.scale:g} either way"
+        if not (1 / limits.stretch <= least and most <= limits.stretch):
+            return f"stretch {least:.2f} to {most:.2f}, kept within {limits.stretch:g} either way"
+        if abs(turn) > limits.turn_degrees:
+            return f"rotation {turn:.1f} degrees, kept within {limits.turn_degrees:g}"
         return None
 
-    def _placed(self, pose: Homography, motion: Motion) -> Placement:
+    def _placed(self, pose: Homography, motion: Motion) -> Aligned:
         """Place the frame at a pose, with the window moved where it must."""
         assert self._last is not None
         quad = through(pose, corners(self._frame))
@@ -229,23 +241,23 @@ class Aligner:
         inside = inside_share(quad - (left, top), self._window)
         if inside < self._limits.inside:
             return self._anchored(f"{inside:.0%} of the frame in the window", motion)
-        return Placement(self._frame, self._window, pose, (top, left), moved, None, motion)
+        return Aligned(self._frame, self._window, pose, (top, left), moved, None, motion)
 
-    def _anchored(self, why: str, motion: Motion) -> Placement:
+    def _anchored(self, why: str, motion: Motion) -> Aligned:
         """Make the frame the reference, in the middle of a new window."""
         room = [w - f for w, f in zip(self._window, self._frame, strict=True)]
         self._anchor = shift(room[1] // 2, room[0] // 2)
         self._kept = None
-        return Placement(
+        return Aligned(
             self._frame, self._window, self._anchor, anchored=why, motion=motion
         )  # fmt: skip
 
-    def _keep(self, placement: Placement) -> None:
+    def _keep(self, placement: Aligned) -> None:
         assert self._thumb is not None
         self._kept, self._since_registered = _Kept(self._thumb, placement.pose), 0
         self._registrar.reset()
 
-    def _registered(self, placement: Placement, thumb: Thumb) -> Placement:
+    def _registered(self, placement: Aligned, thumb: Thumb) -> Aligned:
         """Correct what the chain has drifted by, against a frame kept for that."""
         assert self._kept is not None
         self._since_registered += 1

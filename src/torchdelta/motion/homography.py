@@ -103,14 +103,25 @@ def stretch(homography: Homography, size: Size) -> tuple[float, float]:
     """Give the least and the greatest scale in any direction, at the centre and the corners."""
     h, w = size
     at = np.vstack([corners(size), [[(w - 1) / 2, (h - 1) / 2]]])
-    flat = at @ homography[:, :2].T + homography[:, 2]
-    # d(x', y') / d(x, y) at each point
-    jacobian = (
-        homography[None, :2, :2]
-        - (flat[:, :2] / flat[:, 2:])[:, :, None] * homography[None, 2:, :2]
-    ) / flat[:, 2, None, None]
-    scales = np.linalg.svd(jacobian, compute_uv=False)
+    scales = np.linalg.svd(_jacobians(homography, at), compute_uv=False)
     return float(scales.min()), float(scales.max())
+
+
+def scale_of(homography: Homography, size: Size) -> float:
+    """Give the scale at the frame's centre, the mean of the directions."""
+    h, w = size
+    centre = np.array([[(w - 1) / 2, (h - 1) / 2]])
+    return float(np.sqrt(abs(np.linalg.det(_jacobians(homography, centre)[0]))))
+
+
+def _jacobians(homography: Homography, at: Points) -> NDArray[np.float64]:
+    """Give d(x', y') / d(x, y) at points [n, 2]: [n, 2, 2]."""
+    flat = at @ homography[:, :2].T + homography[:, 2]
+    mapped = flat[:, :2] / flat[:, 2:]
+    return np.asarray(
+        (homography[None, :2, :2] - mapped[:, :, None] * homography[None, 2:, :2])
+        / flat[:, 2, None, None]
+    )
 
 
 def turn_degrees(homography: Homography, size: Size) -> float:

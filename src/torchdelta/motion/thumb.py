@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import cv2
@@ -20,6 +20,8 @@ Grey = NDArray[np.uint8]
 FINE_PX, COARSE_PX = 480, 240
 # differences beyond this many grey levels are an object's, and all count the same
 CLIPPED = 32
+# and of more than this the input gate would publish (8 of 255)
+CHANGED = 8
 # of 0.299 R + 0.587 G + 0.114 B
 LUMA = (0.299, 0.587, 0.114)
 
@@ -94,15 +96,28 @@ def misfit(previous: Thumb, current: Thumb, homography: Homography) -> float:
     homography: pixel centres of the current frame to the previous one, at the frames' size
     Only what both frames show counts; infinity where that is less than a quarter of the frame.
     """
+    found = _differences(previous, current, homography)
+    return float("inf") if found is None else float(np.minimum(found, CLIPPED).mean())
+
+
+def differing_share(previous: Thumb, current: Thumb, homography: Homography) -> float:
+    """Measure which share of what both frames show differs by more than CHANGED levels."""
+    found = _differences(previous, current, homography)
+    return 1.0 if found is None else float(np.count_nonzero(found > CHANGED) / found.size)
+
+
+def _differences(previous: Thumb, current: Thumb, homography: Homography) -> Grey | None:
+    """Give the absolute differences where both frames show something; None where they hardly do."""
     here = current.coarse
     there = resized(homography, current.size, here.shape)
     h, w = here.shape
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped = cv2.warpPerspective(previous.coarse, there, (w, h), flags=flags)
-    inside = cv2.warpPerspective(np.full((h, w), 255, np.uint8), there, (w, h), flags=flags)
-    seen = inside == 255
+    seen = cv2.warpPerspective(_full((h, w)), there, (w, h), flags=flags) == 255
     count = int(np.count_nonzero(seen))
-    if 4 * count < h * w:
-        return float("inf")
-    difference = np.minimum(cv2.absdiff(here, warped), CLIPPED)
-    return float(difference[seen].mean())
+    return cv2.absdiff(here, warped)[seen] if 4 * count >= h * w else None
+
+
+@cache
+def _full(size: Size) -> Grey:
+    return np.full(size, 255, np.uint8)

@@ -18,7 +18,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 @dataclass(frozen=True)
-class Placement:
+class Aligned:
     """Where one frame lies.
 
     frame, window: (h, w) of both
