@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from torchdelta.motion.homography import Homography, Size, scale_of, shift, through, turn_degrees
+from torchdelta.motion.homography import (
+    Homography,
+    Size,
+    scale_of,
+    scaled,
+    shift,
+    through,
+    turn_degrees,
+)
 from torchdelta.motion.thumb import Thumb, differing_share
 
 # looked at every so many frames, averaged with this weight for the newest
-LOOK_EVERY, NEWEST = 3, 0.3
+LOOK_EVERY, NEWEST = 4, 0.3
+# of scale and rotation, frame by frame: long enough for swings to cancel
+NEWEST_RATE = 0.08
 # before so many looks nothing is known
-LEAST_LOOKS = 3
-# the other way must be cheaper by this factor
-CLEARLY_CHEAPER = 0.9
+LEAST_LOOKS = 2
+# the other way must be cheaper by this share of the frame
+CLEARLY_CHEAPER = 0.01
 
 
 @dataclass
@@ -58,6 +67,12 @@ class Choice:
         self._costs, self._looks, self._frames = Costs(), 0, 0
         # per frame, averaged: of swings that cancel little remains
         self._zoom = self._turn = 0.0
+        self._begin()
+
+    def _begin(self, earlier: Thumb | None = None) -> None:
+        """Chain motions from here on, to compare with this frame at the next look."""
+        self._earlier = earlier
+        self._chains = {"followed": np.eye(3), "shifted": np.eye(3)}
 
     @property
     def costs(self) -> Costs | None:
@@ -67,33 +82,42 @@ class Choice:
     def look(self, previous: Thumb, current: Thumb, homography: Homography) -> None:
         """Take a frame's motion into account."""
         size = current.size
-        self._zoom = _mean(self._zoom, math.log(scale_of(homography, size)), self._frames)
-        self._turn = _mean(self._turn, turn_degrees(homography, size), self._frames)
+        self._zoom = _mean(
+            self._zoom, math.log(scale_of(homography, size)), self._frames, NEWEST_RATE
+        )
+        self._turn = _mean(self._turn, turn_degrees(homography, size), self._frames, NEWEST_RATE)
         self._frames += 1
+        ways = {"followed": homography, "shifted": only_shift(homography, size)}
+        if self._earlier is None:
+            self._begin(previous)
+        for name, way in ways.items():
+            self._chains[name] = scaled(self._chains[name] @ way)
         if self._frames % LOOK_EVERY:
             return
-        costs = self._costs
-        for name, motion in (
-            ("followed", homography),
-            ("shifted", only_shift(homography, size)),
-            ("still", np.eye(3)),
-        ):
-            share = differing_share(previous, current, motion)
+        costs, earlier = self._costs, self._earlier
+        assert earlier is not None
+        for name, way in ways.items():
+            # what a way misses may be little in a frame, and add up over several
+            share = max(
+                differing_share(previous, current, way),
+                differing_share(earlier, current, self._chains[name]) / LOOK_EVERY,
+            )
             setattr(costs, name, _mean(getattr(costs, name), share, self._looks))
+        still = differing_share(previous, current, np.eye(3))
+        costs.still = _mean(costs.still, still, self._looks)
+        self._begin(current)
         scale, turn = self._limits
         costs.anchors = max(abs(self._zoom) / scale, abs(self._turn) / turn)
         self._looks += 1
         if self._looks < LEAST_LOOKS:
             return
         followed = costs.followed + costs.anchors
-        if self.shift_only:
-            self.shift_only = followed > CLEARLY_CHEAPER * costs.shifted
-        else:
-            self.shift_only = costs.shifted < CLEARLY_CHEAPER * followed
+        slack = CLEARLY_CHEAPER if self.shift_only else -CLEARLY_CHEAPER
+        self.shift_only = costs.shifted < followed + slack
 
 
-def _mean(so_far: Any, new: Any, count: int) -> Any:
-    weight = max(NEWEST, 1 / (count + 1))
+def _mean(so_far: float, new: float, count: int, newest: float = NEWEST) -> float:
+    weight = max(newest, 1 / (count + 1))
     return (1 - weight) * so_far + weight * new
 
 

@@ -16,8 +16,8 @@ from torchdelta.motion.vectors import Vectors
 
 # one corner per cell, so that no part of the picture outvotes the others; pixels of the small one
 CELL_PX = 24
-# of a corner, in OpenCV's unit for 8-bit pictures; sensor noise stays below
-LEAST_CORNER = 2e-4
+# of a corner, in OpenCV's unit for 8-bit pictures: what noise of 1.5 grey levels stays below
+LEAST_CORNER = 4e-5
 WINDOW, LEVELS = (17, 17), 3
 STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 12, 0.02)
 # a corner followed there and back must end where it began
