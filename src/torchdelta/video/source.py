@@ -16,8 +16,11 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from torchdelta.errors import SourceError
+from torchdelta.motion.vectors import Vectors
 
 Picture = NDArray[np.uint8]
+# a frame, and the decoder's motion vectors where it has them and they were asked for
+Decoded = tuple[Picture, Vectors | None]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 DEFAULT_FPS = 25.0
@@ -35,10 +38,11 @@ class Source:
     size:   (h, w) of every frame
     fps:    frames per second; 25 where the source does not know
     frames: number of frames that the source promises, None where it does not say
+    vectors: motion vectors of the frame delivered last, None where the source has none
     """
 
     def __init__(
-        self, name: str, pictures: Iterator[Picture], *, fps: float | None, frames: int | None
+        self, name: str, pictures: Iterator[Decoded], *, fps: float | None, frames: int | None
     ) -> None:
         self.name = name
         self.fps = float(fps) if fps and np.isfinite(fps) and fps > 0 else DEFAULT_FPS
@@ -48,9 +52,10 @@ class Source:
         # The first frame is read at once: only it tells the true size, and a source without a
         # single good frame is refused before anything else is set up.
         self._ahead = next(pictures, None)
+        self.vectors: Vectors | None = None
         if self._ahead is None:
             raise SourceError(f"{name}: holds no frame")
-        self.size: tuple[int, int] = self._ahead.shape[:2]
+        self.size: tuple[int, int] = self._ahead[0].shape[:2]
 
     @property
     def position(self) -> int:
@@ -61,9 +66,8 @@ class Source:
         return self
 
     def __next__(self) -> Picture:
-        frame, self._ahead = self._ahead, None
-        if frame is None:
-            frame = next(self._pictures)
+        ahead, self._ahead = self._ahead, None
+        frame, self.vectors = next(self._pictures) if ahead is None else ahead
         if frame.shape[:2] != self.size:
             self.close()
             raise SourceError(
@@ -87,11 +91,12 @@ class Source:
         self.close()
 
 
-def open_source(spec: str | Path | int, *, gray: bool = False) -> Source:
+def open_source(spec: str | Path | int, *, gray: bool = False, vectors: bool = False) -> Source:
     """Open a video file, a folder of images (or one image), or a camera.
 
     spec: path of a file or folder; a camera index as int or as a string of digits
     gray: frames are [H, W, 1], 0.299 R + 0.587 G + 0.114 B, instead of [H, W, 3] RGB
+    vectors: have the decoder hand out motion vectors (H.264, MPEG-1/2/4 and their like have them)
 
     Raises SourceError where there is nothing to read, saying what was found instead.
     """
@@ -113,7 +118,7 @@ def open_source(spec: str | Path | int, *, gray: bool = False) -> Source:
             )
         if _is_image(path):
             return _open_images(path, [path], gray)
-        return _open_video(path, gray)
+        return _open_video(path, gray, vectors)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read: {error.strerror or error}") from error
 
@@ -142,7 +147,7 @@ def _open_images(path: Path, images: list[Path], gray: bool) -> Source:
     return Source(name, _image_pictures(images, gray), fps=None, frames=len(images))
 
 
-def _image_pictures(images: list[Path], gray: bool) -> Iterator[Picture]:
+def _image_pictures(images: list[Path], gray: bool) -> Iterator[Decoded]:
     size: tuple[int, int] | None = None
     for index, image in enumerate(images):
         try:
@@ -159,7 +164,7 @@ def _image_pictures(images: list[Path], gray: bool) -> Iterator[Picture]:
                 f"{image}: frame {index} is {h}x{w}, but {images[0].name} is {size[0]}x{size[1]}; "
                 "all images of a folder must have one size"
             )
-        yield _from_bgr(picture, gray)
+        yield _from_bgr(picture, gray), None
 
 
 def _decode_image(data: Picture) -> Picture | None:
@@ -185,14 +190,14 @@ def _open_camera(index: int, gray: bool) -> Source:
     return Source(name, _camera_pictures(name, camera, gray), fps=fps, frames=None)
 
 
-def _camera_pictures(name: str, camera: cv2.VideoCapture, gray: bool) -> Iterator[Picture]:
+def _camera_pictures(name: str, camera: cv2.VideoCapture, gray: bool) -> Iterator[Decoded]:
     try:
         delivered = 0
         while True:
             good, picture = camera.read()
             if not good or picture is None:
                 raise SourceError(f"{name}: stopped delivering after {delivered} frames")
-            yield _from_bgr(np.asarray(picture, dtype=np.uint8), gray)
+            yield _from_bgr(np.asarray(picture, dtype=np.uint8), gray), None
             delivered += 1
     finally:
         camera.release()
@@ -201,7 +206,7 @@ def _camera_pictures(name: str, camera: cv2.VideoCapture, gray: bool) -> Iterato
 # ---------------------------------------------------------------------------------- video files
 
 
-def _open_video(path: Path, gray: bool) -> Source:
+def _open_video(path: Path, gray: bool, vectors: bool) -> Source:
     with _FFMPEG_LOG:
         try:
             container = av.open(str(path))
@@ -214,7 +219,7 @@ def _open_video(path: Path, gray: bool) -> Source:
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise SourceError(f"{path}: no decoder for this video's codec")
-        reader = _VideoReader(path, container, stream, gray)
+        reader = _VideoReader(path, container, stream, gray, vectors)
         rate = stream.average_rate or stream.guessed_rate
         return Source(
             path.name,
@@ -246,11 +251,12 @@ class _VideoReader:
     little more than packets that are missing or cut off.
     """
 
-    def __init__(self, path: Path, container: Any, stream: Any, gray: bool) -> None:
+    def __init__(self, path: Path, container: Any, stream: Any, gray: bool, vectors: bool) -> None:
         self._path = path
         self._container = container
         self._stream = stream
         self._gray = gray
+        self._vectors = vectors
         self._rate = float(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
         self._frame_pts = 1 / (self._rate * float(stream.time_base))
         self._packets = 0
@@ -261,13 +267,17 @@ class _VideoReader:
         # FFmpeg conceals damage by default; "explode" makes it refuse the packet instead. Not for
         # H.264, where it drops a good frame with each error and damaged frames are marked anyway,
         # and not for HEVC, where it refuses sound recordings that begin between two keyframes.
+        options = {}
         if stream.codec_context.name not in ("h264", "hevc"):
-            stream.codec_context.options = {"err_detect": "explode+bitstream+crccheck"}
+            options["err_detect"] = "explode+bitstream+crccheck"
+        if vectors:
+            options["flags2"] = "+export_mvs"
+        stream.codec_context.options = options
         # One thread: with more, an error surfaces some packets late, and decoding would compete
         # for the cores with the network whose time is being measured.
         stream.thread_type = "NONE"
 
-    def pictures(self) -> Iterator[Picture]:
+    def pictures(self) -> Iterator[Decoded]:
         """All good frames; then SourceError where the file is damaged or ends early."""
         with contextlib.closing(self._container):
             held: list[Any] = []
@@ -327,7 +337,7 @@ class _VideoReader:
                 frames.append(frame)
         return frames
 
-    def _delivering(self, frames: list[Any]) -> Iterator[Picture]:
+    def _delivering(self, frames: list[Any]) -> Iterator[Decoded]:
         """Hand out the frames as arrays, turned as the file says, and empty the list."""
         while frames:
             frame = frames.pop(0)
@@ -337,7 +347,9 @@ class _VideoReader:
                 picture = np.ascontiguousarray(np.rot90(picture, turns))
             self._delivered += 1
             self._last_pts = frame.pts
-            yield picture[..., None] if self._gray else picture
+            # blocks of a picture that is turned would have to be turned as well
+            vectors = read_vectors(frame) if self._vectors and not turns else None
+            yield picture[..., None] if self._gray else picture, vectors
 
     def _check_complete(self) -> None:
         """Raise _Damage where the container promised more than it held.
@@ -363,6 +375,23 @@ class _VideoReader:
         if self._last_pts is not None:
             seconds = (self._last_pts + self._frame_pts) * float(self._stream.time_base)
         return f"{self._path}: damaged at frame {self._delivered} ({seconds:.2f} s): {damage}"
+
+
+def read_vectors(frame: Any) -> Vectors | None:
+    """Read the motion vectors of a decoded frame that lead to earlier ones; None without any."""
+    data = frame.side_data.get("MOTION_VECTORS")
+    if data is None:
+        return None
+    table = data.to_ndarray()
+    # below 0: from an earlier frame (which one, FFmpeg does not say)
+    table = table[table["source"] < 0]
+    scale = table["motion_scale"]
+    blocks = np.empty((len(table), 5), np.float32)
+    # FFmpeg counts from the picture's edge, pixel centres lie half a pixel further
+    blocks[:, 0], blocks[:, 1] = table["dst_x"] - 0.5, table["dst_y"] - 0.5
+    blocks[:, 2], blocks[:, 3] = table["motion_x"] / scale, table["motion_y"] / scale
+    blocks[:, 4] = table["w"].astype(np.float32) * table["h"]
+    return Vectors(blocks, (frame.height, frame.width), frame.pict_type != PictureType.B)
 
 
 def _guarded(call: Callable[[], Any], pts: int | None) -> Any:

@@ -1,0 +1,249 @@
+"""Make the alignment tables of docs/performance.md: changed input and times on moving clips.
+
+    OMP_NUM_THREADS=1 python benchmarks/motion_figures.py DATA [--quick] [--pictures FOLDER]
+
+DATA is the folder with clips/. Changed input at 640x384 of all frames after the first, as shares of
+the frame's pixels: "signed" with the mean over the 3x3 box and the channels of the signed
+difference, "gate" with the package's own input gate; both at 8/255, dilated by 1. A frame that is a
+new reference counts as 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, median
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from torchdelta.motion.align import Aligner
+from torchdelta.motion.codec import Codec
+from torchdelta.motion.estimate import Estimator
+from torchdelta.motion.features import Features
+from torchdelta.motion.translation import Translation
+from torchdelta.motion.vectors import Vectors
+from torchdelta.ops.gate import input_gate, input_threshold
+from torchdelta.video.source import open_source
+
+CLIPS = {
+    "rollercoaster": "rollercoaster_pan_960x540.mp4",
+    "bag": "bag_handheld_480x360.avi",
+    "dashcam": "dashcam_960x540.mp4",
+    "bedroom": "bedroom_pan_960x540.mp4",
+}
+ESTIMATORS: dict[str, type[Estimator]] = {e.name: e for e in (Features, Codec, Translation)}
+SIZE, TIMED_SIZE, STRIDE = (384, 640), (540, 960), 32
+# name: whether signed, threshold in grey levels
+GATES = {"signed": (True, 8.0), "gate": (False, input_threshold(0.04) * 255)}
+TIGHT = {"8": (True, 8.0), "4": (True, 4.0)}
+FILTERS = {
+    "bilinear": cv2.INTER_LINEAR,
+    "bicubic": cv2.INTER_CUBIC,
+    "Lanczos": cv2.INTER_LANCZOS4,
+}
+# frames of the short figures, which the design's trial took
+SHORT = 24
+Picture = NDArray[np.uint8]
+
+
+def frames(path: Path, size: tuple[int, int]) -> Iterator[tuple[Picture, Vectors | None]]:
+    with open_source(path, vectors=True) as source:
+        for frame in source:
+            shrinks = size[0] < frame.shape[0]
+            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            yield np.asarray(cv2.resize(frame, size[::-1], interpolation=how)), source.vectors
+
+
+def window_of(size: tuple[int, int]) -> tuple[int, int]:
+    h, w = (-(-n // STRIDE) * STRIDE + STRIDE for n in size)
+    return h, w
+
+
+class Shown:
+    """The world as last published, in the window.
+
+    signed: the trial's box;  otherwise the input gate's
+    """
+
+    def __init__(self, window: tuple[int, int], signed: bool, threshold: float) -> None:
+        self.world = np.zeros((*window, 3), np.float32)
+        self.seen = np.zeros(window, bool)
+        self.signed, self.threshold = signed, threshold
+
+    def forget(self) -> None:
+        self.seen[:] = False
+
+    def move(self, dy: int, dx: int) -> None:
+        for kept in (self.world, self.seen):
+            moved = np.zeros_like(kept)
+            h, w = kept.shape[:2]
+            y0, y1, x0, x1 = max(0, dy), min(h, h + dy), max(0, dx), min(w, w + dx)
+            moved[y0 - dy : y1 - dy, x0 - dx : x1 - dx] = kept[y0:y1, x0:x1]
+            kept[:] = moved
+
+    def publish(self, frame: Picture, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        known = mask & self.seen
+        new = frame.astype(np.float32)
+        if self.signed:
+            hot = self._hot(new, known)
+        else:
+            stored = np.where(known[..., None], self.world, new)
+            scale = torch.full((3,), 1 / 255)
+            hot = input_gate(
+                torch.from_numpy(new), torch.from_numpy(stored), self.threshold / 255, scale
+            ).numpy()
+        published = (hot | ~self.seen) & mask
+        self.world[published] = new[published]
+        self.seen |= mask
+        return published
+
+    def _hot(self, new: NDArray[np.float32], known: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        difference = np.where(known, (new - self.world).mean(-1), 0).astype(np.float32)
+        plain = {"ksize": (3, 3), "borderType": cv2.BORDER_CONSTANT}
+        count = cv2.blur(known.astype(np.float32), **plain)
+        box = cv2.blur(difference, **plain) / np.maximum(count, 1e-6)
+        hot = (np.abs(box) > self.threshold).astype(np.uint8)
+        return cv2.dilate(hot, np.ones((3, 3), np.uint8)) > 0
+
+
+def changed_static(path: Path, limit: int | None, signed: bool, threshold: float) -> list[float]:
+    shown = Shown(SIZE, signed, threshold)
+    everywhere = np.ones(SIZE, bool)
+    shares = [
+        float(shown.publish(frame, everywhere).mean())
+        for _, (frame, _) in zip(range(limit or 10**9), frames(path, SIZE), strict=False)
+    ]
+    return shares[1:]
+
+
+def changed_aligned(
+    path: Path,
+    limit: int | None,
+    name: str,
+    how: int,
+    thresholds: dict[str, tuple[bool, float]],
+    pictures: Path | None = None,
+) -> tuple[dict[str, list[float]], Counter[str]]:
+    window = window_of(SIZE)
+    aligner = Aligner(SIZE, window, (STRIDE, STRIDE), ESTIMATORS[name]())
+    shown = {key: Shown(window, *setting) for key, setting in thresholds.items()}
+    shares: dict[str, list[float]] = {key: [] for key in thresholds}
+    why: Counter[str] = Counter()
+    for index, (frame, vectors) in zip(range(limit or 10**9), frames(path, SIZE), strict=False):
+        placement = aligner.place(frame, vectors=vectors)
+        warped = resampled(frame, placement, how)
+        mask = placement.mask()
+        for key, world in shown.items():
+            if placement.anchored:
+                world.forget()
+            elif placement.moved != (0, 0):
+                world.move(*placement.moved)
+            published = world.publish(warped, mask)
+            whole = placement.anchored is not None
+            shares[key].append(1.0 if whole else float(published.sum()) / (SIZE[0] * SIZE[1]))
+        if index and placement.anchored:
+            why[" ".join(placement.anchored.split()[:1])] += 1
+        if pictures is not None and index % 10 == 9:
+            side = np.hstack([warped * mask[..., None], next(iter(shown.values())).world])
+            cv2.imwrite(
+                str(pictures / f"{path.stem}-{name}-{index}.png"), side[..., ::-1].astype(np.uint8)
+            )
+    return {key: found[1:] for key, found in shares.items()}, why
+
+
+def resampled(frame: Picture, placement, how: int) -> Picture:
+    if how == cv2.INTER_LINEAR:
+        return placement.warp(frame)
+    return np.asarray(
+        cv2.warpPerspective(
+            frame, placement.to_window, placement.window[::-1], flags=how,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+    )  # fmt: skip
+
+
+def times_ms(path: Path, limit: int | None, name: str) -> tuple[list[float], list[float]]:
+    """Time estimation and placement, and the warp with its mask, at 960x540."""
+    window = window_of(TIMED_SIZE)
+    aligner = Aligner(TIMED_SIZE, window, (STRIDE, STRIDE), ESTIMATORS[name]())
+    placing, warping = [], []
+    for _, (frame, vectors) in zip(range(limit or 10**9), frames(path, TIMED_SIZE), strict=False):
+        begin = time.perf_counter()
+        placement = aligner.place(frame, vectors=vectors)
+        middle = time.perf_counter()
+        placement.warp(frame)
+        placement.mask()
+        placing.append((middle - begin) * 1e3)
+        warping.append((time.perf_counter() - middle) * 1e3)
+    return placing[1:], warping[1:]
+
+
+def print_shares(clips: dict[str, Path], limit: int | None, pictures: Path | None) -> None:
+    print(f"| clip | estimator | signed | first {SHORT} | gate | new references |")
+    print("|---" * 6 + "|")
+    for clip, path in clips.items():
+        signed, gate = (changed_static(path, limit, *setting) for setting in GATES.values())
+        print(f"| {clip} | static | {row(signed, gate)} | |", flush=True)
+        for name in ESTIMATORS:
+            found, why = changed_aligned(path, limit, name, cv2.INTER_LINEAR, GATES, pictures)
+            said = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
+            print(
+                f"| {clip} | {name} | {row(found['signed'], found['gate'])} | {said} |", flush=True
+            )
+
+
+def print_filters(clips: dict[str, Path], limit: int | None) -> None:
+    print("\n| clip | filter | signed 8/255 | signed 4/255 |\n" + "|---" * 4 + "|")
+    for clip, path in clips.items():
+        for name, how in FILTERS.items():
+            found, _ = changed_aligned(path, limit, "features", how, TIGHT)
+            shares = " | ".join(f"{fmean(found[key]):.3f}" for key in TIGHT)
+            print(f"| {clip} | {name} | {shares} |", flush=True)
+
+
+def print_times(clips: dict[str, Path], limit: int | None) -> None:
+    print("\n| clip | estimator | estimate ms, mean | median | warp ms, mean | together |")
+    print("|---" * 6 + "|")
+    for clip, path in clips.items():
+        for name in ESTIMATORS:
+            placing, warping = times_ms(path, limit, name)
+            print(
+                f"| {clip} | {name} | {fmean(placing):.2f} | {median(placing):.2f} "
+                f"| {fmean(warping):.2f} | {fmean(placing) + fmean(warping):.2f} |",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--quick", action="store_true", help="25 frames of each clip")
+    parser.add_argument("--pictures", type=Path, help="folder for aligned frames and worlds")
+    parser.add_argument("--clips", default=",".join(CLIPS))
+    parser.add_argument("--only", default="share,filter,time")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    limit = 25 if options.quick else None
+    folder = options.data / "clips" / "moving"
+    clips = {name: folder / CLIPS[name] for name in options.clips.split(",")}
+    if "share" in options.only:
+        print_shares(clips, limit, options.pictures)
+    if "filter" in options.only:
+        print_filters(clips, limit)
+    if "time" in options.only:
+        print_times(clips, limit)
+
+
+def row(signed: list[float], gate: list[float]) -> str:
+    return f"{fmean(signed):.3f} | {fmean(signed[:SHORT]):.3f} | {fmean(gate):.3f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Motion from the vectors that a video decoder has at hand."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from torchdelta.motion.estimate import Estimator, Motion, verified
+from torchdelta.motion.features import Features, without_still
+from torchdelta.motion.fit import fit
+from torchdelta.motion.homography import Homography, Size, inverse, resized, scaled
+from torchdelta.motion.thumb import Grey, Thumb, misfit
+from torchdelta.motion.vectors import Vectors
+
+# blocks that are fitted, the ones with the most texture in each cell of the picture
+CELLS, BLOCKS_PER_CELL = (9, 16), 3
+# of the mean gradient, grey levels per pixel; flat blocks' vectors mean nothing
+LEAST_GRADIENT = 3.0
+# how far a vector that agrees may lie off, pixels of the coded picture; they are quarters
+OFF_PX = 1.0
+LEAST_AGREEING = 0.5
+
+
+class Codec(Estimator):
+    """A homography fitted to the decoder's vectors; corners where there are none that fit."""
+
+    name: ClassVar[str] = "codec"
+
+    def __init__(self) -> None:
+        self._features = Features()
+        # from the previous frame to the last one that later frames may be made of
+        self._to_kept: Homography | None = None
+        self._kept: bool = True
+
+    def reset(self) -> None:
+        """Forget earlier frames."""
+        self._features.reset()
+        self._to_kept = None
+
+    def estimate(self, previous: Thumb, current: Thumb, vectors: Vectors | None = None) -> Motion:
+        """Estimate the motion from the current frame back to the previous one."""
+        motion = None
+        if vectors is not None and len(vectors.blocks):
+            motion = self._from_vectors(previous, current, vectors)
+        if motion is None or motion.confidence < LEAST_AGREEING:
+            motion = self._features.estimate(previous, current)
+        else:
+            self._features.reset()
+        self._chain(motion, vectors)
+        return motion
+
+    def _chain(self, motion: Motion, vectors: Vectors | None) -> None:
+        """Keep the way from this frame to the last one that later frames may be made of."""
+        if vectors is None or vectors.kept or motion.confidence == 0:
+            self._to_kept = np.eye(3)
+        elif self._to_kept is not None:
+            self._to_kept = scaled(self._to_kept @ motion.homography)
+
+    def _from_vectors(self, previous: Thumb, current: Thumb, vectors: Vectors) -> Motion | None:
+        blocks = chosen_blocks(vectors, current.coarse)
+        start = blocks[:, :2]
+        end = start + blocks[:, 2:4]
+        found = fit(start, end, OFF_PX, vectors.size)
+        if found is None:
+            return None
+        homography, agree = without_still(start, end, found, OFF_PX, vectors.size)
+        said = None
+        confidence = float(agree.mean())
+        if confidence < LEAST_AGREEING:
+            said = f"{int(agree.sum())} of {len(blocks)} motion vectors agree"
+        homography = resized(homography, vectors.size, current.size)
+        if self._to_kept is not None and not np.allclose(self._to_kept, np.eye(3)):
+            # the frame was made of the one before it or of the last one kept: what fits is right
+            other = scaled(inverse(self._to_kept) @ homography)
+            if misfit(previous, current, other) < misfit(previous, current, homography):
+                homography = other
+        return verified(Motion(homography, confidence, said), previous, current)
+
+
+def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
+    """Choose the blocks whose vectors mean something: textured, balanced over the picture.
+
+    Raises nothing: returns [n, 5] like `Vectors.blocks`, possibly empty
+    """
+    blocks = vectors.blocks
+    h, w = grey.shape
+    gradient = cv2.blur(
+        np.abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=0.25))
+        + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25)),
+        (3, 3),
+    )
+    at = _indices(blocks, vectors.size, (h, w))
+    texture = gradient[at]
+    cells = _indices(blocks, vectors.size, CELLS)
+    cell = cells[0] * CELLS[1] + cells[1]
+    # best first within each cell, then the first few of each
+    order = np.lexsort((-texture * blocks[:, 4], cell))
+    cell = cell[order]
+    rank = np.arange(len(cell)) - np.searchsorted(cell, cell)
+    order = order[(rank < BLOCKS_PER_CELL) & (texture[order] >= LEAST_GRADIENT)]
+    return np.ascontiguousarray(blocks[order])
+
+
+def _indices(
+    blocks: NDArray[np.float32], size: Size, to: Size
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Find the pixels of a picture of size `to` in which the blocks' centres lie."""
+    y = ((blocks[:, 1] + 0.5) * (to[0] / size[0])).astype(np.intp)
+    x = ((blocks[:, 0] + 0.5) * (to[1] / size[1])).astype(np.intp)
+    return y.clip(0, to[0] - 1), x.clip(0, to[1] - 1)

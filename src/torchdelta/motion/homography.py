@@ -1,0 +1,141 @@
+"""Plane-to-plane maps of pixel centres: checks, what they do to a picture, points through them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchdelta.errors import FrameError
+
+Homography = NDArray[np.float64]
+Points = NDArray[np.float64]
+Size = tuple[int, int]
+
+# of the matrix scaled to [2, 2] = 1; a map of pictures has a determinant near 1
+SMALLEST_DETERMINANT = 1e-6
+
+
+def check_homography(given: Any, size: Size) -> Homography:
+    """Check a homography for frames of a size (h, w), and scale it to [2, 2] = 1.
+
+    given:   3x3 of finite numbers, array or tensor; pixel centres (x, y, 1) of a frame to (x, y, 1)
+    returns: float64 [3, 3]
+    Raises: FrameError where it has another shape, is not finite, is singular, mirrors the picture
+    or folds it (a pixel of the frame would lie at infinity).
+    """
+    try:
+        matrix = np.array(getattr(given, "tolist", lambda: given)(), np.float64)
+    except (TypeError, ValueError):
+        matrix = np.empty(0)
+    if matrix.shape != (3, 3):
+        got = list(matrix.shape) if matrix.size else type(given).__name__
+        raise FrameError(
+            f"homography is {got}, expected 3x3 numbers that map pixel centres (x, y, 1)"
+        )
+    if not np.isfinite(matrix).all():
+        raise FrameError("homography has NaN or infinite numbers; leave the frame's out instead")
+    if matrix[2, 2] == 0 or not np.isfinite(matrix := matrix / matrix[2, 2]).all():
+        raise FrameError("homography is singular: it maps pixel (0, 0) to infinity")
+    determinant = float(np.linalg.det(matrix))
+    if not abs(determinant) > SMALLEST_DETERMINANT:
+        raise FrameError(
+            f"homography is singular: its determinant is {determinant:.3g} with [2, 2] scaled to 1"
+        )
+    depths = corners(size) @ matrix[2, :2] + 1
+    if determinant < 0 or not (depths > 0).all():
+        raise FrameError(
+            "homography mirrors or folds the frame; expected a map of pixel centres (x, y) to the "
+            "previous frame (or the reference), x first"
+        )
+    return matrix
+
+
+def corners(size: Size) -> Points:
+    """Give the centres of a frame's corner pixels in order around it: [4, 2] (x, y)."""
+    h, w = size
+    return np.array([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], np.float64)
+
+
+def through(homography: Homography, points: Points) -> Points:
+    """Map points [n, 2] (x, y)."""
+    flat = points @ homography[:, :2].T + homography[:, 2]
+    return np.asarray(flat[:, :2] / flat[:, 2:])
+
+
+def inverse(homography: Homography) -> Homography:
+    """Invert a map."""
+    return np.asarray(np.linalg.inv(homography), np.float64)
+
+
+def scaled(homography: Homography) -> Homography:
+    """Scale to [2, 2] = 1."""
+    return np.asarray(homography / homography[2, 2])
+
+
+def shift(dx: float, dy: float) -> Homography:
+    """Make the map (x, y) to (x + dx, y + dy)."""
+    return np.array([[1, 0, dx], [0, 1, dy], [0, 0, 1]], np.float64)
+
+
+def resizing(size: Size, to: Size) -> Homography:
+    """Map pixel centres of a picture to those of the same picture at another size."""
+    sy, sx = to[0] / size[0], to[1] / size[1]
+    return np.array([[sx, 0, sx / 2 - 0.5], [0, sy, sy / 2 - 0.5], [0, 0, 1]], np.float64)
+
+
+def resized(homography: Homography, size: Size, to: Size) -> Homography:
+    """Turn a map between pictures of a size into that between the same pictures at another size."""
+    if size == to:
+        return homography
+    change = resizing(size, to)
+    return scaled(change @ homography @ inverse(change))
+
+
+def farthest_px(homography: Homography, size: Size) -> float:
+    """Measure how far the corner that moves most moves."""
+    at = corners(size)
+    return float(np.linalg.norm(through(homography, at) - at, axis=1).max())
+
+
+def stretch(homography: Homography, size: Size) -> tuple[float, float]:
+    """Give the least and the greatest scale in any direction, at the centre and the corners."""
+    h, w = size
+    at = np.vstack([corners(size), [[(w - 1) / 2, (h - 1) / 2]]])
+    scales = np.linalg.svd(_jacobians(homography, at), compute_uv=False)
+    return float(scales.min()), float(scales.max())
+
+
+def scale_of(homography: Homography, size: Size) -> float:
+    """Give the scale at the frame's centre, the mean of the directions."""
+    h, w = size
+    centre = np.array([[(w - 1) / 2, (h - 1) / 2]])
+    return float(np.sqrt(abs(np.linalg.det(_jacobians(homography, centre)[0]))))
+
+
+def _jacobians(homography: Homography, at: Points) -> NDArray[np.float64]:
+    """Give d(x', y') / d(x, y) at points [n, 2]: [n, 2, 2]."""
+    flat = at @ homography[:, :2].T + homography[:, 2]
+    mapped = flat[:, :2] / flat[:, 2:]
+    return np.asarray(
+        (homography[None, :2, :2] - mapped[:, :, None] * homography[None, 2:, :2])
+        / flat[:, 2, None, None]
+    )
+
+
+def turn_degrees(homography: Homography, size: Size) -> float:
+    """Give the rotation at the frame's centre, degrees."""
+    h, w = size
+    centre = np.array([[(w - 1) / 2, (h - 1) / 2]])
+    here, right, below = through(homography, centre + np.array([[0, 0], [1, 0], [0, 1]]))
+    x, y = right - here, below - here
+    return float(np.degrees(np.arctan2(x[1] - y[0], x[0] + y[1])))
+
+
+def whole_shift(homography: Homography) -> tuple[int, int] | None:
+    """Give (dx, dy) where the map is a shift by whole pixels, else None."""
+    rest = homography - np.eye(3)
+    dx, dy = rest[:2, 2].round()
+    rest[:2, 2] -= dx, dy
+    return (int(dx), int(dy)) if np.abs(rest).max() < 1e-9 else None

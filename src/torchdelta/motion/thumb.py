@@ -1,0 +1,123 @@
+"""What estimators look at: small grey pictures of a frame."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from torchdelta.motion.homography import Homography, Size, resized
+
+Grey = NDArray[np.uint8]
+
+# longest sides of the two small pictures, pixels
+FINE_PX, COARSE_PX = 480, 240
+# differences beyond this many grey levels are an object's, and all count the same
+CLIPPED = 32
+# and of more than this the input gate would publish (8 of 255)
+CHANGED = 8
+# of 0.299 R + 0.587 G + 0.114 B
+LUMA = (0.299, 0.587, 0.114)
+
+
+class Thumb:
+    """Grey pictures of one frame, averaged down.
+
+    size: (h, w) of the frame;  fine: uint8, longest side at most FINE_PX
+    coarse: uint8, longest side at most COARSE_PX
+    """
+
+    def __init__(self, fine: Grey, size: Size) -> None:
+        self.fine, self.size = fine, size
+
+    @classmethod
+    def of(cls, frame: NDArray[Any] | Tensor, lo: float = 0.0, hi: float = 1.0) -> Thumb:
+        """Make it from a frame [H, W, C]: uint8, or float with values lo..hi; on any device."""
+        size: Size = (int(frame.shape[0]), int(frame.shape[1]))
+        small = reduced_size(size, FINE_PX)
+        if isinstance(frame, Tensor):
+            if frame.device.type != "cpu":
+                return cls(_reduced_there(frame, small, lo, hi), size)
+            frame = frame.numpy()
+        grey = _grey(frame, lo, hi)
+        return cls(_averaged(grey, small), size)
+
+    @cached_property
+    def coarse(self) -> Grey:
+        """The smaller one, for checks."""
+        return _averaged(self.fine, reduced_size(self.size, COARSE_PX))
+
+
+def reduced_size(size: Size, longest_px: int) -> Size:
+    """Give the size (h, w) whose longest side is at most longest_px."""
+    factor = min(1.0, longest_px / max(size))
+    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+
+
+def _averaged(grey: Grey, size: Size) -> Grey:
+    if grey.shape == size:
+        return grey
+    return np.asarray(cv2.resize(grey, size[::-1], interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _grey(frame: NDArray[Any], lo: float, hi: float) -> Grey:
+    channels = frame.shape[2]
+    if frame.dtype == np.uint8 and channels == 3:
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8)
+    if frame.dtype == np.uint8 and channels == 1:
+        return frame[:, :, 0]
+    weights = np.array(LUMA if channels == 3 else (1 / channels,) * channels, np.float32)
+    values = frame.astype(np.float32) @ weights
+    if frame.dtype != np.uint8:
+        values = (values - lo) * (255 / (hi - lo))
+    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+
+
+def _reduced_there(frame: Tensor, size: Size, lo: float, hi: float) -> Grey:
+    """Reduce on the frame's device, so that only the small picture travels."""
+    channels = frame.shape[2]
+    weights = LUMA if channels == 3 else (1 / channels,) * channels
+    values = frame.float() @ torch.tensor(weights, device=frame.device)
+    if frame.is_floating_point():
+        values = (values - lo) * (255 / (hi - lo))
+    small = F.interpolate(values[None, None], size=size, mode="area")[0, 0]
+    return np.asarray(small.clamp_(0, 255).round_().to(torch.uint8).cpu().numpy())
+
+
+def misfit(previous: Thumb, current: Thumb, homography: Homography) -> float:
+    """Measure how badly a motion explains the current frame: mean clipped difference, grey levels.
+
+    homography: pixel centres of the current frame to the previous one, at the frames' size
+    Only what both frames show counts; infinity where that is less than a quarter of the frame.
+    """
+    found = _differences(previous, current, homography)
+    return float("inf") if found is None else float(np.minimum(found, CLIPPED).mean())
+
+
+def differing_share(previous: Thumb, current: Thumb, homography: Homography) -> float:
+    """Measure which share of what both frames show differs by more than CHANGED levels."""
+    found = _differences(previous, current, homography)
+    return 1.0 if found is None else float(np.count_nonzero(found > CHANGED) / found.size)
+
+
+def _differences(previous: Thumb, current: Thumb, homography: Homography) -> Grey | None:
+    """Give the absolute differences where both frames show something; None where they hardly do."""
+    here = current.coarse
+    there = resized(homography, current.size, here.shape)
+    h, w = here.shape
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpPerspective(previous.coarse, there, (w, h), flags=flags)
+    seen = cv2.warpPerspective(_full((h, w)), there, (w, h), flags=flags) == 255
+    count = int(np.count_nonzero(seen))
+    return cv2.absdiff(here, warped)[seen] if 4 * count >= h * w else None
+
+
+@cache
+def _full(size: Size) -> Grey:
+    return np.full(size, 255, np.uint8)

@@ -1,0 +1,115 @@
+"""Motion as a shift, by phase correlation: for pans on slow machines."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
+from torchdelta.motion.homography import Size, resized, shift
+from torchdelta.motion.thumb import CLIPPED, Grey, Thumb, misfit
+
+# of grey levels; below, there is nothing to correlate
+LEAST_DEVIATION = 2.0
+# share of the correlation's energy around its peak: chance, and what a clean pan gives
+NO_PEAK, CLEAR_PEAK = 0.02, 0.1
+# peaks that are tried
+PEAKS = 3
+# refinement at the finer size: differences beyond these grey levels are objects', round by round
+OBJECTS = (CLIPPED, CLIPPED, 12)
+
+
+class Translation(Estimator):
+    """Phase correlation of the coarse pictures, refined by least squares on the fine ones."""
+
+    name: ClassVar[str] = "translation"
+
+    def estimate(self, previous: Thumb, current: Thumb, vectors: object = None) -> Motion:
+        """Estimate the shift from the current frame back to the previous one."""
+        a, b = previous.coarse, current.coarse
+        if min(float(a.std()), float(b.std())) < LEAST_DEVIATION:
+            return unknown("no texture to correlate")
+        peaks = _peaks(a, b)
+        size, coarse = current.size, b.shape
+        # an object may be sharper than the world behind it: what makes the pictures fit is right
+        motions = [resized(shift(dx, dy), coarse, size) for dx, dy, _ in peaks]
+        best = min(range(len(peaks)), key=lambda n: misfit(previous, current, motions[n]))
+        height = peaks[best][2]
+        confidence = float(np.clip((height - NO_PEAK) / (CLEAR_PEAK - NO_PEAK), 0, 1))
+        if confidence == 0:
+            return unknown(f"no clear peak in the correlation ({height:.3f} of its energy)")
+        fine = current.fine.shape
+        found = resized(motions[best], size, fine)
+        dx, dy = _refined(previous.fine, current.fine, float(found[0, 2]), float(found[1, 2]))
+        said = f"a weak peak in the correlation ({height:.3f} of its energy)"
+        homography = resized(shift(dx, dy), fine, size)
+        motion = Motion(homography, confidence, said if confidence < 0.5 else None)
+        return verified(motion, previous, current)
+
+
+def _peaks(previous: Grey, current: Grey) -> list[tuple[float, float, float]]:
+    """Correlate by phase: (dx, dy) of the current pixels to the previous ones, and the height.
+
+    The height is the correlation's sum over the 3x3 around a peak, 1 for a picture and itself.
+    """
+    window = _window(current.shape)
+    spectra = [np.fft.rfft2(picture * window) for picture in (previous, current)]
+    cross = spectra[0] * spectra[1].conj()
+    cross /= np.maximum(np.abs(cross), 1e-9)
+    surface = np.fft.irfft2(cross, s=current.shape)
+    h, w = surface.shape
+    found = []
+    for _ in range(PEAKS):
+        y, x = divmod(int(surface.argmax()), w)
+        rows, columns = np.arange(y - 1, y + 2) % h, np.arange(x - 1, x + 2) % w
+        around = surface[np.ix_(rows, columns)]
+        found.append(
+            (float(x - w if 2 * x > w else x), float(y - h if 2 * y > h else y),
+             float(around.sum()))
+        )  # fmt: skip
+        rows, columns = np.arange(y - 2, y + 3) % h, np.arange(x - 2, x + 3) % w
+        surface[np.ix_(rows, columns)] = -1
+    return found
+
+
+@cache
+def _window(size: Size) -> NDArray[np.float32]:
+    return np.asarray(cv2.createHanningWindow(size[::-1], cv2.CV_32F), np.float32)
+
+
+def _refined(previous: Grey, current: Grey, dx: float, dy: float) -> tuple[float, float]:
+    """Move the shift to where the squared differences are least, objects left out."""
+    h, w = current.shape
+    for most in OBJECTS:
+        inside = _overlap(w, dx), _overlap(h, dy)
+        if inside[0][1] - inside[0][0] < 8 or inside[1][1] - inside[1][0] < 8:
+            break
+        (x0, x1), (y0, y1) = inside
+        warped = cv2.warpAffine(
+            previous, shift(dx, dy)[:2], (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        )[y0:y1, x0:x1]
+        difference = current[y0:y1, x0:x1].astype(np.float32) - warped
+        gx = cv2.Scharr(warped, cv2.CV_32F, 1, 0, scale=1 / 32)
+        gy = cv2.Scharr(warped, cv2.CV_32F, 0, 1, scale=1 / 32)
+        away = np.abs(difference) > most
+        gx[away] = gy[away] = 0
+        xx, xy, yy = (float(np.vdot(p, q)) for p, q in ((gx, gx), (gx, gy), (gy, gy)))
+        normal = np.array([[xx, xy], [xy, yy]])
+        if np.linalg.det(normal) < 1e-3 * max(1.0, xx * yy):
+            break
+        right = np.array([float(np.vdot(gx, difference)), float(np.vdot(gy, difference))])
+        step = np.linalg.solve(normal, right)
+        # the coarse shift is less than a pixel off; more is not what this is for
+        if np.abs(step).max() > 2:
+            break
+        dx, dy = dx + float(step[0]), dy + float(step[1])
+    return dx, dy
+
+
+def _overlap(length: int, by: float) -> tuple[int, int]:
+    """Give the range of pixels that lie inside the picture when shifted."""
+    return max(0, int(np.ceil(-by)) + 1), min(length, int(np.floor(length - by)) - 1)

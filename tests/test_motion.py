@@ -1,0 +1,571 @@
+"""Estimated motion, placement in the window and the way back, on pictures of known motion."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from torchdelta.errors import FrameError
+from torchdelta.motion.align import Aligner, Limits, inside_share
+from torchdelta.motion.aligned import Aligned
+from torchdelta.motion.codec import Codec
+from torchdelta.motion.estimate import Estimator, Motion
+from torchdelta.motion.features import Features
+from torchdelta.motion.fit import fit
+from torchdelta.motion.homography import (
+    check_homography,
+    corners,
+    inverse,
+    resized,
+    resizing,
+    scale_of,
+    scaled,
+    shift,
+    stretch,
+    through,
+    turn_degrees,
+    whole_shift,
+)
+from torchdelta.motion.thumb import Thumb, misfit
+from torchdelta.motion.translation import Translation
+from torchdelta.motion.vectors import Vectors
+from torchdelta.motion.warp import to_window, valid_mask, warp
+
+SIZE = (240, 320)
+H, W = SIZE
+ESTIMATORS: dict[str, Callable[[], Estimator]] = {
+    "features": Features,
+    "codec": Codec,
+    "translation": Translation,
+}
+# of the frame's corners, pixels: sub-pixel at half the size, vectors are quarters
+MOST_OFF_PX = {"features": 0.5, "codec": 0.6, "translation": 0.5}
+
+
+@cache
+def scene() -> np.ndarray:
+    """A large textured picture, [1200, 1600, 3]."""
+    rng = np.random.default_rng(1)
+    picture = np.zeros((1200, 1600, 3), np.float32)
+    for px in (4, 12, 40, 160):
+        small = rng.uniform(0, 255, (1200 // px + 1, 1600 // px + 1, 3)).astype(np.float32)
+        picture += cv2.resize(small, (1600, 1200), interpolation=cv2.INTER_CUBIC) / 4
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def view(pose: np.ndarray, size: tuple[int, int] = SIZE) -> np.ndarray:
+    """Look at the scene: the pose maps the frame's pixels to the scene's."""
+    return cv2.warpPerspective(
+        scene(), pose, size[::-1], flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT,
+    )  # fmt: skip
+
+
+def about_centre(turn_degrees: float = 0, scale: float = 1, size: tuple[int, int] = SIZE):
+    middle = ((size[1] - 1) / 2, (size[0] - 1) / 2)
+    part = cv2.getRotationMatrix2D(middle, -turn_degrees, scale)
+    return np.vstack([part, [0, 0, 1]])
+
+
+def off_px(found: np.ndarray, true: np.ndarray, size: tuple[int, int] = SIZE) -> float:
+    at = corners(size)
+    return float(np.linalg.norm(through(found, at) - through(true, at), axis=1).max())
+
+
+def true_vectors(motion: np.ndarray, size: tuple[int, int] = SIZE) -> Vectors:
+    """What a perfect encoder's blocks of 16 would say, in quarters of a pixel."""
+    y, x = np.mgrid[8 : size[0] : 16, 8 : size[1] : 16].reshape(2, -1) - 0.5
+    at = np.stack([x, y], 1)
+    way = np.round((through(motion, at) - at) * 4) / 4
+    blocks = np.hstack([at, way, np.full((len(at), 1), 256.0)]).astype(np.float32)
+    return Vectors(blocks, size, kept=True)
+
+
+def estimated(name: str, before: np.ndarray, after: np.ndarray, true: np.ndarray) -> Motion:
+    return ESTIMATORS[name]().estimate(Thumb.of(before), Thumb.of(after), true_vectors(true))
+
+
+def noisy(frame: np.ndarray, deviation: float, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, deviation, frame.shape)
+    return np.clip(frame + noise, 0, 255).astype(np.uint8)
+
+
+START = shift(600, 450)
+SHIFTS = {
+    f"{dx:+g}{dy:+g}": shift(dx, dy)
+    for dx, dy in [*itertools.product((-9, 0, 9), repeat=2), (2.25, 0.5), (-0.6, 3.7), (17, -12)]
+}
+WARPS = {
+    "roll": about_centre(turn_degrees=1.5),
+    "zoom": about_centre(scale=0.97),
+    "roll-zoom-pan": shift(5.5, -3.2) @ about_centre(2, 1.03),
+    "perspective": scaled(np.array([[1.01, 0.01, 4], [-0.005, 1, -3], [4e-5, -3e-5, 1]])),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("shifted", SHIFTS)
+def test_shifts_in_all_directions(name: str, shifted: str) -> None:
+    true = SHIFTS[shifted]
+    before, after = noisy(view(START), 2, 0), noisy(view(START @ true), 2, 1)
+    motion = estimated(name, before, after, true)
+    assert motion.confidence >= 0.5, motion
+    assert off_px(motion.homography, true) < MOST_OFF_PX[name]
+
+
+@pytest.mark.parametrize("name", ["features", "codec"])
+@pytest.mark.parametrize("warped", WARPS)
+def test_homographies(name: str, warped: str) -> None:
+    true = WARPS[warped]
+    before, after = noisy(view(START), 2, 0), noisy(view(START @ true), 2, 1)
+    motion = estimated(name, before, after, true)
+    assert motion.confidence >= 0.5, motion
+    assert off_px(motion.homography, true) < MOST_OFF_PX[name]
+
+
+@pytest.mark.parametrize("size", [(120, 160), (540, 960), (384, 640), (301, 447)])
+def test_other_sizes(size: tuple[int, int]) -> None:
+    true = shift(3.4, -2.2) @ about_centre(0.7, 1.01, size)
+    pose = shift(300, 300)
+    motion = Features().estimate(Thumb.of(view(pose, size)), Thumb.of(view(pose @ true, size)))
+    # a pixel of the small picture is up to two of the frame
+    assert off_px(motion.homography, true, size) < 0.5 * max(1, size[1] / 480)
+
+
+def with_objects(frame: np.ndarray, at: int, share: float) -> np.ndarray:
+    """Put textured objects over a share of the picture, each at its own place."""
+    frame = frame.copy()
+    h, w = int(H * np.sqrt(share / 2)), int(W * np.sqrt(share / 2))
+    for part, (y, x) in enumerate(
+        [(10 + at * 6, 8 + at * 7), (H - h - 12 - at * 5, W - w - 70 + at * 4)]
+    ):
+        frame[y : y + h, x : x + w] = scene()[600 * part : 600 * part + h, 20 : 20 + w]
+    return frame
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("true", [shift(5, -2), shift(0, 0)], ids=["pan", "still"])
+def test_objects_over_40_percent(name: str, true: np.ndarray) -> None:
+    before = with_objects(view(START), 0, 0.4)
+    after = with_objects(view(START @ true), 1, 0.4)
+    # vectors of blocks that the objects cover say how the objects move
+    vectors = true_vectors(true)
+    for part, (y, x) in enumerate([(16, 15), (H - 107 - 17, W - 143 - 66)]):
+        b = vectors.blocks
+        on = (b[:, 0] > x) & (b[:, 0] < x + 143) & (b[:, 1] > y) & (b[:, 1] < y + 107)
+        b[on, 2:4] = [(-7, -6), (-4, 5)][part]
+    motion = ESTIMATORS[name]().estimate(Thumb.of(before), Thumb.of(after), vectors)
+    assert motion.confidence < 0.5 or off_px(motion.homography, true) < 1.0, motion
+    if name != "translation":
+        assert motion.confidence >= 0.5, motion
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_burnt_in_clock_and_logo_do_not_win(name: str) -> None:
+    # smooth scene, sharp text: nearly all of the strongest corners are the text's
+    def frame(pose: np.ndarray) -> np.ndarray:
+        picture = cv2.GaussianBlur(view(pose), (0, 0), 3)
+        cv2.putText(picture, "2024-05-17 12:34:56", (8, 20), 0, 0.5, (255, 255, 255), 1)
+        cv2.putText(picture, "CAM 7 NORTH", (200, 230), 0, 0.5, (255, 255, 255), 1)
+        cv2.rectangle(picture, (270, 6), (312, 34), (255, 0, 0), -1)
+        return picture
+
+    true = shift(4, 1.5)
+    motion = estimated(name, frame(START), frame(START @ true), true)
+    assert motion.confidence >= 0.5, motion
+    assert off_px(motion.homography, true) < 1.0
+
+
+BLANKS = {
+    "black": np.zeros((H, W, 3), np.uint8),
+    "grey": np.full((H, W, 3), 127, np.uint8),
+    "ramp": np.repeat(np.linspace(60, 190, W, dtype=np.uint8)[None, :, None], H, 0).repeat(3, 2),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("blank", BLANKS)
+def test_blank_frames_give_low_confidence(name: str, blank: str) -> None:
+    frames = noisy(BLANKS[blank], 1.5, 0), noisy(BLANKS[blank], 1.5, 1)
+    motion = ESTIMATORS[name]().estimate(*map(Thumb.of, frames))
+    # a ramp has no corners, and yet tells that it stands still
+    assert motion.confidence < 0.5 or blank == "ramp"
+    assert off_px(motion.homography, np.eye(3)) < 0.5
+    assert motion.reason or motion.confidence >= 0.5
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_another_scene_is_not_garbage_accepted(name: str) -> None:
+    before, after = view(START), view(shift(60, 40) @ about_centre(90))
+    motion = ESTIMATORS[name]().estimate(Thumb.of(before), Thumb.of(after))
+    assert motion.confidence < 0.5, motion
+
+
+def test_wrong_vectors_fall_back_to_features() -> None:
+    true = shift(6, 2)
+    before, after = view(START), view(START @ true)
+    wrong = true_vectors(shift(-8, 9))
+    motion = Codec().estimate(Thumb.of(before), Thumb.of(after), wrong)
+    assert motion.confidence >= 0.5
+    assert off_px(motion.homography, true) < 0.5
+
+
+def test_vectors_of_a_frame_before_the_last_one() -> None:
+    # B-frames: the vectors lead to the last frame that was kept, two frames before
+    codec, step = Codec(), shift(3, 1.5)
+    thumbs = [Thumb.of(view(START @ np.linalg.matrix_power(step, n))) for n in range(4)]
+    both = step @ step
+    kept = true_vectors(step)
+    codec.estimate(thumbs[0], thumbs[1], kept)
+    first_b = true_vectors(step)
+    codec.estimate(thumbs[1], thumbs[2], Vectors(first_b.blocks, SIZE, kept=False))
+    motion = codec.estimate(thumbs[2], thumbs[3], Vectors(true_vectors(both).blocks, SIZE, False))
+    assert motion.confidence >= 0.5
+    assert off_px(motion.homography, step) < 0.6
+
+
+def test_few_points_carry_a_simple_model_only() -> None:
+    rng = np.random.default_rng(0)
+    start = rng.uniform(0, 200, (40, 2)).astype(np.float32)
+    true = shift(3, 2) @ about_centre(2, 1.02)
+    end = through(true, start.astype(np.float64)).astype(np.float32)
+    for count, exact in ((40, True), (14, True), (8, False)):
+        found = fit(start[:count], end[:count], 2.0 if not exact else 0.5, SIZE)
+        if found is not None:
+            assert off_px(found[0], true) < (0.5 if exact else 12)
+    assert fit(start[:3], end[:3], 1.0, SIZE) is None
+
+
+def test_floats_tensors_and_grey_frames_look_alike() -> None:
+    frame = view(START)
+    fine = Thumb.of(frame).fine.astype(int)
+    for other in (frame.astype(np.float32) / 255, torch.from_numpy(frame.copy())):
+        assert np.abs(Thumb.of(other).fine.astype(int) - fine).max() <= 1
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
+    assert np.array_equal(Thumb.of(grey).fine, Thumb.of(frame).fine)
+
+
+# ------------------------------------------------------------------- homographies, warp, way back
+
+
+def test_geometry() -> None:
+    turned = shift(7, 3) @ about_centre(4, 1.05)
+    assert turn_degrees(turned, SIZE) == pytest.approx(4)
+    assert scale_of(turned, SIZE) == pytest.approx(1.05)
+    assert stretch(turned, SIZE) == pytest.approx((1.05, 1.05))
+    assert whole_shift(shift(-3, 8)) == (-3, 8)
+    assert whole_shift(shift(-3, 8.01)) is None
+    half = resized(turned, SIZE, (120, 160))
+    at = np.array([[11.0, 17.0]])
+    there = through(resizing(SIZE, (120, 160)), through(turned, at))
+    assert through(half, through(resizing(SIZE, (120, 160)), at)) == pytest.approx(there)
+    assert inside_share(corners(SIZE), SIZE) == pytest.approx(1)
+    assert inside_share(corners((101, 101)) + np.array([50, 0]), (101, 101)) == pytest.approx(0.505)
+
+
+BAD = {
+    "shape": (np.eye(2), "3x3"),
+    "text": ("pan", "3x3"),
+    "nan": (np.diag([1, np.nan, 1]), "NaN"),
+    "infinite": (shift(np.inf, 0), "NaN or infinite"),
+    "singular": (np.diag([1, 0, 1]), "singular"),
+    "zeros": (np.zeros((3, 3)), "singular"),
+    "mirror": (np.diag([-1, 1, 1]), "mirrors"),
+    "folds": (np.array([[1, 0, 0], [0, 1, 0], [-0.01, 0, 1]]), "folds"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_homographies_are_refused(bad: str) -> None:
+    given, said = BAD[bad]
+    with pytest.raises(FrameError, match=said):
+        check_homography(given, SIZE)
+
+
+def test_mask_is_exact_to_the_pixel() -> None:
+    rng = np.random.default_rng(3)
+    window = (90, 110)
+    y, x = np.mgrid[: window[0], : window[1]]
+    at = np.stack([x, y], -1).reshape(-1, 2).astype(np.float64)
+    for _ in range(50):
+        pose = shift(*rng.uniform(-30, 60, 2)) @ about_centre(
+            rng.uniform(-8, 8), rng.uniform(0.85, 1.2), (64, 80)
+        )
+        pose[2, :2] = rng.uniform(-3e-4, 3e-4, 2)
+        there = through(inverse(pose), at).round(6)
+        expected = ((there >= 0) & (there <= (79, 63))).all(1).reshape(window)
+        assert np.array_equal(valid_mask(pose, (64, 80), window), expected)
+    assert valid_mask(shift(5, 7), (64, 80), window).sum() == 64 * 80
+
+
+POSES = {
+    "whole": shift(9, 14),
+    "part": shift(9.37, 14.81),
+    "all": shift(12.3, 8.8) @ about_centre(5, 1.07) @ scaled(WARPS["perspective"]),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4, 6])
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+@pytest.mark.parametrize("pose", POSES)
+def test_opencv_and_torch_sample_alike(pose: str, kind: str, channels: int) -> None:
+    frame = np.concatenate([view(START)] * 2, 2)[:, :, :channels].astype(kind)
+    window = (288, 352)
+    from torchdelta.motion.warp import _warp_opencv, _warp_torch
+
+    by_opencv = _warp_opencv(np.ascontiguousarray(frame), POSES[pose], window)
+    by_torch = _warp_torch(torch.from_numpy(frame.copy()), POSES[pose], window).numpy()
+    mask = valid_mask(POSES[pose], SIZE, window)
+    assert by_opencv.shape == by_torch.shape == (*window, channels)
+    assert by_opencv.dtype == by_torch.dtype == frame.dtype
+    difference = np.abs(by_opencv.astype(float) - by_torch)[mask]
+    # rounding of coordinates to 32 bits, then of the result to whole levels
+    assert difference.max() <= 1
+    assert difference.mean() < 0.05
+    public = warp(torch.from_numpy(frame.copy()), POSES[pose], window)
+    assert np.abs(public.numpy().astype(float) - by_opencv)[mask].max() <= 1
+
+
+def test_whole_shifts_copy_pixels() -> None:
+    frame = view(START)
+    for kind in (frame, torch.from_numpy(frame.copy())):
+        placed = warp(kind, shift(16, 8), (288, 352))
+        assert np.array_equal(np.asarray(placed)[8 : 8 + H, 16 : 16 + W], frame)
+
+
+def aligned_somewhere() -> Aligned:
+    pose = shift(43.3, 71.2) @ about_centre(3, 1.04)
+    return Aligned(SIZE, (288, 352), pose, origin=(64, 32))
+
+
+def test_points_and_boxes_come_back() -> None:
+    at = aligned_somewhere()
+    points = np.array([[[5.0, 7.0], [200.5, 100.25]]])
+    there = through(to_window(at.pose, at.origin), points[0])[None]
+    assert at.to_frame_points(there) == pytest.approx(points)
+    # pixel centres of a map at stride 8
+    assert at.to_frame_points((there + 0.5) / 8 - 0.5, stride=8) == pytest.approx(points)
+    assert at.to_frame_points(torch.tensor(there)) == pytest.approx(points)
+    turned = aligned_somewhere()
+    box = turned.to_frame_boxes([[100.0, 80.0, 140.0, 160.0]])[0]
+    # neither its size nor its middle is another one, but for the scale
+    assert box[2] - box[0] == pytest.approx(40 / 1.04, rel=0.01)
+    assert box[3] - box[1] == pytest.approx(80 / 1.04, rel=0.01)
+    middle = turned.to_frame_points([[120.0, 120.0]])[0]
+    assert [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2] == pytest.approx(middle)
+    with pytest.raises(ValueError, match="expected"):
+        at.to_frame_points([[1, 2, 3]])
+
+
+def test_maps_come_back() -> None:
+    at = aligned_somewhere()
+    frame = cv2.GaussianBlur(view(START), (0, 0), 2)
+    placed = at.warp(frame)
+    back = at.to_frame_map(torch.from_numpy(placed).permute(2, 0, 1).float())
+    inside = slice(30, H - 30), slice(30, W - 30)
+    assert np.abs(back.permute(1, 2, 0).numpy() - frame)[inside].mean() < 1.5
+    # whole numbers stay whole, at a stride of the network's output and of the result
+    labels = torch.arange(36 * 44).reshape(36, 44)
+    found = at.to_frame_map(labels, stride=4, fill=-1)
+    assert found.shape == (60, 80)
+    assert found.dtype == torch.int64
+    point = at.to_frame_points([[20.0, 18.0]], stride=8)[0]
+    x, y = ((point + 0.5) / 4 - 0.5).round().astype(int)
+    assert found[y, x] == labels[18, 20]
+    assert at.to_frame_map(labels.numpy() > 0).dtype == np.bool_
+
+
+def test_a_static_frame_comes_back_as_it_is() -> None:
+    at = Aligned(SIZE, SIZE)
+    assert at.mask().all()
+    values = torch.rand(2, H, W)
+    assert torch.allclose(at.to_frame_map(values), values, atol=1e-4)
+    assert at.to_frame_points([[3.0, 4.0]]).tolist() == [[3.0, 4.0]]
+
+
+# ---------------------------------------------------------------------------------- the aligner
+
+
+WINDOW, STRIDE = (288, 352), (32, 32)
+
+
+def aligner(name: str | None = "features", limits: Limits | None = None) -> Aligner:
+    estimator = None if name is None else ESTIMATORS[name]()
+    return Aligner(SIZE, WINDOW, STRIDE, estimator, limits=limits)
+
+
+def world_error(placements: list[Aligned], poses: list[np.ndarray]) -> float:
+    """How far poses are off, relative to the last reference, at the corners."""
+    worst, reference = 0.0, 0
+    for n, (placement, pose) in enumerate(zip(placements, poses, strict=True)):
+        if placement.anchored:
+            reference = n
+        anchor = placements[reference].pose
+        true = scaled(anchor @ inverse(poses[reference]) @ pose)
+        worst = max(worst, off_px(placement.pose, true))
+    return worst
+
+
+def check_window(placement: Aligned) -> None:
+    assert all(o % s == 0 for o, s in zip(placement.origin, STRIDE, strict=True))
+    quad = through(placement.to_window, corners(SIZE))
+    if placement.anchored is None and scale_of(placement.pose, SIZE) <= 1.0:
+        assert inside_share(quad, WINDOW) > 0.9
+
+
+def walk(steps: int, step: tuple[float, float]) -> Iterator[np.ndarray]:
+    for n in range(steps):
+        yield shift(600 + n * step[0], 450 + n * step[1])
+
+
+@pytest.mark.parametrize("step", [(8, 0), (-8, 3), (2.5, -7.25), (-3.4, -2.6)])
+def test_pan(step: tuple[float, float]) -> None:
+    poses = list(walk(30, step))
+    follow = aligner()
+    placements = [follow.place(view(pose)) for pose in poses]
+    assert [p.anchored for p in placements] == ["first frame", *[None] * 29]
+    assert world_error(placements, poses) < 1.5
+    origin = (0, 0)
+    for placement in placements:
+        check_window(placement)
+        moved = placement.origin[0] - origin[0], placement.origin[1] - origin[1]
+        assert placement.moved == moved
+        origin = placement.origin
+        assert placement.mask().sum() > 0.97 * H * W
+    # the window moves once per stride, no more
+    way = max(abs(step[0]), abs(step[1])) * 29
+    assert sum(p.moved != (0, 0) for p in placements) <= way / 32 + abs(min(step, key=abs)) + 2
+    # what lies at one place of the world looks the same in the first and the last frame's window
+    first, last = (placements[n].to_frame_points([[150.0, 130.0]]) for n in (0, -1))
+    shifted = placements[-1].origin[1] - placements[0].origin[1], placements[-1].origin[0]
+    assert through(poses[-1], last) == pytest.approx(through(poses[0], first) + shifted, abs=1.5)
+
+
+def test_drift_over_hundreds_of_frames() -> None:
+    # there and back again within the window's reach, sub-pixel
+    poses = [
+        shift(600 + 9 * np.sin(n / 9), 450 + 7 * np.sin(n / 7)) @ about_centre(np.sin(n / 11))
+        for n in range(300)
+    ]
+    follow = aligner()
+    placements = [follow.place(noisy(view(pose), 2, n)) for n, pose in enumerate(poses)]
+    assert [p.anchored for p in placements[1:]] == [None] * 299
+    assert world_error(placements, poses) < 1.0
+    # the window never had to move: the frame stays within its margin
+    assert {p.origin for p in placements} == {(0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("motion", "reason"),
+    [(about_centre(1.2), "rotation"), (about_centre(scale=1.03), "scale"),
+     (about_centre(scale=0.97), "scale")],
+    ids=["roll", "zoom-out", "zoom-in"],
+)  # fmt: skip
+def test_roll_and_zoom_until_a_new_reference(motion: np.ndarray, reason: str) -> None:
+    follow = aligner()
+    # to decide whether following is worth it is another test's matter
+    follow.choice.look = lambda *_: None  # type: ignore[method-assign]
+    pose, reasons = START, []
+    for n in range(12):
+        placement = follow.place(view(pose))
+        check_window(placement)
+        if n:
+            reasons.append(placement.anchored)
+        if n and not placement.anchored:
+            assert 1 / 1.18 <= scale_of(placement.pose, SIZE) <= 1.18
+            assert abs(turn_degrees(placement.pose, SIZE)) <= 8
+        pose = pose @ motion
+    found = [r for r in reasons if r]
+    assert found
+    assert all(reason in r for r in found), found
+    # the next frames go on from the new reference
+    assert reasons.count(None) >= 8
+
+
+def test_a_camera_that_drives_forward_is_followed_by_shift_alone() -> None:
+    # the scene zooms without end, and what is near moves otherwise than what is far
+    def frame(n: int) -> np.ndarray:
+        picture = view(START @ about_centre(scale=0.985**n))
+        return cv2.GaussianBlur(picture, (0, 0), 5)
+
+    follow = aligner()
+    anchors = [follow.place(frame(n)).anchored for n in range(40)]
+    assert follow.choice.shift_only
+    assert sum(a is not None for a in anchors[20:]) <= 1
+
+
+def test_scene_cut_and_blank_frames() -> None:
+    follow = aligner()
+    for n in range(3):
+        follow.place(view(START @ shift(3 * n, 0)))
+    cut = follow.place(view(shift(60, 40) @ about_centre(90)))
+    assert cut.anchored
+    assert "scene cut" in cut.anchored or "confidence" in cut.anchored
+    blank = [follow.place(np.full((H, W, 3), 90, np.uint8)) for _ in range(3)]
+    # nothing is known of a blank frame's motion: it stays where the last one was
+    assert blank[2].anchored is None
+    assert blank[2].motion.confidence == 0
+    assert blank[2].motion.reason
+
+
+def test_given_homographies() -> None:
+    follow = aligner(None)
+    frame = view(START)
+    assert follow.place(frame, homography=np.eye(3)).anchored == "first frame"
+    step = shift(20, 0)
+    # this frame's pixel 0 shows what lay at 20 in the previous one
+    moved = [follow.place(frame, homography=step) for _ in range(3)]
+    assert [p.pose[0, 2] for p in moved] == [36.0, 56.0, 76.0]
+    assert [p.anchored for p in moved] == [None] * 3
+    by_reference = follow.place(
+        frame, homography=torch.tensor(shift(60, 5)), relative_to="reference"
+    )
+    assert by_reference.pose == pytest.approx(shift(76, 29))
+    missing = follow.place(frame)
+    assert missing.anchored == "no homography came with the frame"
+    jump = follow.place(frame, homography=shift(4000, 0))
+    assert jump.anchored
+    assert "jump" in jump.anchored
+    turned = follow.place(frame, homography=about_centre(30))
+    assert turned.anchored
+    assert "rotation" in turned.anchored
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_input_leaves_the_aligner_as_it_was(bad: str) -> None:
+    poses = list(walk(8, (6, 2)))
+    plain, disturbed = aligner(), aligner()
+    for n, pose in enumerate(poses):
+        expected = plain.place(view(pose))
+        if n in (0, 4):
+            with pytest.raises(FrameError):
+                disturbed.place(view(pose), homography=BAD[bad][0])
+            with pytest.raises(FrameError, match="this stream"):
+                disturbed.place(view(pose, (100, 100)))
+            with pytest.raises(ValueError, match="relative_to"):
+                disturbed.place(view(pose), homography=np.eye(3), relative_to="next")
+        found = disturbed.place(view(pose))
+        assert np.array_equal(found.pose, expected.pose)
+        assert found.origin == expected.origin
+
+
+def test_estimates_and_given_homographies_take_turns() -> None:
+    follow, poses = aligner(), list(walk(6, (5, 0)))
+    placements = []
+    for n, pose in enumerate(poses):
+        given = {"homography": shift(5, 0)} if n in (2, 3) else {}
+        placements.append(follow.place(view(pose), **given))
+    # after given ones there is no picture to compare with: a new reference
+    assert [bool(p.anchored) for p in placements] == [True, False, False, False, True, False]
+
+
+def test_misfit_counts_only_what_both_frames_show() -> None:
+    before, after = Thumb.of(view(START)), Thumb.of(view(START @ shift(40, 0)))
+    assert misfit(before, after, shift(40, 0)) < 3 < misfit(before, after, np.eye(3))
+    assert misfit(before, after, shift(4000, 0)) == float("inf")
