@@ -27,7 +27,7 @@ from torchdelta.plan.shift import BORDER, KEPT, UNSEEN, shift_stride
 from torchdelta.runtime.session import Session
 
 # engines whose windows move
-ENGINES = ("torch",)
+ENGINES = ("torch", "cpu")
 # windows of the networks below; odd, so that no value's size is a multiple of its stride
 SHAPE = (3, 17, 22)
 Point = tuple[int, int]
