@@ -341,7 +341,9 @@ def epilogue_args(frame: Frame, index: int, packed: Packed) -> dict[str, Any]:
         args |= {f"{name}_{letter}": float(n) for letter, n in zip("ABC", numbers, strict=False)}
     source = step.output if residual is None else step.inputs[residual.index]
     place = frame.in_args(source, "residual")
-    args |= {key: place[key] for key in ("residual_ptr", "residual_slot", "residual_px")}
+    args |= {
+        f"residual_{key}": place[f"residual_{key}"] for key in ("ptr", "slot", "px", "ring_ptr")
+    }
     args["JOIN"] = residual.op.fn if residual else ""
     args["ALPHA"] = float(residual.op.alpha) if residual else 1.0
     args["JOIN_FIRST"] = bool(residual and residual.first)
@@ -353,7 +355,7 @@ def launches(frame: Frame, index: int, packed: Packed) -> list[Launch]:
     step = frame.plan.steps[index]
     common = {
         **frame.in_args(step.inputs[0], "x"), **frame.out_args(index), **frame.list_args(index),
-        **epilogue_args(frame, index, packed), "out_w": frame.plan.values[step.output].size[1],
+        **epilogue_args(frame, index, packed),
     }  # fmt: skip
     for name in ("x", "out", "residual"):
         # what a kernel knows about alignment decides how wide its loads are

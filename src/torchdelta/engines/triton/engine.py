@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Deferred, Engine, Move, SlotReport, refuse_windows
+from torchdelta.engines.base import Deferred, Engine, Move, SlotReport
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton.schedule import make_schedule, sources_of
 from torchdelta.errors import EngineError
@@ -165,13 +165,14 @@ class TritonEngine(Engine):
         """
         from torchdelta.engines.triton.runner import Runner
 
-        refuse_windows(self.name, state, frames, moved, masks)
         if not frames:
             return {}
         runner = self._sessions.get(state)
         if runner is None:
             runner = self._sessions[state] = Runner(self, state)
-        return dict(runner.step(state, frames, whole, record, timed, forced or {}))
+        return dict(
+            runner.step(state, frames, whole, record, timed, forced or {}, moved or {}, masks or {})
+        )
 
 
 def is_interpreted() -> bool:

@@ -24,6 +24,7 @@ from torchdelta.engines.triton.schedule import (
     is_identity,
     is_window,
 )
+from torchdelta.engines.triton.windows import Windows
 from torchdelta.ops import ConvTranspose2d
 from torchdelta.ops.base import Footprint
 from torchdelta.plan.ir import Plan
@@ -98,6 +99,7 @@ class Frame:
     """The launches of one session's frame, bound to its memory.
 
     forced: steps whose active sets come from `forced_masks` instead of the stamps
+    windows: where they may move, or frames have masks; else None, and the kernels know nothing of it
     counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
     bytes:  of lists, counters and partial sums
     """
@@ -109,6 +111,7 @@ class Frame:
         memory: Memory,
         schedule: Schedule,
         forced: frozenset[int],
+        windows: Windows | None,
     ) -> None:
         self.engine, self.plan, self.memory = engine, engine.plan, memory
         # not the state itself, which would then live as long as this
@@ -116,6 +119,7 @@ class Frame:
         self.device, self.dtype = engine.device, engine.dtype
         self.slots = memory.slots
         self.schedule = schedule
+        self.windows = windows
         self.precision, self.interpreted = engine.precision, engine.interpreted
         self.processors = engine.processors
         self.bytes = 0
@@ -161,8 +165,20 @@ class Frame:
         return {
             f"{name}_ptr": buffer[..., v.offset :] if v.offset else buffer,
             f"{name}_slot": buffer.stride(0), f"{name}_px": buffer.stride(2),
-            f"{name}_h": v.size[0], f"{name}_w": v.size[1],
+            f"{name}_h": v.size[0], f"{name}_w": v.size[1], f"{name}_ring_ptr": self.ring(value),
         }  # fmt: skip
+
+    def ring(self, value: int) -> Tensor:
+        """Give where the windows begin in a value's buffer, [slots, 2]."""
+        return self.dummy if self.windows is None else self.windows.rings[value]
+
+    def window_args(self, value: int) -> dict[str, Any]:
+        """Give a kernel's arguments for what a move makes of a written value."""
+        windows = self.windows
+        if windows is None:
+            return {"lines_ptr": self.dummy, "lines_slot": 0, "MOVING": False}
+        lines = windows.lines[:, windows.first[value] :]
+        return {"lines_ptr": lines, "lines_slot": lines.stride(0), "MOVING": True}
 
     def out_args(self, index: int) -> dict[str, Any]:
         """Give a kernel's arguments for publishing a step's output."""
@@ -173,6 +189,7 @@ class Frame:
         return {
             "out_ptr": buffer[..., v.offset :] if v.offset else buffer,
             "out_slot": buffer.stride(0), "out_px": buffer.stride(2), "hw": prod(v.size),
+            "out_w": v.size[1], "out_ring_ptr": self.ring(output), **self.window_args(output),
             "channels": v.channels, "threshold_ptr": self.memory.thresholds[:, output],
             "threshold_stride": len(self.plan.values), "ctl_ptr": self.memory.ctl,
             "forced_ptr": self.memory.forced[index:],
@@ -192,9 +209,17 @@ class Frame:
             "filter1_ptr": padded[1], "FILTERS": len(filters),
         }  # fmt: skip
 
-    def _view(self, value: int, slot: int) -> Tensor:
+    def _window(self, value: int, slot: int) -> Tensor:
+        """Give one slot of a value in reading order, [H, W, C]."""
         v = self.plan.values[value]
-        return self._buffers[v.buffer][slot].narrow(2, v.offset, v.channels)
+        x = self._buffers[v.buffer][slot].narrow(2, v.offset, v.channels)
+        if self.windows is None:
+            return x
+        for axis, n in enumerate(v.size):
+            # where it begins only the device knows: a captured graph moves with it
+            places = torch.arange(n, device=self.device) + self.windows.rings[value, slot, axis]
+            x = x.index_select(axis, places % n)
+        return x
 
     @property
     def info(self) -> Tensor:
@@ -268,11 +293,10 @@ class Frame:
         self.bytes += scratch.numel() * scratch.element_size()
         self.constants.append(scratch)
 
-        inputs = [[self._view(value, slot) for value in step.inputs] for slot in range(self.slots)]
-
         def compute() -> None:
             for slot in range(self.slots):
-                scratch[slot].copy_(self.engine.oracle.evaluate(index, inputs[slot]))
+                inputs = [self._window(value, slot) for value in step.inputs]
+                scratch[slot].copy_(self.engine.oracle.evaluate(index, inputs))
 
         return [compute, *rows.publish_launches(self, index, scratch)]
 
@@ -284,7 +308,14 @@ class Frame:
         blocks = ceil(h * w / size)
         place = self.in_args(plan.input, "x")
         factor, shift = self.engine.normalise
+        windows = self.windows
+        moving = {
+            **self.window_args(plan.input), "x_ring_ptr": place["x_ring_ptr"],
+            "masked_ptr": self.dummy if windows is None else windows.masked,
+            "valid_ptr": self.dummy if windows is None else windows.valid,
+        }  # fmt: skip
         common = {
+            **moving,
             "ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "x_ptr": place["x_ptr"],
             "x_slot": place["x_slot"], "x_px": place["x_px"], "h": h, "w": w, "blocks": blocks,
             "factor_ptr": factor, "shift_ptr": shift, "C": plan.shape[0],
@@ -300,7 +331,7 @@ class Frame:
             gate_kernels.find_hot, blocks * self.slots,
             {"ctl_ptr": memory.ctl, "h": h, "w": w, "blocks": blocks,
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
-             "hot_ptr": memory.hot, "BS": size, "PDL": self._pdl},
+             "hot_ptr": memory.hot, "BS": size, "MOVING": moving["MOVING"], "PDL": self._pdl},
         )  # fmt: skip
         publish = Launch(
             gate_kernels.publish_input, blocks * self.slots,
@@ -384,6 +415,7 @@ class Frame:
                 "active_ptr": self.counts[index], "wide_list_ptr": wide.entries,
                 "wide_count_ptr": wide.count, "ctl_ptr": self.memory.ctl, "carry_ptr": carry,
                 "forced_ptr": mask, "found_ptr": self._found, "h": h, "w": w,
+                **self.window_args(step.output),
                 "blocks": blocks, "capacity": self.capacity(index), "OWN": len(part),
                 "SOURCES": len(sources), "PHASES_Y": phases[0], "PHASES_X": phases[1],
                 "CARRY_IN": number > 0, "CARRY_OUT": not last, "FORCED": index in self._forced,

@@ -104,8 +104,11 @@ def publish_launches(frame: Frame, index: int, new: Tensor) -> list[Launch]:
 
     new: [slots, H, W, C], contiguous, the output's dtype
     """
-    _, _, w, c = new.shape
-    args = {"x_ptr": new, "x_slot": new.stride(0), "x_px": c, "x_w": w}
+    _, h, w, c = new.shape
+    still = frame.dummy if frame.windows is None else frame.windows.still
+    args = {
+        "x_ptr": new, "x_slot": new.stride(0), "x_px": c, "x_h": h, "x_w": w, "x_ring_ptr": still,
+    }  # fmt: skip
     return [_launch(frame, index, kernels.remap, {**args, **_same_places(frame, index)})]
 
 
@@ -205,10 +208,11 @@ def _operand(frame: Frame, index: int, which: int, name: str) -> Args:
         f"{name}_row": px * w if h > 1 else 0,
         f"{name}_col": px if w > 1 else 0,
         f"{name}_ch": int(value.channels == out.channels),
+        f"{name}_ring_ptr": x["x_ring_ptr"],
     }
 
 
-def _constant(const: Tensor, name: str) -> Args:
+def _constant(frame: Frame, const: Tensor, name: str) -> Args:
     """Give a constant [H or 1, W or 1, C or 1] as such an operand."""
     const = const.contiguous()
     h, w, c = const.shape
@@ -218,6 +222,7 @@ def _constant(const: Tensor, name: str) -> Args:
         f"{name}_row": w * c if h > 1 else 0,
         f"{name}_col": c if w > 1 else 0,
         f"{name}_ch": int(c > 1),
+        f"{name}_ring_ptr": frame.dummy if frame.windows is None else frame.windows.still,
     }
 
 
@@ -241,7 +246,7 @@ def _binary_const(frame: Frame, index: int) -> tuple[Any, Args]:
     value, const = ("b", "a") if op.const_first else ("a", "b")
     operands = {
         **_operand(frame, index, 0, value),
-        **_constant(frame.weights(index)["const"], const),
+        **_constant(frame, frame.weights(index)["const"], const),
     }
     return kernels.binary, {**operands, **_size_out(frame, index), "FN": op.fn, "ALPHA": 1.0}
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchdelta.engines.base import Move
 from torchdelta.engines.triton.frame import FRAME_ROW, MODES_AT, Frame, Memory, Work
 from torchdelta.engines.triton.kernels.shared import FRAME, WHOLE
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.report import DeviceReport, FrameRecord
 from torchdelta.engines.triton.schedule import make_schedule
+from torchdelta.engines.triton.windows import Windows
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
@@ -28,8 +30,8 @@ RING = 4
 # PyTorch captures one graph at a time
 CAPTURING = threading.Lock()
 
-# which steps' active sets are forced, and whether steps share lists
-Variant = tuple[frozenset[int], bool]
+# which steps' active sets are forced, whether steps share lists, whether windows may have moved
+Variant = tuple[frozenset[int], bool, bool]
 
 
 class Runner:
@@ -58,12 +60,15 @@ class Runner:
         self._graphs: dict[tuple[Variant, bool], list[Work]] = {}
         self._warm: set[tuple[Variant, bool]] = set()
         self._forced: Mapping[int, Tensor] = {}
+        # from the first window that moves or frame that has a mask
+        self._windows: Windows | None = None
         self._last: weakref.ref[FrameRecord] | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of everything but the state."""
-        return self.memory.bytes + sum(frame.bytes for frame in self._frames.values())
+        windows = 0 if self._windows is None else self._windows.bytes
+        return self.memory.bytes + windows + sum(frame.bytes for frame in self._frames.values())
 
     def step(
         self,
@@ -73,6 +78,8 @@ class Runner:
         record: bool,
         timed: bool,
         forced: Mapping[int, Tensor],
+        moved: Mapping[int, Move],
+        masks: Mapping[int, Tensor],
     ) -> dict[int, DeviceReport]:
         """Run one frame (see `Engine.step`)."""
         last = self._last() if self._last is not None else None
@@ -85,10 +92,14 @@ class Runner:
         start = self._event()
         floats = self._send(frames, whole)
         self._send_thresholds(state)
+        self._send_windows(state, moved, masks)
         variant = self._variant(forced)
         if variant not in self._frames:
-            schedule = make_schedule(self.engine.plan, share=variant[1])
-            self._frames[variant] = Frame(self.engine, state, self.memory, schedule, variant[0])
+            own, share, moving = variant
+            schedule = make_schedule(self.engine.plan, share=share, moving=moving)
+            self._frames[variant] = Frame(
+                self.engine, state, self.memory, schedule, own, self._windows
+            )
         frame = self._frames[variant]
         self._force(frame, forced)
         step_ms = None
@@ -153,15 +164,25 @@ class Runner:
             self._input_threshold[:] = state.input_threshold
             self.memory.input_threshold.copy_(torch.from_numpy(self._input_threshold))
 
+    def _send_windows(
+        self, state: State, moved: Mapping[int, Move], masks: Mapping[int, Tensor]
+    ) -> None:
+        """Send where the windows lie; from the first one that moves the frames are of that kind."""
+        if self._windows is None:
+            if not moved and not masks and not state.rings.any():
+                return
+            self._windows = Windows(self.engine.plan, self.memory.slots, self.engine.device, RING)
+        self._windows.send(self._turn, state, moved, masks)
+
     def _variant(self, forced: Mapping[int, Tensor]) -> Variant:
         """Choose the kind of frame; forced sets must agree where steps share a list."""
-        steps = self.engine.plan.steps
+        steps, moving = self.engine.plan.steps, self._windows is not None
         if not forced:
-            return frozenset(), True
+            return frozenset(), True, moving
         agree = len(forced) == len(steps) and all(
             forced[i] is forced[use.leader] for i, use in enumerate(self.engine.shared.uses)
         )
-        return frozenset(forced), agree
+        return frozenset(forced), agree, moving
 
     def _force(self, frame: Frame, forced: Mapping[int, Tensor]) -> None:
         """Put forced active sets where the select kernels read them."""

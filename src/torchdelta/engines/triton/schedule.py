@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from torchdelta.ops import ConvTranspose2d
 from torchdelta.ops.base import Axis, Footprint
 from torchdelta.plan.ir import Plan, Step
+from torchdelta.plan.shift import shift_stride
 
 # values whose stamps a follower looks at
 MOST_FILTERS = 2
@@ -79,13 +80,16 @@ def is_window(axis: Axis | None) -> bool:
     return axis is not None and axis.table is None
 
 
-def make_schedule(plan: Plan, *, share: bool = True) -> Schedule:
-    """Decide for every step; share=False: each has an exact list of its own."""
+def make_schedule(plan: Plan, *, share: bool = True, moving: bool = False) -> Schedule:
+    """Decide for every step; share=False: each has an exact list of its own.
+
+    moving: where windows move, a step follows only what the move makes active in the same places
+    """
     uses: list[Use] = []
     selections: dict[int, Selection] = {}
     producer = {step.output: i for i, step in enumerate(plan.steps)}
     for i, step in enumerate(plan.steps):
-        use = _follow(plan, step, uses, selections, producer) if share else None
+        use = _follow(plan, step, uses, selections, producer, moving) if share else None
         if use is None:
             selections[i] = Selection(i, sources_of(plan, step))
             use = Use(i)
@@ -99,6 +103,7 @@ def _follow(
     uses: list[Use],
     selections: dict[int, Selection],
     producer: dict[int, int],
+    moving: bool,
 ) -> Use | None:
     """Find a list that holds all that may be active; None where the step needs its own."""
     sources = sources_of(plan, step)
@@ -110,7 +115,10 @@ def _follow(
     size = plan.values[step.output].size
     latest = uses[max(producer[owner] for owner in owners)]
     leader = selections[latest.leader]
-    if plan.values[plan.steps[leader.step].output].size != size:
+    output = plan.steps[leader.step].output
+    if plan.values[output].size != size:
+        return None
+    if moving and shift_stride(plan, output) != shift_stride(plan, step.output):
         return None
     if isinstance(plan.steps[leader.step].op, ConvTranspose2d):
         return None

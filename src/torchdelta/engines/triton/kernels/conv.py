@@ -17,6 +17,8 @@ from torchdelta.engines.triton.kernels.shared import (
     combine,
     is_active,
     load_stored,
+    on_ring,
+    place_of,
     publish_over,
     row_facts,
     take_block,
@@ -30,7 +32,8 @@ _PLAIN = [
     "last_channel",
     "channels",
     "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
-    "filter0_ptr", "filter1_ptr", "list_ptr", "slope_ptr",
+    "filter0_ptr", "filter1_ptr", "list_ptr", "slope_ptr", "lines_ptr", "lines_slot",
+    "x_ring_ptr", "out_ring_ptr", "residual_ring_ptr",
 ]  # fmt: skip
 
 
@@ -62,12 +65,21 @@ def _inside(first, step, ok, size, TAPS: tl.constexpr):
 
 
 @triton.jit
+def _wrapped(y, x, h, w):
+    """Find the place in a ring, y * w + x, of what lies at most one turn beyond its end."""
+    y = tl.where(y >= h, y - h, y)
+    x = tl.where(x >= w, x - w, x)
+    return y * w + x
+
+
+@triton.jit
 def _multiply(
     begin_step, end_step, x_ptr, row, y, x, ok, weight_ptr, cols, first_channel, depth,
-    x_px, x_h, x_w, first_y, first_x, step_y, step_x,
+    x_px, x_h, x_w, first_y, first_x, step_y, step_x, slot, x_ring_ptr,
     BM: tl.constexpr, BN: tl.constexpr, CHANNELS: tl.constexpr, BK: tl.constexpr,
     WN: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, PART_STEPS: tl.constexpr,
-    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr, STAGES: tl.constexpr,
+    GATHER: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr, MOVING: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum the products of the steps begin_step .. end_step - 1: [BM, BN].
 
@@ -91,6 +103,11 @@ def _multiply(
         col_bits = _inside(x, step_x, ok, x_w, TAPS_W)
         base += first_channel
     pointers = base[:, None] + k[None, :]
+    if MOVING:
+        # where the tap at (0, 0) lies, but for the ring's end
+        ring_y = y + tl.load(x_ring_ptr + slot * 2)
+        ring_x = x + tl.load(x_ring_ptr + slot * 2 + 1)
+        slot_ptr = x_ptr + row + (first_channel if GATHER != "row" else 0)
     weights = weight_ptr + ((cols // WN).to(tl.int64) * depth * WN + cols % WN)[None, :]
     weights = weights + (k * WN)[:, None]
     acc = tl.zeros((BM, BN), tl.float32)
@@ -114,10 +131,27 @@ def _multiply(
             mask = inside[:, None]
             if CHANNELS % BK != 0:
                 mask = mask & (k < CHANNELS - chunk * BK)[None, :]
-            a = tl.load(pointers + at, mask=mask, other=0.0)
+            if MOVING:
+                in_y = ring_y
+                in_x = ring_x
+                if TAPS_H * TAPS_W > 1:
+                    in_y += tap_y * step_y
+                    in_x += tap_x * step_x
+                place = _wrapped(in_y, in_x, x_h, x_w) * x_px + chunk * BK
+                a = tl.load((slot_ptr + place)[:, None] + k[None, :], mask=mask, other=0.0)
+            else:
+                a = tl.load(pointers + at, mask=mask, other=0.0)
         elif GATHER == "row":
             mask = wanted & ((row_bits >> step) & 1 != 0)[:, None]
-            a = tl.load(pointers + step * step_y * x_w * x_px, mask=mask, other=0.0)
+            if MOVING:
+                place = _wrapped(
+                    (ring_y + step * step_y)[:, None], ring_x[:, None] + (k // CHANNELS)[None, :],
+                    x_h, x_w,
+                )  # fmt: skip
+                place = place * x_px + (k % CHANNELS)[None, :]
+                a = tl.load(slot_ptr[:, None] + place, mask=mask, other=0.0)
+            else:
+                a = tl.load(pointers + step * step_y * x_w * x_px, mask=mask, other=0.0)
         else:
             at = step * BK + k
             tap = at // CHANNELS
@@ -127,8 +161,15 @@ def _multiply(
             in_x = x[:, None] + tap_x[None, :]
             mask = (in_y >= 0) & (in_y < x_h) & (in_x >= 0) & (in_x < x_w)
             mask &= ok[:, None] & (tap < TAPS_H * TAPS_W)[None, :]
-            place = (tap_y * x_w + tap_x) * x_px + at % CHANNELS + first_channel
-            a = tl.load(base[:, None] + place[None, :], mask=mask, other=0.0)
+            if MOVING:
+                place = _wrapped(
+                    ring_y[:, None] + tap_y[None, :], ring_x[:, None] + tap_x[None, :], x_h, x_w
+                )
+                place = place * x_px + (at % CHANNELS)[None, :]
+                a = tl.load(slot_ptr[:, None] + place, mask=mask, other=0.0)
+            else:
+                place = (tap_y * x_w + tap_x) * x_px + at % CHANNELS + first_channel
+                a = tl.load(base[:, None] + place[None, :], mask=mask, other=0.0)
         b = tl.load(weights + step * (BK * WN))
         if CAST:
             a, b = a.to(tl.float32), b.to(tl.float32)
@@ -144,11 +185,12 @@ def _multiply(
 
 @triton.jit
 def _load_residual(
-    ok, pixel, slot, cols, hw, channels, residual_ptr, residual_slot, residual_px,
-    EVEN: tl.constexpr,
+    ok, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot, residual_px,
+    residual_ring_ptr, EVEN: tl.constexpr, MOVING: tl.constexpr,
 ):  # fmt: skip
     """Read the residual's values of a block."""
-    row = slot.to(tl.int64) * residual_slot + (pixel - slot * hw).to(tl.int64) * residual_px
+    place = place_of(pixel, slot, hw, out_w, residual_ring_ptr, MOVING)
+    row = slot.to(tl.int64) * residual_slot + place.to(tl.int64) * residual_px
     return load_stored(residual_ptr + row, ok, cols, channels, EVEN)
 
 
@@ -213,9 +255,10 @@ def _prefetch(
 
 @triton.jit
 def _walk(
-    count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
-    residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, filter0_ptr,
-    filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
+    residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w,
+    out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr, filter1_ptr,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
     partial_ptr, arrived_ptr, steps, num_y, num_x, den_y, den_x, bias_y, bias_x,
     first_y, first_x, step_y, step_x, out_group, in_group, last_channel, early_pixel,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr,
@@ -227,7 +270,7 @@ def _walk(
     STAMP: tl.constexpr, TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr,
     PRE_A: tl.constexpr, PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr,
     ALPHA: tl.constexpr, JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr,
-    POST_B: tl.constexpr, POST_C: tl.constexpr, EVEN: tl.constexpr,
+    POST_B: tl.constexpr, POST_C: tl.constexpr, EVEN: tl.constexpr, MOVING: tl.constexpr,
 ):  # fmt: skip
     """Work through this program's share of the tiles, BM pixels by BN output channels each.
 
@@ -257,15 +300,15 @@ def _walk(
         # the product takes all that is listed, not to wait for the filters' stamps
         ok = is_active(listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS)
         rows_ptr, threshold, free = row_facts(
-            listed, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride,
-            ctl_ptr, forced_ptr,
+            listed, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr,
+            lines_slot, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING,
         )  # fmt: skip
         if EARLY and PARTS == 1:
             old = load_stored(rows_ptr, listed, cols, channels, EVEN)
             if JOIN != "":
                 other = _load_residual(
-                    listed, pixel, slot, cols, hw, channels, residual_ptr, residual_slot,
-                    residual_px, EVEN,
+                    listed, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot,
+                    residual_px, residual_ring_ptr, EVEN, MOVING,
                 )  # fmt: skip
         y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
         first_channel = 0
@@ -280,8 +323,9 @@ def _walk(
             end_step = steps
         acc = _multiply(
             first_step, end_step, x_ptr, row, y, x, listed, weight_ptr, cols, first_channel, depth,
-            x_px, x_h, x_w, first_y, first_x, step_y, step_x, BM, BN, CHANNELS, BK, WN, TAPS_H,
-            TAPS_W, SPLIT_STEPS if SPLITS > PARTS else 0, GATHER, PRECISION, CAST, STAGES,
+            x_px, x_h, x_w, first_y, first_x, step_y, step_x, slot, x_ring_ptr, BM, BN, CHANNELS,
+            BK, WN, TAPS_H, TAPS_W, SPLIT_STEPS if SPLITS > PARTS else 0, GATHER, PRECISION, CAST,
+            MOVING, STAGES,
         )  # fmt: skip
         last = True
         if PARTS > 1:
@@ -302,8 +346,8 @@ def _walk(
                 old = load_stored(rows_ptr, ok, cols, channels, EVEN)
                 if JOIN != "":
                     other = _load_residual(
-                        ok, pixel, slot, cols, hw, channels, residual_ptr, residual_slot,
-                        residual_px, EVEN,
+                        ok, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot,
+                        residual_px, residual_ring_ptr, EVEN, MOVING,
                     )  # fmt: skip
             if JOIN == "":
                 other = old
@@ -317,9 +361,10 @@ def _walk(
 
 @triton.jit(do_not_specialize=_PLAIN)
 def convolution(
-    x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot, residual_px,
-    slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, count_ptr, filter0_ptr,
-    filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr, residual_slot,
+    residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_ring_ptr,
+    lines_ptr, lines_slot, hw, channels, list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
     partial_ptr, arrived_ptr, steps, num_y, num_x, den_y, den_x, bias_y, bias_x,
     first_y, first_x, step_y, step_x, capacity, small_rows, middle_rows, out_group, in_group,
     last_channel,
@@ -335,7 +380,7 @@ def convolution(
     PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr, JOIN_FIRST: tl.constexpr,
     POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr, POST_C: tl.constexpr,
     EVEN: tl.constexpr, X_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr, RESIDUAL_UNIT: tl.constexpr,
-    PDL: tl.constexpr,
+    MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolve the active pixels of all slots, gate, publish.
 
@@ -361,50 +406,54 @@ def convolution(
     count = tl.load(count_ptr)
     if count <= small_rows:
         _walk(
-            count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
-            residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
-            filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
-            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
+            count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
+            residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px,
+            out_w, out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr,
+            filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr,
+            touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
             last_channel, early_pixel, SMALL_M, BN, SMALL_STAGES, SPLITS, True, True, CHANNELS, BK,
             WN, SPLITS, SPLIT_STEPS,
             GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH,
             BIAS, PRE, PRE_A, PRE_B,
-            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
+            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, MOVING,
         )  # fmt: skip
     elif count <= middle_rows:
         _walk(
-            count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
-            residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
-            filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
-            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
+            count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
+            residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px,
+            out_w, out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr,
+            filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr,
+            touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
             last_channel, early_pixel, MIDDLE_M, BN, MIDDLE_STAGES, SPLITS if MIDDLE_PARTS else 1,
             True, False, CHANNELS, BK, WN, SPLITS,
             SPLIT_STEPS, GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX,
             STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
-            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
+            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, MOVING,
         )  # fmt: skip
     else:
         _walk(
-            count, x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot,
-            residual_px, slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr,
-            filter0_ptr, filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr,
-            stamp_ptr, touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
+            count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
+            residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px,
+            out_w, out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr,
+            filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr,
+            touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
             den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
             last_channel, early_pixel, LARGE_M, BN, LARGE_STAGES, 1, False, False, CHANNELS, BK,
             WN, SPLITS, SPLIT_STEPS,
             GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH,
             BIAS, PRE, PRE_A, PRE_B,
-            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
+            PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, MOVING,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def depthwise(
-    x_ptr, x_slot, x_px, x_h, x_w, weight_ptr, bias_ptr, residual_ptr, residual_slot, residual_px,
-    slope_ptr, out_ptr, out_slot, out_px, out_w, hw, channels, list_ptr, count_ptr, filter0_ptr,
-    filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr, residual_slot,
+    residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_ring_ptr,
+    lines_ptr, lines_slot, hw, channels, list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
     num_y, num_x, den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, MULTIPLIER: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
@@ -413,7 +462,7 @@ def depthwise(
     JOIN_FIRST: tl.constexpr, POST: tl.constexpr, POST_A: tl.constexpr, POST_B: tl.constexpr,
     POST_C: tl.constexpr, EVEN: tl.constexpr, X_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr,
     RESIDUAL_UNIT: tl.constexpr,
-    PDL: tl.constexpr,
+    MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Convolve each channel alone: output channel c reads input channel c // MULTIPLIER.
 
@@ -443,6 +492,7 @@ def depthwise(
                 input_y = y + (first_y + tap_y * step_y)
                 input_x = x + (first_x + tap_x * step_x)
                 inside = (input_y >= 0) & (input_y < x_h) & (input_x >= 0) & (input_x < x_w) & ok
+                input_y, input_x = on_ring(input_y, input_x, slot, x_h, x_w, x_ring_ptr, MOVING)
                 value = tl.load(
                     source + ((input_y * x_w + input_x) * x_px)[:, None],
                     mask=inside[:, None] & inside_n[None, :], other=0.0,
@@ -453,15 +503,15 @@ def depthwise(
                 )  # fmt: skip
                 acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
         rows_ptr, threshold, free = row_facts(
-            ok, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride,
-            ctl_ptr, forced_ptr,
+            ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr,
+            lines_slot, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING,
         )  # fmt: skip
         old = load_stored(rows_ptr, ok, cols, channels, EVEN)
         other = old
         if JOIN != "":
             other = _load_residual(
-                ok, pixel, slot, cols, hw, channels, residual_ptr, residual_slot, residual_px,
-                EVEN,
+                ok, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot,
+                residual_px, residual_ring_ptr, EVEN, MOVING,
             )  # fmt: skip
         _finish(
             acc, old, other, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, bias_ptr,

@@ -5,7 +5,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.shared import IS_WHOLE, MODE, begin
+from torchdelta.engines.triton.kernels.shared import (
+    IS_UNSEEN,
+    IS_WHOLE,
+    MODE,
+    begin,
+    moved_level,
+    on_ring,
+)
 
 # numbers of a frame's row in the control block: address, strides of rows, columns and channels in
 # elements, and whether its values are float32 (else uint8)
@@ -21,7 +28,24 @@ _PLAIN = [
     "touch_ptr",
     "changed_ptr",
     "zeros_ptr",
+    "lines_ptr",
+    "lines_slot",
+    "masked_ptr",
+    "valid_ptr",
+    "x_ring_ptr",
 ]
+
+
+@triton.jit
+def _standing(y, x, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr):
+    """Say which pixels of a frame are valid, and which were never seen: int32 [BS] each.
+
+    masked_ptr: int32 [slots], whether a slot has a mask; valid_ptr: uint8 [slots, h, w], the masks
+    """
+    valid = tl.load(valid_ptr + slot * (h * w) + y * w + x, mask=ok, other=0).to(tl.int32)
+    valid = tl.where(y * 0 + tl.load(masked_ptr + slot) == 0, 1, valid)
+    level = moved_level(y, x, slot, h, ok, lines_ptr, lines_slot)
+    return valid, (level == IS_UNSEEN).to(tl.int32)
 
 
 @triton.jit
@@ -47,12 +71,14 @@ def _value(address, stride_c, is_float, place, mask, channel, factor_ptr, shift_
 def compare_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, scale_ptr,
     difference_ptr, threshold_ptr, zeros_ptr, zeros,
-    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr,
+    x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
+    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr,
 ):  # fmt: skip
     """Measure how far each pixel lies from what was published; set the frame's counters to 0.
 
     difference_ptr: float32 [slots, h, w]: mean over the channels of |frame - published|, share of
-    full scale; where the slot's threshold is 0: whether they differ at all.
+    full scale; where the slot's threshold is 0: whether they differ at all. -1: what cannot be
+    compared, outside a frame's mask or never seen.
     """
     pid = tl.program_id(0)
     for first in range(pid * BS, zeros, tl.num_programs(0) * BS):
@@ -71,7 +97,11 @@ def compare_input(
         ok = at < h * w
         y = at // w
         place = y.to(tl.int64) * stride_y + (at - y * w).to(tl.int64) * stride_x
-        stored = x_ptr + slot.to(tl.int64) * x_slot + at.to(tl.int64) * x_px
+        cell = at
+        if MOVING:
+            ring_y, ring_x = on_ring(y, at - y * w, slot, h, w, x_ring_ptr, MOVING)
+            cell = ring_y * w + ring_x
+        stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * x_px
         total = tl.zeros((BS,), tl.float32)
         differs = tl.zeros((BS,), tl.int32)
         for channel in tl.static_range(C):
@@ -83,15 +113,20 @@ def compare_input(
             total += tl.abs(new - old) * tl.load(scale_ptr + channel)
             differs |= (new != old).to(tl.int32)
         result = tl.where(exact, differs.to(tl.float32), total)
+        if MOVING:
+            valid, unseen = _standing(
+                y, at - y * w, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr
+            )
+            result = tl.where((valid != 0) & (unseen == 0), result, -1.0)
         tl.store(difference_ptr + slot * (h * w) + at, result, mask=ok)
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def find_hot(
     ctl_ptr, h, w, blocks, difference_ptr, threshold_ptr, hot_ptr, BS: tl.constexpr,
-    PDL: tl.constexpr,
+    MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Mark the pixels whose 3x3 box (what of it lies in the frame) exceeds the threshold.
+    """Mark the pixels whose 3x3 box (what of it can be compared) exceeds the threshold.
 
     hot_ptr: uint8 [slots, h, w]; where the threshold is 0: the pixels that differ.
     """
@@ -107,15 +142,31 @@ def find_hot(
         differences = difference_ptr + slot * (h * w)
         own = tl.load(differences + at, mask=ok, other=0.0)
         total = own
+        if MOVING:
+            # below 0 there is no difference; a NaN is one
+            known = (own < 0.0) == 0
+            total = tl.where(known, own, 0.0)
+            count = known.to(tl.int32)
         for i in tl.static_range(-1, 2):
             for j in tl.static_range(-1, 2):
                 if i != 0 or j != 0:
                     inside = (y + i >= 0) & (y + i < h) & (x + j >= 0) & (x + j < w) & ok
-                    total += tl.load(differences + (at + i * w + j), mask=inside, other=0.0)
-        rows = tl.minimum(y + 2, h) - tl.maximum(y - 1, 0)
-        columns = tl.minimum(x + 2, w) - tl.maximum(x - 1, 0)
-        mean = total / (rows * columns).to(tl.float32)
+                    other = -1.0 if MOVING else 0.0
+                    difference = tl.load(differences + (at + i * w + j), mask=inside, other=other)
+                    if MOVING:
+                        comparable = (difference < 0.0) == 0
+                        total += tl.where(comparable, difference, 0.0)
+                        count += comparable.to(tl.int32)
+                    else:
+                        total += difference
+        if not MOVING:
+            rows = tl.minimum(y + 2, h) - tl.maximum(y - 1, 0)
+            columns = tl.minimum(x + 2, w) - tl.maximum(x - 1, 0)
+            count = rows * columns
+        mean = total / count.to(tl.float32)
         over = tl.where(threshold == 0.0, own != 0.0, (mean > threshold) | (mean != mean))
+        if MOVING:
+            over &= known
         tl.store(hot_ptr + slot * (h * w) + at, over.to(tl.uint8), mask=ok)
 
 
@@ -123,10 +174,12 @@ def find_hot(
 def publish_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, hot_ptr,
     threshold_ptr, stamp_ptr, touch_ptr, changed_ptr,
-    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr, PDL: tl.constexpr,
+    x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
+    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Publish the hot pixels and those beside them (threshold 0: the hot ones alone).
 
+    Of a frame with a mask what is valid, and what was never seen: 0 where it is not valid.
     changed_ptr: int32 [slots], published pixels.
     """
     begin(PDL)
@@ -151,6 +204,15 @@ def publish_input(
                     if i != 0 or j != 0:
                         inside &= y * 0 + reach != 0
                     hot |= tl.load(hots + (at + i * w + j), mask=inside, other=0).to(tl.int32)
+        cell = at
+        if MOVING:
+            valid, unseen = _standing(
+                y, x, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr
+            )
+            ring_y, ring_x = on_ring(y, x, slot, h, w, x_ring_ptr, MOVING)
+            cell = ring_y * w + ring_x
+            if mode != IS_WHOLE:
+                hot = tl.where(valid != 0, hot, 0) | unseen
         hot = tl.where(ok, hot, 0)
         total = tl.sum(hot)
         if total > 0:
@@ -160,13 +222,15 @@ def publish_input(
             stride_c = tl.load(frame + 3)
             is_float = tl.load(frame + 4)
             place = y.to(tl.int64) * tl.load(frame + 1) + x.to(tl.int64) * tl.load(frame + 2)
-            stored = x_ptr + slot.to(tl.int64) * x_slot + at.to(tl.int64) * x_px
+            stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * x_px
             mask = hot > 0
             for channel in tl.static_range(C):
                 new = _value(
                     address, stride_c, is_float, place, mask, channel, factor_ptr, shift_ptr,
                     BGR, C,
                 )  # fmt: skip
+                if MOVING:
+                    new = tl.where(valid != 0, new, 0.0)
                 tl.store(stored + channel, new.to(x_ptr.dtype.element_ty), mask=mask)
             tl.store(stamp_ptr + slot * (h * w) + at, (hot * now).to(tl.uint8), mask=mask)
             tl.store(touch_ptr + slot, now.to(tl.uint8))

@@ -5,8 +5,8 @@ begins with the same arguments:
 
 list_ptr, count_ptr, filter0_ptr, filter1_ptr: the active pixels (shared.take_block)
 out_ptr .. touch_ptr: the output's state and its gate (shared.publish); out_w: columns of its map
-x_ptr, x_slot, x_px, x_w: the input's state; pixel (y, x), channel c of slot n lies at
-    x_ptr + n * x_slot + (y * x_w + x) * x_px + c
+x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr: the input's state; pixel (y, x), channel c of slot n lies
+    at x_ptr + n * x_slot + (y * x_w + x) * x_px + c, where no window has moved
 slope_ptr, POST, A, B, C: an elementwise function of the result (`_activate`)
 BM, BN: pixels and channels of a block. They and the number of warps fix the order of every sum, so
     they follow from the plan alone, never from the list.
@@ -21,13 +21,17 @@ from torchdelta.engines.triton.kernels.shared import (
     apply_function,
     begin,
     combine,
+    on_ring,
+    place_of,
     publish,
     take_block,
 )
 
 # fmt: off
 # numbers that differ between steps without making other code worth its compilation
-PLAIN = ["hw", "out_w", "threshold_stride", "x_w"]
+PLAIN = [
+    "hw", "out_w", "threshold_stride", "x_h", "x_w", "lines_slot", "lines_ptr", "out_ring_ptr",
+]
 # taps that a pool loads at once
 UNROLL = tl.constexpr(4)
 
@@ -62,13 +66,13 @@ def _activate(
 @triton.jit(do_not_specialize=PLAIN)
 def pointwise(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px,
+    x_ptr, x_slot, x_px, x_ring_ptr,
     PRE: tl.constexpr, PRE_A: tl.constexpr, PRE_B: tl.constexpr, PRE_C: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Compute one elementwise function after the other."""
     begin(PDL)
@@ -81,26 +85,28 @@ def pointwise(
             FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=mask, other=0).to(tl.float32)
         new = _activate(x, cols, channels, slope_ptr, PRE, PRE_A, PRE_B, PRE_C)
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=PLAIN)
 def affine(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, scale_ptr, shift_ptr,
+    x_ptr, x_slot, x_px, x_ring_ptr, scale_ptr, shift_ptr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Compute x * scale + shift, both [channels]."""
     begin(PDL)
@@ -113,7 +119,8 @@ def affine(
             FILTERS, BM,
         )
         inside = cols < channels
-        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=ok[:, None] & inside[None, :], other=0)
         scale = tl.load(scale_ptr + cols, mask=inside, other=0).to(tl.float32)
         shift = tl.load(shift_ptr + cols, mask=inside, other=0).to(tl.float32)
@@ -121,21 +128,22 @@ def affine(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=PLAIN)
 def scalar(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, number,
+    x_ptr, x_slot, x_px, x_ring_ptr, number,
     FN: tl.constexpr, NUMBER_FIRST: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Combine each pixel with a number in float32."""
     begin(PDL)
@@ -148,28 +156,31 @@ def scalar(
             FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=mask, other=0).to(tl.float32)
         other = tl.zeros((BM, BN), tl.float32) + number
         new = combine(other, x, FN, 1.0) if NUMBER_FIRST else combine(x, other, FN, 1.0)
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=PLAIN)
 def binary(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    a_ptr, a_slot, a_row, a_col, a_ch, b_ptr, b_slot, b_row, b_col, b_ch, out_w,
+    a_ptr, a_slot, a_row, a_col, a_ch, a_ring_ptr,
+    b_ptr, b_slot, b_row, b_col, b_ch, b_ring_ptr,
     FN: tl.constexpr, ALPHA: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Combine two operands; the stride of an axis along which one is broadcast is 0."""
     begin(PDL)
@@ -184,29 +195,32 @@ def binary(
         mask = ok[:, None] & (cols < channels)[None, :]
         y = (pixel - slot * hw) // out_w
         x = pixel - slot * hw - y * out_w
-        start_a = _at(a_ptr, slot, a_slot, y * a_row + x * a_col)
-        start_b = _at(b_ptr, slot, b_slot, y * b_row + x * b_col)
+        a_y, a_x = on_ring(y, x, slot, hw // out_w, out_w, a_ring_ptr, MOVING)
+        b_y, b_x = on_ring(y, x, slot, hw // out_w, out_w, b_ring_ptr, MOVING)
+        start_a = _at(a_ptr, slot, a_slot, a_y * a_row + a_x * a_col)
+        start_b = _at(b_ptr, slot, b_slot, b_y * b_row + b_x * b_col)
         a = tl.load(start_a[:, None] + (cols * a_ch)[None, :], mask=mask, other=0).to(tl.float32)
         b = tl.load(start_b[:, None] + (cols * b_ch)[None, :], mask=mask, other=0).to(tl.float32)
         new = combine(a, b, FN, ALPHA)
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=PLAIN)
 def softmax(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px,
+    x_ptr, x_slot, x_px, x_ring_ptr,
     LOG: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Compute the softmax (or its logarithm) of each pixel; BN covers all channels."""
     begin(PDL)
@@ -218,7 +232,8 @@ def softmax(
             list_ptr, count, block * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
             FILTERS, BM,
         )
-        start = _at(x_ptr, slot, x_slot, (pixel - slot * hw) * x_px)
+        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=ok[:, None] & inside, other=0)
         x = tl.where(inside, x.to(tl.float32), float("-inf"))
         # a NaN is not the maximum, but makes the sum NaN
@@ -229,8 +244,9 @@ def softmax(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
@@ -243,12 +259,13 @@ def _lerp(a, b, weight):
 @triton.jit(do_not_specialize=[*PLAIN, "out_h"])
 def bilinear(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, row_parts_ptr, col_parts_ptr, out_h, out_w,
+    x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, row_parts_ptr, col_parts_ptr,
+    out_h,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Blend four pixels.
 
@@ -267,10 +284,15 @@ def bilinear(
         mask = ok[:, None] & (cols < channels)[None, :]
         y = (pixel - slot * hw) // out_w
         x = pixel - slot * hw - y * out_w
-        top = tl.load(rows_ptr + y) * x_w
-        low = tl.load(rows_ptr + out_h + y) * x_w
-        left = tl.load(cols_ptr + x)
-        right = tl.load(cols_ptr + out_w + x)
+        top, left = on_ring(
+            tl.load(rows_ptr + y), tl.load(cols_ptr + x), slot, x_h, x_w, x_ring_ptr, MOVING
+        )
+        low, right = on_ring(
+            tl.load(rows_ptr + out_h + y), tl.load(cols_ptr + out_w + x), slot, x_h, x_w,
+            x_ring_ptr, MOVING,
+        )
+        top *= x_w
+        low *= x_w
         down = tl.load(row_parts_ptr + y)[:, None]
         across = tl.load(col_parts_ptr + x)[:, None]
         start = _at(x_ptr, slot, x_slot, 0)[:, None] + cols[None, :]
@@ -282,20 +304,21 @@ def bilinear(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=PLAIN)
 def remap(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, channels_ptr, fill, out_w,
+    x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, channels_ptr, fill,
     PLACES: tl.constexpr, CHANNELS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Move each number from one place, in its own dtype.
 
@@ -321,29 +344,32 @@ def remap(
             y = tl.load(rows_ptr + place // out_w)
             x = tl.load(cols_ptr + place % out_w)
             found = (y >= 0) & (x >= 0)
+            y, x = on_ring(y, x, slot, x_h, x_w, x_ring_ptr, MOVING)
             start = _at(x_ptr, slot, x_slot, tl.where(found, y * x_w + x, 0) * x_px)
             moved = tl.load(start[:, None] + source[None, :], mask=mask & found[:, None], other=0)
             filling = tl.full((BM, BN), fill, tl.float32).to(moved.dtype)
             new = tl.where(found[:, None], moved, filling)
         else:
+            place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
             start = _at(x_ptr, slot, x_slot, place * x_px)
             new = tl.load(start[:, None] + source[None, :], mask=mask, other=0)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=[*PLAIN, "factor"])
 def pixel_shuffle(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, x_w, factor, out_w,
+    x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, factor,
     UNSHUFFLE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Move channels to space, or back.
 
@@ -365,29 +391,34 @@ def pixel_shuffle(
         if UNSHUFFLE:
             i = cols // factor % factor
             j = cols % factor
-            place = ((y * x_w + x) * factor)[:, None] + (i * x_w + j)[None, :]
-            inner = place * x_px + (cols // (factor * factor))[None, :]
+            in_y, in_x = on_ring(
+                (y * factor)[:, None] + i[None, :], (x * factor)[:, None] + j[None, :],
+                slot[:, None], x_h, x_w, x_ring_ptr, MOVING,
+            )
+            inner = (in_y * x_w + in_x) * x_px + (cols // (factor * factor))[None, :]
         else:
-            place = (y // factor) * x_w + x // factor
+            in_y, in_x = on_ring(y // factor, x // factor, slot, x_h, x_w, x_ring_ptr, MOVING)
+            place = in_y * x_w + in_x
             part = (y % factor) * factor + x % factor
             inner = (place * x_px + part)[:, None] + (cols * factor * factor)[None, :]
         start = _at(x_ptr, slot, x_slot, 0)
         new = tl.load(start[:, None] + inner, mask=mask, other=0)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=[*PLAIN, "x_hw"])
 def reshape(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, x_hw,
+    x_ptr, x_slot, x_px, x_w, x_ring_ptr, x_hw,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Cut the numbers anew: number i in the model's order [C, H, W] is c = i // HW, pixel i % HW.
 
@@ -406,16 +437,23 @@ def reshape(
         number = (cols * hw)[None, :] + (pixel - slot * hw)[:, None]
         channel = number // x_hw
         start = _at(x_ptr, slot, x_slot, 0)
-        inner = (number - channel * x_hw) * x_px + channel
+        place = number - channel * x_hw
+        if MOVING:
+            y, x = on_ring(
+                place // x_w, place % x_w, slot[:, None], x_hw // x_w, x_w, x_ring_ptr, MOVING
+            )
+            place = y * x_w + x
+        inner = place * x_px + channel
         new = tl.load(start[:, None] + inner, mask=mask, other=0)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
-WINDOWS = [*PLAIN, "x_h", "out_h", "kernel_w", "taps", "dilation_h", "dilation_w"]
+WINDOWS = [*PLAIN, "out_h", "kernel_w", "taps", "dilation_h", "dilation_w"]
 
 
 @triton.jit
@@ -429,14 +467,14 @@ def _window(table_ptr, n_out, o):
 @triton.jit(do_not_specialize=WINDOWS)
 def pool(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, out_h, out_w,
+    x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, out_h,
     kernel_w, taps, dilation_h, dilation_w,
     MAX: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Reduce windows of few pixels, tap by tap.
 
@@ -458,7 +496,11 @@ def pool(
         x = pixel - slot * hw - y * out_w
         top, height, divisor_h = _window(rows_ptr, out_h, y)
         left, width, divisor_w = _window(cols_ptr, out_w, x)
-        start = _at(x_ptr, slot, x_slot, (top * x_w + left) * x_px)[:, None] + cols[None, :]
+        first_place = top * x_w + left
+        if MOVING:
+            # the places of the taps say all
+            first_place = top * 0
+        start = _at(x_ptr, slot, x_slot, first_place * x_px)[:, None] + cols[None, :]
         if MAX:
             new = tl.full((BM, BN), float("-inf"), tl.float32)
         else:
@@ -468,7 +510,14 @@ def pool(
                 ky = (first + k) // kernel_w
                 kx = (first + k) % kernel_w
                 found = mask & ((ky < height) & (kx < width))[:, None]
-                step = (ky * dilation_h * x_w + kx * dilation_w) * x_px
+                if MOVING:
+                    in_y, in_x = on_ring(
+                        top + ky * dilation_h, left + kx * dilation_w, slot, x_h, x_w, x_ring_ptr,
+                        MOVING,
+                    )
+                    step = ((in_y * x_w + in_x) * x_px)[:, None]
+                else:
+                    step = (ky * dilation_h * x_w + kx * dilation_w) * x_px
                 if MAX:
                     v = tl.load(start + step, mask=found, other=float("-inf")).to(tl.float32)
                     new = tl.where((v > new) | (v != v), v, new)
@@ -479,22 +528,23 @@ def pool(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            BM, BN, NORM_MAX, STAMP, TOUCH,
+            BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
 @triton.jit(do_not_specialize=WINDOWS)
 def reduce(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    x_ptr, x_slot, x_px, x_w, rows_ptr, cols_ptr, out_h, out_w,
+    x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, out_h,
     kernel_w, taps, dilation_h, dilation_w,
     MAX: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BT: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
-    STAMP: tl.constexpr, TOUCH: tl.constexpr, PDL: tl.constexpr,
+    STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):
     """Reduce windows of many pixels (see `pool`), one window and BT taps of it at a time.
 
@@ -513,7 +563,11 @@ def reduce(
         x = pixel - slot * hw - y * out_w
         top, height, divisor_h = _window(rows_ptr, out_h, y)
         left, width, divisor_w = _window(cols_ptr, out_w, x)
-        start = _at(x_ptr, slot, x_slot, (top * x_w + left) * x_px)[:, None] + cols[None, :]
+        first_place = top * x_w + left
+        if MOVING:
+            # the places of the taps say all
+            first_place = top * 0
+        start = _at(x_ptr, slot, x_slot, first_place * x_px)[:, None] + cols[None, :]
         if MAX:
             parts = tl.full((BT, BN), float("-inf"), tl.float32)
         else:
@@ -523,7 +577,12 @@ def reduce(
             ky = tap // kernel_w
             kx = tap % kernel_w
             found = ((ky < height) & (kx < width))[:, None] & mask
-            step = ((ky * dilation_h * x_w + kx * dilation_w) * x_px)[:, None]
+            in_y = ky * dilation_h
+            in_x = kx * dilation_w
+            if MOVING:
+                # one window, one slot
+                in_y, in_x = on_ring(in_y + top, in_x + left, slot, x_h, x_w, x_ring_ptr, MOVING)
+            step = ((in_y * x_w + in_x) * x_px)[:, None]
             if MAX:
                 v = tl.load(start + step, mask=found, other=float("-inf")).to(tl.float32)
                 parts = tl.where((v > parts) | (v != v), v, parts)
@@ -538,6 +597,7 @@ def reduce(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
+            out_w, out_ring_ptr, lines_ptr, lines_slot,
             threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-            1, BN, NORM_MAX, STAMP, TOUCH,
+            1, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.shared import IS_WHOLE, MODE, begin
+from torchdelta.engines.triton.kernels.shared import IS_WHOLE, MODE, begin, moved_level
 
 # how a source's changes reach the output: at their own place, through a window, all at once, or
 # by a table of the inputs that each output row and column reads
@@ -37,6 +37,8 @@ _PLAIN = [
     "carry_ptr",
     "forced_ptr",
     "found_ptr",
+    "lines_ptr",
+    "lines_slot",
 ] + [f"s{n}_{name}" for n in range(4) for name in _SOURCE]
 
 
@@ -95,7 +97,7 @@ def _append(active, pixel, list_ptr, count_ptr):
 @triton.jit(do_not_specialize=_PLAIN)
 def select(
     list_ptr, count_ptr, active_ptr, wide_list_ptr, wide_count_ptr, ctl_ptr, carry_ptr, forced_ptr,
-    found_ptr, h, w, blocks, capacity,
+    found_ptr, h, w, blocks, capacity, lines_ptr, lines_slot,
     s0_ptr, s0_h, s0_w, s0_stride_y, s0_stride_x, s0_pad_y, s0_pad_x, s0_dilation_y,
     s0_dilation_x, s0_rows_ptr, s0_cols_ptr,
     s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y, s1_pad_x, s1_dilation_y,
@@ -110,7 +112,7 @@ def select(
     KIND3: tl.constexpr, KH3: tl.constexpr, KW3: tl.constexpr,
     OWN: tl.constexpr, SOURCES: tl.constexpr, PHASES_Y: tl.constexpr, PHASES_X: tl.constexpr,
     CARRY_IN: tl.constexpr, CARRY_OUT: tl.constexpr, FORCED: tl.constexpr, BS: tl.constexpr,
-    WIDE: tl.constexpr, PDL: tl.constexpr,
+    WIDE: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """List the pixels of a map [slots, h, w] that a change of the sources makes active.
 
@@ -177,6 +179,10 @@ def select(
                 s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3,
                 KW3, WIDE, BS,
             )  # fmt: skip
+        if MOVING:
+            level = moved_level(y, x, slot, h, ok, lines_ptr, lines_slot)
+            active |= (level > 0).to(tl.int32)
+            wide |= active
         if FORCED:
             # what was found is counted, or the compiler would leave the search away
             tl.atomic_add(found_ptr, tl.sum(wide))

@@ -5,6 +5,11 @@ step's output map. `ctl` is the control block that the host sends with every fra
 frame's number `now` (1..255, what stamps are set to), `ctl[MODE + slot]` says what a slot has
 (NOTHING, FRAME, or WHOLE: everything is active and published without comparing). A *stamp* is a
 byte per pixel of a value, `now` where it was published in this frame.
+
+Where windows move (MOVING), a value of slot n begins at (y, x) = ring[n] of its buffer and goes on
+at the other side behind its edge; pixels, stamps and lists stay in the window's coordinates.
+`lines`, [slots, lines_slot] bytes, hold for an output what a move makes of its rows and then of its
+columns (plan/shift.py): the larger of a pixel's two says what it is.
 """
 
 from __future__ import annotations
@@ -13,10 +18,14 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from torchdelta.plan.shift import UNSEEN
+
 # offsets in the control block, and the modes of a slot
 MODE = tl.constexpr(8)
 NOTHING, FRAME, WHOLE = 0, 1, 2
 IS_WHOLE = tl.constexpr(WHOLE)
+# what a move makes of a line of pixels
+IS_UNSEEN = tl.constexpr(UNSEEN)
 # channels in a gate's group
 GROUP = tl.constexpr(64)
 
@@ -67,16 +76,56 @@ def take_block(
 
 
 @triton.jit
+def on_ring(y, x, slot, h, w, ring_ptr, MOVING: tl.constexpr):
+    """Find where in a value's buffer (h rows, w columns) pixels of a slot's window lie: y and x.
+
+    ring_ptr: int32 [slots, 2], where the windows begin, y and x
+    """
+    if MOVING:
+        y += tl.load(ring_ptr + slot * 2)
+        x += tl.load(ring_ptr + slot * 2 + 1)
+        y = tl.where(y >= h, y - h, y)
+        x = tl.where(x >= w, x - w, x)
+    return y, x
+
+
+@triton.jit
+def place_of(pixel, slot, hw, w, ring_ptr, MOVING: tl.constexpr):
+    """Find where in a buffer of the map's size listed pixels lie: y * w + x."""
+    place = pixel - slot * hw
+    if MOVING:
+        y, x = on_ring(place // w, place % w, slot, hw // w, w, ring_ptr, MOVING)
+        place = y * w + x
+    return place
+
+
+@triton.jit
+def moved_level(y, x, slot, h, ok, lines_ptr, lines_slot):
+    """Say what the move of a slot's window makes of pixels (plan/shift.py): int32 [BM]."""
+    lines_ptr += slot * lines_slot
+    row = tl.load(lines_ptr + y, mask=ok, other=0).to(tl.int32)
+    column = tl.load(lines_ptr + h + x, mask=ok, other=0).to(tl.int32)
+    return tl.maximum(row, column)
+
+
+@triton.jit
 def row_facts(
-    ok, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride, ctl_ptr,
-    forced_ptr,
+    ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr, lines_slot,
+    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING: tl.constexpr,
 ):  # fmt: skip
     """Give a block's places in the state, its thresholds, and whether it is published anyway."""
-    rows_ptr = out_ptr + slot.to(tl.int64) * out_slot + (pixel - slot * hw).to(tl.int64) * out_px
+    place = place_of(pixel, slot, hw, out_w, out_ring_ptr, MOVING)
+    rows_ptr = out_ptr + slot.to(tl.int64) * out_slot + place.to(tl.int64) * out_px
     threshold = tl.load(threshold_ptr + slot * threshold_stride, mask=ok, other=0.0)
     free = tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
     # slot * 0: the interpreter cannot splat a scalar truth value
     free |= slot * 0 + tl.load(forced_ptr) != 0
+    if MOVING:
+        place = pixel - slot * hw
+        level = moved_level(
+            place // out_w, place % out_w, slot, hw // out_w, ok, lines_ptr, lines_slot
+        )
+        free |= level == IS_UNSEEN
     return rows_ptr, threshold, free
 
 
@@ -93,15 +142,15 @@ def load_stored(rows_ptr, ok, cols, channels, EVEN: tl.constexpr):
 @triton.jit
 def publish(
     new, ok, pixel, slot, cols,
-    out_ptr, out_slot, out_px, hw, channels,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
     threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
     BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
-    TOUCH: tl.constexpr, EVEN: tl.constexpr = False,
+    TOUCH: tl.constexpr, MOVING: tl.constexpr, EVEN: tl.constexpr = False,
 ):  # fmt: skip
     """Gate and publish a block (see `publish_over`)."""
     rows_ptr, threshold, free = row_facts(
-        ok, pixel, slot, out_ptr, out_slot, out_px, hw, threshold_ptr, threshold_stride, ctl_ptr,
-        forced_ptr,
+        ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr, lines_slot,
+        threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING,
     )  # fmt: skip
     old = load_stored(rows_ptr, ok, cols, channels, EVEN)
     publish_over(
