@@ -27,7 +27,8 @@ from torchdelta.plan.shift import BORDER, KEPT, UNSEEN, shift_stride
 from torchdelta.runtime.session import Session
 
 # engines whose windows move
-ENGINES = ("torch", "cpu")
+import os
+ENGINES = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ("torch", "cpu")
 # windows of the networks below; odd, so that no value's size is a multiple of its stride
 SHAPE = (3, 17, 22)
 Point = tuple[int, int]
