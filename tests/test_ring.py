@@ -17,7 +17,15 @@ from torch.utils import _pytree as pytree
 import torchdelta
 from chain_nets import conv
 from random_nets import compiled_net
-from support import LONG, make_engine, new_session, same_bits, snapshot
+from support import (
+    ENGINE_NAMES,
+    GPU_NAMES,
+    LONG,
+    make_engine,
+    new_session,
+    same_bits,
+    snapshot,
+)
 from test_properties import P1_FP32, dense, quick
 from torchdelta import FrameError, StreamError, Window
 from torchdelta.ops import OPS
@@ -27,8 +35,7 @@ from torchdelta.plan.shift import BORDER, KEPT, UNSEEN, shift_stride
 from torchdelta.runtime.session import Session
 
 # engines whose windows move
-import os
-ENGINES = ("triton",) if os.environ.get("TRITON_INTERPRET") == "1" else ("torch", "cpu")
+ENGINES = (*ENGINE_NAMES, *GPU_NAMES)
 # windows of the networks below; odd, so that no value's size is a multiple of its stride
 SHAPE = (3, 17, 22)
 Point = tuple[int, int]
@@ -177,7 +184,7 @@ def test_pans_equal_the_dense_network_on_every_window(engine: str, net: str) -> 
         result = step(session, world, origin)
         expected = dense(model, frame)
         assert torchdelta.relative_error(result.output, expected) <= P1_FP32, (t, origin)
-        assert torch.equal(session.published("s"), frame)
+        assert torch.equal(session.published("s").cpu(), frame)
         assert result.origin == origin
         if t % 5 == 0:
             assert session.audit("s").ok, str(session.audit("s"))
@@ -317,14 +324,14 @@ def check_strip(
     """Compare all active sets with the marks that a new strip makes."""
     window, old = (inside(at, plan.size, 1, 192) for at in (origin, before))
     marks, stride = window * (1 - old), 1.0
-    assert torch.equal(result.changed, cut(marks, origin, plan.size, 1))
+    assert torch.equal(result.changed.cpu(), cut(marks, origin, plan.size, 1))
     for name, plan_step in zip(names, plan.steps, strict=True):
         _, spread, factor = LAYERS[name]
         stride *= factor
         window, old = (inside(at, plan.size, stride, 192) for at in (origin, before))
         marks = torch.maximum(spread(marks) * window, window * (1 - old))
         wanted = cut(marks, origin, plan.size, stride)
-        assert torch.equal(result.active[plan_step.name], wanted), plan_step.name
+        assert torch.equal(result.active[plan_step.name].cpu(), wanted), plan_step.name
 
 
 def cut(marks: Tensor, origin: Point, size: Point, stride: float) -> Tensor:
@@ -349,7 +356,7 @@ def test_new_strips_are_published_without_comparing(engine: str, tolerance: floa
             cut(1 - inside(before, fast.plan.size, stride, 192), origin, fast.plan.size, stride)
             for stride in (1, 2)
         ]
-        assert torch.equal(result.changed, strips[0])
+        assert torch.equal(result.changed.cpu(), strips[0])
         assert bool(result.output_changed[strips[1]].all())
         before = origin
 
@@ -402,7 +409,7 @@ def test_streams_that_move_apart_do_not_meet(engine: str, net: str, tolerance: f
                 *map(pytree.tree_leaves, (result.output, expected.output)), strict=True
             ):
                 assert torch.equal(x, y), (t, s)
-            assert torch.equal(result.changed, expected.changed)
+            assert torch.equal(result.changed.cpu(), expected.changed.cpu())
             assert result._report().active_px == expected._report().active_px
             assert result.stats.reason == expected.stats.reason
     for s, slot in together._slots.items():
@@ -501,7 +508,7 @@ def test_results_are_in_reading_order_as_views_too(engine: str) -> None:
         result = step(session, world, origin)
         frame = world.show(origin, fast.plan.size)
         assert same_output(result, model, frame)
-        assert torch.equal(session.published("s"), frame)
+        assert torch.equal(session.published("s").cpu(), frame)
 
 
 # --------------------------------------------------------------------------- masks and regions
@@ -566,17 +573,17 @@ def test_only_the_region_of_interest_is_looked_at(engine: str, tolerance: float)
     roi[3:9, 4:12] = True
     # a first frame is published whole, whatever the region
     assert session.step({"s": first}, roi={"s": roi})["s"].stats.first
-    assert torch.equal(session.published("s"), first)
+    assert torch.equal(session.published("s").cpu(), first)
     result = session.step({"s": second}, roi={"s": torch.from_numpy(roi)})["s"]
-    assert result.changed.numpy()[roi].all()
-    assert not result.changed.numpy()[~roi].any()
+    assert result.changed.cpu().numpy()[roi].all()
+    assert not result.changed.cpu().numpy()[~roi].any()
     inside = torch.from_numpy(roi)[None, None]
-    assert torch.equal(session.published("s"), torch.where(inside, second, first))
+    assert torch.equal(session.published("s").cpu(), torch.where(inside, second, first))
     # outside the region a NaN is not looked at either, and nothing is idle for ever
     assert session.step({"s": second}, roi={"s": roi})["s"].stats.mac_share == 0.0
     assert not session.step({"s": first}, roi={"s": np.zeros((h, w), bool)})["s"].changed.any()
     result = session.step({"s": second})["s"]
-    assert torch.equal(session.published("s"), second)
+    assert torch.equal(session.published("s").cpu(), second)
     if tolerance == 0:
         assert same_output(result, model, second)
 
@@ -623,7 +630,7 @@ def test_what_was_never_seen_is_0(engine: str, tolerance: float) -> None:
                 known.setdefault(place, fast.preprocess(frame)[0, :, y, x])
             if place in known:
                 expected[0, :, y, x] = known[place]
-        published = session.published("s")
+        published = session.published("s").cpu()
         found = torch.isclose(published, expected, atol=1e-6)
         # a tolerance may leave single pixels that were never seen as they are
         assert (found | (published == 0) & bool(tolerance)).all(), t
