@@ -99,7 +99,7 @@ class Frame:
     """The launches of one session's frame, bound to its memory.
 
     forced: steps whose active sets come from `forced_masks` instead of the stamps
-    windows: where they may move, or frames have masks; else None, and the kernels know nothing of it
+    windows: where they may move, or frames have masks; else None: kernels know nothing of them
     counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
     bytes:  of lists, counters and partial sums
     """
