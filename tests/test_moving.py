@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -30,7 +31,7 @@ Picture = np.ndarray
 
 @cache
 def compiled(engine: str, tolerance: float = 0.0) -> torchdelta.CompiledModel:
-    """Compile a network of total stride 4 that gives a map of the input's size and a smaller one."""
+    """Compile a network of total stride 4 that gives a small map and one of the input's size."""
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -195,7 +196,8 @@ def test_relative_to_reference() -> None:
             homographies={"a": to_previous(here, places[0])},
             relative_to="reference",
         )["a"]
-        assert a.aligned is not None and b.aligned is not None
+        assert a.aligned is not None
+        assert b.aligned is not None
         assert np.allclose(a.aligned.pose, b.aligned.pose)
 
 
@@ -208,7 +210,7 @@ def test_a_new_reference_and_its_reason() -> None:
         result = session.step({"a": view(50, 50)}, homographies={"a": zoom})["a"]
         reasons.append(result.stats.reason)
     assert reasons[0] == "first frame"
-    assert [r for r in reasons[1:] if r is not None][0].startswith("scale 1.2")
+    assert next(r for r in reasons[1:] if r is not None).startswith("scale 1.2")
     assert sum(session.stats("a").reasons.values()) == sum(r is not None for r in reasons)
     # a frame without a homography is a new reference as well
     result = session.step({"a": view(50, 50)})["a"]
@@ -248,7 +250,8 @@ def test_bad_input_leaves_state_intact(engine: str) -> None:
             assert "roi" in str(session.step({"a": frame}, roi=region)["a"].error)
         a = session.step({"a": frame}, homographies={"a": there})["a"]
         b = clean.step({"a": frame}, homographies={"a": there})["a"]
-        assert a.origin == b.origin and a.stats.first == b.stats.first
+        assert a.origin == b.origin
+        assert a.stats.first == b.stats.first
         for x, y in zip(a.output, b.output, strict=True):
             assert same_bits(x, y).all()
     with pytest.raises(StreamError, match="homographies names 'q'"):
@@ -268,7 +271,9 @@ def test_wrong_settings() -> None:
         fast.session(0, motion="given")
     with pytest.raises(ValueError, match='motion="given", this session has motion="features"'):
         fast.session(motion="features").step({"a": view(0, 0)}, homographies={"a": np.eye(3)})
-    fixed = torchdelta.compile(conv(3, 3, 3), torch.zeros(1, 3, 8, 8).byte(), fixed_size=True)
+    fixed = torchdelta.compile(
+        conv(3, 3, 3).eval(), torch.zeros(1, 3, 8, 8).byte(), fixed_size=True
+    )
     with pytest.raises(ValueError, match="fixed_size"):
         fixed.session(motion="auto")
 
@@ -309,7 +314,6 @@ def test_results_lead_back_to_the_frame(engine: str) -> None:
     camera = Camera("a", places)
     for _ in places:
         result = play(session, camera)["a"]
-    frame = places[-1]
     corner = result.aligned.to_window[:2, 2]  # type: ignore[union-attr]
     point = [[10.0, 20.0], [0.0, 0.0]]
     assert np.allclose(result.to_frame_points(np.array(point) + corner), point)
@@ -317,17 +321,13 @@ def test_results_lead_back_to_the_frame(engine: str) -> None:
     assert np.allclose(result.to_frame_boxes(box + np.tile(corner, 2)), box)
     # pixels of the small map are 4 wide
     assert np.allclose(result.to_frame_points([[2.0, 3.0]], 4), [9.5, 13.5] - corner)
-    # deep inside, the map is the one that a still camera's network gives
     full = result.to_frame_map(result.output[1])
     assert full.shape == (1, 2, *SIZE)
-    origin = result.origin
-    y, x = origin[0] + corner[1], origin[1] + corner[0]
-    assert (y, x) == (frame[0] - 100 + 4 - SIZE[0] % 4 // 2 - 2, x)[:2] or True
-    whole = session.published("a")
-    there = result.to_frame_map(whole)
-    assert np.array_equal(there[0].permute(1, 2, 0).mul(255).round().byte().numpy(), view(*frame))
+    x, y = map(int, corner)
+    assert torch.equal(full, result.output[1][:, :, y : y + SIZE[0], x : x + SIZE[1]])
     labels = result.to_frame_map(result.output[1].argmax(1), fill=-1)
-    assert labels.dtype == torch.int64 and labels.shape == (1, *SIZE)
+    assert labels.dtype == torch.int64
+    assert labels.shape == (1, *SIZE)
     # of a still stream, nothing moves
     still = fast.session().step({"a": view(0, 0)})["a"]
     assert still.aligned is None
@@ -352,7 +352,7 @@ def test_shares_are_relative_to_the_frame() -> None:
     stats = session.stats("a")
     assert stats.mac_share == pytest.approx(sum(s.mac_share for s in stats.per_step()), rel=1e-6)
     assert stats.plan.size == SIZE
-    assert "window" in session.explain() or "64x88" in session.explain()
+    assert "windows of 64x88" in session.explain()
 
 
 def test_region_of_interest_moves_with_the_frame() -> None:
@@ -362,16 +362,15 @@ def test_region_of_interest_moves_with_the_frame() -> None:
     region = np.zeros(SIZE, bool)
     region[:, :40] = True
     for n, here in enumerate(places):
-        frame = view(*here)
-        if n >= 2:
-            # something happens all over the frame
-            frame = 255 - frame
+        # all of the frame changes each time
+        frame = view(*here) ^ np.uint8(48 * n)
         homography = to_previous(here, places[max(0, n - 1)])
         result = session.step({"a": frame}, homographies={"a": homography}, roi={"a": region})["a"]
         back = result.to_frame_map(result.changed).numpy()
-        if n >= 2:
-            assert back[:, :39].all()
-            assert not back[:52, 42:76].any()
+        if n:
+            # the frame moves by 4: beyond the region, only what is new at its edges
+            assert back[:, :40].all()
+            assert not back[:52, 40:76].any()
 
 
 # ----------------------------------------------------------------------------------------- auto
@@ -410,19 +409,24 @@ def test_auto_follows_a_pan_and_rests(engine: str, counting: type[Counting]) -> 
         result = session.step({"a": view(*here, size)})["a"]
         followed.append(result.aligned is not None)
         outputs.append(result.output[1].shape[-2:])
-    assert not any(followed[:12]) and counting.asked > 0
+    assert not any(followed[:12])
+    assert counting.asked > 0
     moving = followed.index(True)
     assert 12 < moving < 12 + 14
-    assert all(followed[moving:38]) and not any(followed[-8:])
+    assert all(followed[moving:38])
+    assert not any(followed[-8:])
     # twice: no flapping
-    assert sum(a != b for a, b in zip(followed, followed[1:], strict=False)) == 2
-    assert outputs[moving] == session.window and outputs[-1] == size
+    assert sum(a != b for a, b in pairwise(followed)) == 2
+    assert outputs[moving] == session.window
+    assert outputs[-1] == size
     stats = session.stats("a")
     assert stats.frames == len(followed) == session.stats().frames
     assert stats.reasons["the camera moves"] == stats.reasons["the camera rests"] == 1
-    assert stats.moves > 0 and session.notes
+    assert stats.moves > 0
+    assert session.notes
     # the windows' memory has been given back
-    assert session._moving is None and session._still is not None
+    assert session._moving is None
+    assert session._still is not None
 
 
 def test_auto_never_estimates_where_nothing_moves(counting: type[Counting]) -> None:
@@ -463,7 +467,8 @@ def test_reset_of_a_followed_stream_begins_still(counting: type[Counting]) -> No
             session.reset("a")
         results = session.step({"a": view(*here, size), "b": view(10, 10, size)})
         if n == 24:
-            assert results["a"].aligned is None and results["a"].stats.reason == "reset"
+            assert results["a"].aligned is None
+            assert results["a"].stats.reason == "reset"
     assert session.stats("b").reasons == {"first frame": 1}
 
 
@@ -481,7 +486,8 @@ def test_estimated_pan(engine: str, motion: Any) -> None:
         still.step({"a": view(*here, size)})
         assert result.stats.ms > 0
     stats = session.stats("a")
-    assert stats.reasons == {"first frame": 1} and stats.moves > 3
+    assert stats.reasons == {"first frame": 1}
+    assert stats.moves > 3
     assert (stats.mac_share or 1) < 0.7 * (still.stats("a").mac_share or 0)
 
 
@@ -495,7 +501,8 @@ def test_float_frames_and_tensors() -> None:
         kinds = (frame, as_tensor, as_tensor.float() / 255)
         results = [s.step({"a": kind})["a"] for s, kind in zip(sessions, kinds, strict=True)]
     poses = [result.aligned.pose for result in results if result.aligned is not None]
-    assert np.allclose(poses[0], poses[1]) and np.allclose(poses[0], poses[2], atol=1e-2)
+    assert np.allclose(poses[0], poses[1])
+    assert np.allclose(poses[0], poses[2], atol=1e-2)
     error = torchdelta.relative_error(results[0].output, results[1].output)
     assert error == 0
     bad = as_tensor.float() / 255
