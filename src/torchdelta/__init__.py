@@ -13,6 +13,7 @@ from torchdelta.errors import (
     TorchdeltaError,
 )
 from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import FrameStats, StepStats, StreamStats
@@ -27,6 +28,7 @@ __all__ = [
     "FrameError",
     "FrameStats",
     "ModelError",
+    "MovingSession",
     "Profile",
     "ProfileError",
     "Result",

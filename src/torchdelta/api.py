@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -19,13 +19,16 @@ from torchdelta.capture.export import Captured, export, find_batch_mixing, prepa
 from torchdelta.engines import Engine, choose, make
 from torchdelta.engines.torch_engine import TorchEngine, ieee_float32
 from torchdelta.errors import CaptureError, FrameError
+from torchdelta.motion.homography import check_homography
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
 from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan, build, explain
 from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame
 from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.moving import Motion, MovingSession, check_motion
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
+from torchdelta.runtime.windows import Border
 
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32,
@@ -161,11 +164,12 @@ def _guess_range(example: Tensor, normalised: bool) -> tuple[float, float, str]:
 
 
 class _Sized:
-    """What belongs to one input size: plan, engine, and the default session."""
+    """What belongs to one input size: plan, engine, and the default sessions."""
 
     def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
         self.session: Session | None = None
+        self.moving: MovingSession | None = None
 
 
 class CompiledModel:
@@ -201,7 +205,7 @@ class CompiledModel:
         self._lock = threading.RLock()
         self._sized: OrderedDict[tuple[int, int], _Sized] = OrderedDict()
         self._size = (example.shape[2], example.shape[3])
-        self._last: Session | None = None
+        self._last: Session | MovingSession | None = None
         self.plan = self._for_size(self._size, example).plan
         profile.check(self.plan)
 
@@ -288,14 +292,25 @@ class CompiledModel:
         """Bring one frame [H, W, C] to the model's [1, C, H, W]."""
         return self._preprocess.apply(frame, dtype).permute(2, 0, 1).unsqueeze(0).contiguous()
 
-    def __call__(self, frame: Tensor | np.ndarray, *, views: bool = False) -> Any:
+    def __call__(
+        self,
+        frame: Tensor | np.ndarray,
+        *,
+        views: bool = False,
+        homography: Any = None,
+        relative_to: str = "previous",
+    ) -> Any:
         """Run one frame of each of N cameras; returns the same structure as model(frame).
 
         frame: [N, C, H, W] tensor (uint8, or float in the input range); row n is camera n, in
                every call. A numpy array [H, W, C] stands for one camera.
         views: True returns views of the state where N is 1, valid until the next call, instead of
                copies
-        Raises: FrameError where any row does not fit; nothing has run then.
+        homography: how the cameras have moved: [3, 3], or [N, 3, 3], pixel centres (x, y, 1) of
+               each frame to its camera's previous one; the identity for the first. The outputs are
+               those of windows larger than the frame: see `MovingSession`, whose results lead back
+        relative_to: "previous" or "reference", see `MovingSession.step`
+        Raises: FrameError where any row or homography does not fit; nothing has run then.
         """
         rows = self._rows(frame)
         size = tuple(rows[0].shape[:2] if isinstance(rows[0], np.ndarray) else rows[0].shape[1:])
@@ -306,12 +321,43 @@ class CompiledModel:
                     check_frame(row, sized.plan, self.device, self.dtype)
                 except FrameError as error:
                     raise FrameError(f"row {n}: {error}") from None
+            if homography is not None:
+                return self._follow(sized, rows, homography, relative_to, views)
             if sized.session is None or sized.session.slots != len(rows):
                 sized.session = self._open(sized, len(rows), views=True)
             session = self._last = sized.session
             results = session.step({str(n): row for n, row in enumerate(rows)})
             outputs = [results[str(n)].output for n in range(len(rows))]
             return _stack(outputs, sized.plan, views)
+
+    def _follow(
+        self, sized: _Sized, rows: list[Any], homography: Any, relative_to: str, views: bool
+    ) -> Any:
+        """Run frames, already checked, of cameras whose motion is given."""
+        shape = np.shape(homography)
+        given = [homography] if len(shape) == 2 else list(homography) if len(shape) == 3 else []
+        if len(given) != len(rows):
+            raise FrameError(
+                f"homography is {list(shape)} for {len(rows)} frames, expected "
+                f"[{len(rows)}, 3, 3], or [3, 3] for a single camera"
+            )
+        for n, one in enumerate(given):
+            try:
+                check_homography(one, sized.plan.size)
+            except FrameError as error:
+                raise FrameError(f"row {n}: {error}") from None
+        if sized.moving is None or sized.moving.slots != len(rows):
+            sized.moving = self._open_moving(
+                sized.plan.size, len(rows), "given", "keep", views=True, timed=False
+            )
+        session = self._last = sized.moving
+        results = session.step(
+            {str(n): row for n, row in enumerate(rows)},
+            homographies={str(n): one for n, one in enumerate(given)},
+            relative_to=relative_to,
+        )
+        outputs = [results[str(n)].output for n in range(len(rows))]
+        return _stack(outputs, results["0"].plan, views)
 
     def _rows(self, frame: Any) -> list[Any]:
         if isinstance(frame, np.ndarray):
@@ -326,21 +372,63 @@ class CompiledModel:
     def _open(self, sized: _Sized, slots: int, views: bool, timed: bool = False) -> Session:
         return Session(sized.engine, slots, self.tolerance, self._profile, views=views, timed=timed)
 
+    def _open_moving(
+        self,
+        size: tuple[int, int],
+        slots: int,
+        motion: Motion,
+        border: Border,
+        *,
+        views: bool,
+        timed: bool,
+    ) -> MovingSession:
+        if self.fixed_size:
+            raise ValueError(
+                "cameras are followed on windows larger than the frame, and this model was "
+                "compiled with fixed_size=True; compile it without"
+            )
+        return MovingSession(
+            lambda at: self._for_size(at).engine, size, slots, self.tolerance, self._profile,
+            motion=motion, border=border, views=views, timed=timed,
+        )  # fmt: skip
+
+    @overload
+    def session(
+        self, slots: int = 1, *, size: tuple[int, int] | None = None,
+        motion: Literal["none"] = "none", border: Border = "keep", views: bool = False,
+        timed: bool = False,
+    ) -> Session: ...  # fmt: skip
+    @overload
+    def session(
+        self, slots: int = 1, *, size: tuple[int, int] | None = None, motion: Motion,
+        border: Border = "keep", views: bool = False, timed: bool = False,
+    ) -> MovingSession: ...  # fmt: skip
     def session(
         self,
         slots: int = 1,
         *,
         size: tuple[int, int] | None = None,
+        motion: Motion | Literal["none"] = "none",
+        border: Border = "keep",
         views: bool = False,
         timed: bool = False,
-    ) -> Session:
+    ) -> Session | MovingSession:
         """Open a session for several streams, with a state of its own.
 
-        slots: how many streams fit;  size: (h, w) of the frames, default the example's
-        views: outputs are views of the state, valid until the stream's next frame
-        timed: measure each step, for `stats().per_step()`
+        slots:  how many streams fit;  size: (h, w) of the frames, default the example's
+        motion: "none": cameras are fixed. "features", "codec", "translation": their motion is
+                estimated and followed; "given": homographies come with the frames; "auto":
+                estimated and followed while that pays. All of these return a `MovingSession`
+        border: of followed cameras: "keep" or "exact", see `Window`
+        views:  outputs are views of the state, valid until the stream's next frame
+        timed:  measure each step, for `stats().per_step()`
+        Raises: ValueError for unknown names, or where windows are not possible; StreamError.
         """
-        return self._open(self._for_size(size or self._size), slots, views, timed)
+        size = size or self._size
+        if motion == "none":
+            check_motion("auto", border)
+            return self._open(self._for_size(size), slots, views, timed)
+        return self._open_moving(size, slots, motion, border, views=views, timed=timed)
 
     @property
     def stats(self) -> StreamStats:

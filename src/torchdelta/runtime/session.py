@@ -38,6 +38,8 @@ class Session:
     views: True hands out outputs as views of the state, valid until the stream's next frame (of a
            stream whose window moved they are copies)
     timed: measure each step (slower on a GPU: it synchronises)
+    total: where the statistics of all streams are kept, if not here; its plan, the network on a
+           frame, is what shares are relative to
     """
 
     def __init__(
@@ -49,12 +51,9 @@ class Session:
         *,
         views: bool = False,
         timed: bool = False,
+        total: StreamStats | None = None,
     ) -> None:
-        if not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
-            raise StreamError(
-                f"a session has 1 to {MOST_SLOTS} slots, got {slots!r}; open another session for "
-                "more streams"
-            )
+        check_slots(slots)
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(
             engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room()
@@ -70,7 +69,7 @@ class Session:
         self._whole: dict[str, str] = {}
         # streams whose window has moved with border="keep" since they were last computed whole
         self._kept: set[str] = set()
-        self._all = StreamStats(engine.plan)
+        self._all = StreamStats(engine.plan) if total is None else total
         # frames that are not in the statistics yet, and what devices refused after all
         self._uncounted: deque[tuple[str, StreamStats, Counted]] = deque()
         self._late: dict[str, FrameError] = {}
@@ -126,7 +125,7 @@ class Session:
         self._state.place(self._slots[stream], (0, 0))
         self._whole[stream] = reason
         self._late.pop(stream, None)
-        self._stats[stream] = StreamStats(self.plan)
+        self._stats[stream] = StreamStats(self._all.plan)
         self._frames[stream] = 0
 
     def _known(self, stream: str) -> int:
@@ -138,10 +137,30 @@ class Session:
     def leave(self, stream: str) -> None:
         """Free a stream's slot. Raises: StreamError for an unknown stream."""
         with self._lock:
+            self._leave(stream)
+
+    def _leave(self, stream: str) -> None:
+        self._known(stream)
+        del self._slots[stream], self._stats[stream], self._frames[stream]
+        self._whole.pop(stream, None)
+        self._late.pop(stream, None)
+
+    def hand_over(self, stream: str, to: Session, reason: str) -> None:
+        """Let a stream go on in another session of the same network, with its statistics.
+
+        reason: why its next frame is computed whole there
+        Raises: StreamError for an unknown stream, or where the other session has it or is full.
+        """
+        with self._lock:
             self._known(stream)
-            del self._slots[stream], self._stats[stream], self._frames[stream]
-            self._whole.pop(stream, None)
-            self._late.pop(stream, None)
+            to.join(stream)
+            self._count(wait=True)
+            with to._lock:
+                to._whole[stream] = reason
+                to._stats[stream], to._frames[stream] = self._stats[stream], self._frames[stream]
+                if stream in self._late:
+                    to._late[stream] = self._late[stream]
+            self._leave(stream)
 
     def reset(self, stream: str) -> None:
         """Forget everything about a stream; its next frame is a first frame, its window at (0, 0).
@@ -172,6 +191,7 @@ class Session:
         windows: Mapping[str, Window] | None = None,
         record: bool = False,
         forced: Mapping[int, Tensor] | None = None,
+        spent_ms: Mapping[str, float] | None = None,
     ) -> dict[str, Result]:
         """Run one frame for each stream that has one; unknown streams join.
 
@@ -185,6 +205,7 @@ class Session:
         record:  keep the active sets of all steps in the results
         forced:  for measurements of kernels only: active sets by step index, bool [Ho, Wo] on the
                  session's device, used and published whole instead of what really changed
+        spent_ms: stream -> time that its frame has taken already, for the statistics
         returns: stream -> Result, for the streams given
         A frame, region or window that does not fit is refused (`Result.error`, raised when its
         output is read), its stream stays as it was, and the others run. All are checked before
@@ -213,7 +234,7 @@ class Session:
                 self._join(stream)
                 if ready[stream].is_floating_point():
                     warn_range(ready[stream], self.plan.preprocess)
-            results = self._run(ready, placed, record, forced)
+            results = self._run(ready, placed, record, forced, spent_ms or {})
             refused |= self._take_late(ready)
             for stream in refused:
                 results.pop(stream, None)
@@ -295,6 +316,7 @@ class Session:
         placed: Mapping[str, Placement],
         record: bool,
         forced: Mapping[int, Tensor] | None,
+        spent_ms: Mapping[str, float],
     ) -> dict[str, Result]:
         # what is counted needs no masks: the engine would keep those of frames that are not
         self._count(wait=False)
@@ -333,7 +355,8 @@ class Session:
             slot = self._slots[stream]
             counted = Counted(
                 self.engine, reports[slot], self._frames[stream], whole.get(stream),
-                placed[stream].move is not None, shared_ms / len(frames),
+                placed[stream].move is not None,
+                shared_ms / len(frames) + spent_ms.get(stream, 0.0), self._all.plan,
             )  # fmt: skip
             self._frames[stream] += 1
             self._uncounted.append((stream, self._stats[stream], counted))
@@ -448,3 +471,12 @@ class Session:
         """
         with self._lock:
             return self._thresholds.export(self._state, self._with_frames(stream))
+
+
+def check_slots(slots: int) -> None:
+    """Refuse what is no number of slots. Raises: StreamError."""
+    if not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+        raise StreamError(
+            f"a session has 1 to {MOST_SLOTS} slots, got {slots!r}; open another session for "
+            "more streams"
+        )

@@ -19,10 +19,12 @@ class FrameStats:
 
     frame:         its number in the stream, from 0
     first:         whether everything was recomputed
-    changed_input: share of the input's pixels that were published
-    mac_share:     MACs on the active sets over the dense network's; 1.0 on a first frame
+    changed_input: pixels that were published over the frame's; 1.0 on a first frame
+    mac_share:     MACs on the active sets over those of the dense network on the frame; 1.0 on a
+                   first frame, more where a window larger than the frame is computed
     work_share:    the same for the pixels that the engine really computed
-    ms:            time of the step's share of this stream, milliseconds
+    ms:            time of the step's share of this stream, milliseconds; of a moving camera with
+                   estimation and warp
     reason:        why everything was recomputed ("first frame", "reset", "refresh" or the refresh's
                    own reason, a jump of the window), else None
     moved:         whether the stream's window moved with it
@@ -59,6 +61,7 @@ class StepStats:
 class StreamStats:
     """Running statistics of one stream (or of all streams of a session together).
 
+    plan:    the network on a frame, which all shares are relative to
     reasons: how often everything was recomputed, by reason;  moves: frames with which its window
     moved
     """
@@ -160,13 +163,14 @@ class Counted:
     frame: its number in the stream;  reason: why everything was recomputed, else None
     moved: whether the window moved
     shared_ms: its share of the time that the engine does not attribute to a slot
+    whole: the network on a frame, which shares are relative to
     """
 
     def __init__(
         self, engine: Engine, report: SlotReport | Deferred, frame: int, reason: str | None,
-        moved: bool, shared_ms: float,
+        moved: bool, shared_ms: float, whole: Plan,
     ) -> None:  # fmt: skip
-        self.plan, self.frame = engine.plan, frame
+        self.plan, self.frame, self._whole = engine.plan, frame, whole
         self.device: torch.device = engine.device
         self._report, self._shared_ms = report, shared_ms
         self._reason, self._moved = reason, moved
@@ -185,7 +189,9 @@ class Counted:
     def stats(self) -> FrameStats:
         """Counts of the frame; waits for the device."""
         ms = self.report.ms + self._shared_ms
-        return frame_stats(self.plan, self.report, self.frame, ms, self._reason, self._moved)
+        return frame_stats(
+            self.plan, self._whole, self.report, self.frame, ms, self._reason, self._moved
+        )
 
 
 def _plus(a: list, b: list) -> list:
@@ -193,14 +199,20 @@ def _plus(a: list, b: list) -> list:
 
 
 def frame_stats(
-    plan: Plan, report: SlotReport, frame: int, ms: float, reason: str | None, moved: bool
-) -> FrameStats:
-    """Turn an engine's counts into shares."""
+    plan: Plan, whole: Plan, report: SlotReport, frame: int, ms: float, reason: str | None,
+    moved: bool,
+) -> FrameStats:  # fmt: skip
+    """Turn an engine's counts into shares.
+
+    plan: what ran, on the frame or on a window;  whole: the network on the frame
+    """
+    larger = 1.0 if plan is whole else plan.macs / (whole.macs or 1)
     if reason is not None:
-        return FrameStats(frame, True, 1.0, 1.0, 1.0, ms, reason)
+        return FrameStats(frame, True, 1.0, larger, larger, ms, reason)
     # plain Python: after another network's run, the first call into a library takes 0.1 ms
     spent, worked = (
-        sum(map(mul, plan.mac_share_per_px, px)) for px in (report.active_px, report.work_px)
+        larger * sum(map(mul, plan.mac_share_per_px, px))
+        for px in (report.active_px, report.work_px)
     )
-    changed = report.input_px / prod(plan.size)
+    changed = report.input_px / prod(whole.size)
     return FrameStats(frame, False, changed, spent, worked, ms, moved=moved)

@@ -65,13 +65,13 @@ def place(
     whole:  everything is computed anew in any case; the region of interest is ignored then
     Raises: FrameError for a window or a mask that does not fit.
     """
-    region = None if roi is None else _check_mask("roi", roi, plan, device)
+    region = None if roi is None else check_mask("roi", roi, plan, device)
     if window is None:
         return Placement(before, None, None if whole else region)
     _check_window(window, plan)
     origin = int(window.origin[0]), int(window.origin[1])
     valid = window.valid
-    mask = None if valid is None else _check_mask("window.valid", valid, plan, device)
+    mask = None if valid is None else check_mask("window.valid", valid, plan, device)
     if whole:
         return Placement(origin, None, mask)
     shift = origin[0] - before[0], origin[1] - before[1]
@@ -112,8 +112,8 @@ def _check_window(window: Any, plan: Plan) -> None:
         )
 
 
-def _check_mask(name: str, mask: Any, plan: Plan, device: torch.device) -> Tensor:
-    """Check a mask [H, W] and bring it to a device."""
+def check_mask(name: str, mask: Any, plan: Plan, device: torch.device) -> Tensor:
+    """Check a mask [H, W] and bring it to a device. Raises: FrameError."""
     if isinstance(mask, np.ndarray):
         mask = torch.from_numpy(np.require(mask, requirements=["C", "W"]))
     if not isinstance(mask, Tensor):

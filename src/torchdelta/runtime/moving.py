@@ -1,0 +1,473 @@
+"""Sessions whose cameras may move: frames are brought into windows of a fixed world."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from torchdelta.engines import Engine
+from torchdelta.errors import CaptureError, FrameError, StreamError
+from torchdelta.motion.align import RELATIVE_TO, Aligner
+from torchdelta.motion.aligned import Aligned
+from torchdelta.motion.codec import Codec
+from torchdelta.motion.estimate import Estimator
+from torchdelta.motion.features import Features
+from torchdelta.motion.homography import check_homography
+from torchdelta.motion.translation import Translation
+from torchdelta.motion.vectors import Vectors
+from torchdelta.ops.base import Size
+from torchdelta.plan import Plan, explain
+from torchdelta.runtime.audit import Audit
+from torchdelta.runtime.frames import Frame, check_frame
+from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.result import Result
+from torchdelta.runtime.session import Session, check_slots
+from torchdelta.runtime.stats import StreamStats
+from torchdelta.runtime.watch import Watch
+from torchdelta.runtime.windows import Border, Mask, Window, check_mask
+
+Motion = Literal["auto", "features", "codec", "translation", "given"]
+# None: homographies come with the frames. The decoder's vectors where there are any, else corners
+ESTIMATORS: dict[str, type[Estimator] | None] = {
+    "auto": Codec, "features": Features, "codec": Codec, "translation": Translation, "given": None,
+}  # fmt: skip
+THE_CAMERA_MOVES = "the camera moves"
+
+
+@dataclass
+class _Camera:
+    """One stream's camera.
+
+    aligner: None while the camera is not followed
+    watch:   decides whether it is, with motion="auto"
+    """
+
+    aligner: Aligner | None
+    watch: Watch | None
+
+
+@dataclass
+class _Ready:
+    """A frame that has been checked: [h, w, C], and what came with it."""
+
+    frame: Tensor
+    region: Tensor | None
+    homography: Any
+    vectors: Vectors | None
+
+
+class MovingSession:
+    """N slots for streams whose cameras may move.
+
+    A stream whose camera is followed runs on a window of the world a little larger than the frame;
+    its frames are aligned and warped into it. The others run on the frame, as in `Session`.
+
+    engine_at: gives the engine of the network at a size (h, w)
+    size:      (h, w) of the frames
+    motion:    "features", "codec", "translation": cameras are followed, by this estimator; "given":
+               by the homographies that come with the frames; "auto": while that pays
+    border:    see `Window`
+    views, timed: see `Session`
+    notes:     what came up on the way
+    """
+
+    def __init__(
+        self,
+        engine_at: Callable[[Size], Engine],
+        size: Size,
+        slots: int,
+        tolerance: float,
+        profile: Profile,
+        *,
+        motion: Motion,
+        border: Border = "keep",
+        views: bool = False,
+        timed: bool = False,
+    ) -> None:
+        check_motion(motion, border)
+        check_slots(slots)
+        self.motion, self.border, self.slots = motion, border, slots
+        self._engine_at = engine_at
+        self._still_engine = engine_at(size)
+        stride = self.plan.total_stride
+        self.window = window_size(size, stride)
+        self._growth = prod(self.window) / prod(size)
+        self._total = StreamStats(self.plan)
+        self._session_of: Callable[[Engine], Session] = lambda engine: Session(
+            engine, slots, tolerance, profile, views=views, timed=timed, total=self._total
+        )
+        self._cameras: dict[str, _Camera] = {}
+        self._still: Session | None = None
+        self._moving: Session | None = None
+        self._moving_engine: Engine | None = None
+        # why no camera can be followed
+        self._only_still: str | None = None
+        self.notes: list[str] = []
+        self._lock = threading.Lock()
+        if motion != "auto":
+            self._moving_engine = self._make_window()
+
+    @property
+    def plan(self) -> Plan:
+        """The network on the frame."""
+        return self._still_engine.plan
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the network on the frame."""
+        return self._still_engine
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the streams that are in."""
+        return list(self._cameras)
+
+    @property
+    def followed(self) -> list[str]:
+        """Names of the streams whose cameras are followed."""
+        return [name for name, camera in self._cameras.items() if camera.aligner is not None]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all slots' state, on frames and on windows."""
+        return sum(session.state_bytes for session in self._open())
+
+    def _open(self) -> list[Session]:
+        return [session for session in (self._still, self._moving) if session is not None]
+
+    def _make_window(self) -> Engine:
+        """Compile the network at the window's size."""
+        begin = time.perf_counter()
+        engine = self._engine_at(self.window)
+        if engine.plan.total_stride != self.plan.total_stride:
+            raise CaptureError(
+                f"the network moves by {engine.plan.total_stride} pixels on the window and by "
+                f"{self.plan.total_stride} on the frame; take frames of another size"
+            )
+        h, w = self.window
+        self.notes.append(
+            f"cameras are followed on windows of {h}x{w}, made in "
+            f"{time.perf_counter() - begin:.1f} s"
+        )
+        return engine
+
+    # ---------------------------------------------------------------------------- streams
+
+    def join(self, stream: str) -> int:
+        """Take a free slot for a stream; its first frame is computed whole. Returns the slot.
+
+        Raises: StreamError where the stream is in already or no slot is free.
+        """
+        with self._lock:
+            if stream in self._cameras:
+                raise StreamError(f"stream {stream!r} has joined already")
+            self._check_room([stream])
+            return self._join(stream)
+
+    def _join(self, stream: str) -> int:
+        camera = _Camera(None, None)
+        if self.motion == "auto":
+            estimator = Codec()
+            camera.watch = Watch(estimator, self._growth, self._value_range)
+        else:
+            camera.aligner = self._new_aligner()
+        self._cameras[stream] = camera
+        return self._session(camera).join(stream)
+
+    @property
+    def _value_range(self) -> tuple[float, float]:
+        return self.plan.preprocess.lo, self.plan.preprocess.hi
+
+    def _new_aligner(self) -> Aligner:
+        kind = ESTIMATORS[self.motion]
+        return Aligner(
+            self.plan.size, self.window, self.plan.total_stride, kind() if kind else None,
+            value_range=self._value_range,
+        )  # fmt: skip
+
+    def _session(self, camera: _Camera) -> Session:
+        """Give the session that runs a camera's frames, opened where nobody was in it."""
+        if camera.aligner is None:
+            self._still = self._still or self._session_of(self._still_engine)
+            return self._still
+        if self._moving is None:
+            self._moving_engine = self._moving_engine or self._make_window()
+            self._moving = self._session_of(self._moving_engine)
+        return self._moving
+
+    def _check_room(self, newcomers: list[str]) -> None:
+        if len(newcomers) > self.slots - len(self._cameras):
+            raise StreamError(
+                f"no free slot for {', '.join(map(repr, newcomers))}: {len(self._cameras)} of "
+                f"{self.slots} are taken; let a stream leave, or open a session with more slots"
+            )
+
+    def _known(self, stream: str) -> _Camera:
+        if stream not in self._cameras:
+            names = ", ".join(map(repr, self._cameras)) or "none"
+            raise StreamError(f"stream {stream!r} is unknown; streams in this session: {names}")
+        return self._cameras[stream]
+
+    def _close_empty(self) -> None:
+        """Give the memory of a session back that nobody is in."""
+        if self._still is not None and not self._still.streams:
+            self._still = None
+        if self._moving is not None and not self._moving.streams:
+            self._moving = None
+
+    def leave(self, stream: str) -> None:
+        """Free a stream's slot. Raises: StreamError for an unknown stream."""
+        with self._lock:
+            self._session(self._known(stream)).leave(stream)
+            del self._cameras[stream]
+            self._close_empty()
+
+    def reset(self, stream: str) -> None:
+        """Forget everything about a stream; its next frame is a first frame.
+
+        Raises: StreamError for an unknown stream.
+        """
+        with self._lock:
+            camera = self._known(stream)
+            if camera.watch is not None:
+                camera.watch.reset()
+                self._switch(stream, None, "reset")
+            elif camera.aligner is not None:
+                camera.aligner.reset()
+            self._session(camera).reset(stream)
+
+    def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
+        """Recompute everything at the next frame of a stream (or of all), where it is placed then.
+
+        reason: what the statistics name it by
+        Raises: StreamError for an unknown stream.
+        """
+        with self._lock:
+            for name in list(self._cameras) if stream is None else [stream]:
+                self._session(self._known(name)).refresh(name, reason=reason)
+
+    # ----------------------------------------------------------------------------- frames
+
+    def step(
+        self,
+        frames: Mapping[str, Frame],
+        *,
+        roi: Mapping[str, Mask] | None = None,
+        homographies: Mapping[str, Any] | None = None,
+        relative_to: str = "previous",
+        vectors: Mapping[str, Vectors | None] | None = None,
+        record: bool = False,
+    ) -> dict[str, Result]:
+        """Run one frame for each stream that has one; unknown streams join.
+
+        frames:       stream -> as in `Session.step`
+        roi:          stream -> bool [h, w], the frame's region of interest
+        homographies: with motion="given": stream -> 3x3, pixel centres (x, y, 1) of this frame to
+                      those of the stream's previous one. A first frame needs none; any other
+                      without one becomes a new reference
+        relative_to:  "previous", or "reference": homographies lead to the last frame whose
+                      `result.aligned.anchored` is not None
+        vectors:      stream -> the decoder's motion vectors (`Source.vectors`), for "codec", "auto"
+        record:       keep the active sets of all steps in the results
+        returns: stream -> Result; output and masks of a followed camera are its window's, and
+                 `result.to_frame_points` and its like lead back to the frame
+        A frame, region or homography that does not fit is refused (`Result.error`), its stream
+        stays as it was, and the others run.
+        Raises: StreamError where a new stream finds no free slot, or where a region, a homography
+        or vectors are of a stream without a frame; ValueError for homographies that nobody asked
+        for, or an unknown relative_to; nothing has run then.
+        """
+        roi, homographies, vectors = roi or {}, homographies or {}, vectors or {}
+        if homographies and self.motion != "given":
+            raise ValueError(
+                f'homographies are for motion="given", this session has motion="{self.motion}"'
+            )
+        if relative_to not in RELATIVE_TO:
+            raise ValueError(f"relative_to is {relative_to!r}, expected one of {RELATIVE_TO}")
+        with self._lock:
+            for name, entries in (("roi", roi), ("homographies", homographies),
+                                  ("vectors", vectors)):  # fmt: skip
+                lost = ", ".join(repr(stream) for stream in entries if stream not in frames)
+                if lost:
+                    raise StreamError(f"{name} names {lost}, which has no frame in this step")
+            ready: dict[str, _Ready] = {}
+            refused: dict[str, FrameError] = {}
+            for stream, frame in frames.items():
+                try:
+                    ready[stream] = _Ready(
+                        self._check(stream, frame), self._region(roi.get(stream)),
+                        self._homography(homographies.get(stream)), vectors.get(stream),
+                    )  # fmt: skip
+                except FrameError as error:
+                    refused[stream] = FrameError(f"stream {stream!r}: {error}")
+            newcomers = [stream for stream in ready if stream not in self._cameras]
+            self._check_room(newcomers)
+            for stream in newcomers:
+                self._join(stream)
+            results = self._run(ready, relative_to, record)
+            return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
+
+    def _check(self, stream: str, frame: Frame) -> Tensor:
+        """Check a frame: [h, w, C], where it is."""
+        engine, camera = self._still_engine, self._cameras.get(stream)
+        # the session of still streams checks it once more
+        waits = camera is None or camera.aligner is not None or not engine.asynchronous
+        return check_frame(frame, self.plan, engine.device, engine.dtype, trust_device=not waits)
+
+    def _region(self, roi: Mask | None) -> Tensor | None:
+        return None if roi is None else check_mask("roi", roi, self.plan, self._still_engine.device)
+
+    def _homography(self, given: Any) -> Any:
+        return None if given is None else check_homography(given, self.plan.size)
+
+    def _run(
+        self, ready: Mapping[str, _Ready], relative_to: str, record: bool
+    ) -> dict[str, Result]:
+        results: dict[str, Result] = {}
+        spent_ms: dict[str, float] = {}
+        still: dict[str, _Ready] = {}
+        placed: dict[str, Aligned] = {}
+        warped: dict[str, Tensor] = {}
+        for stream, given in ready.items():
+            begin, camera = time.perf_counter(), self._cameras[stream]
+            if camera.aligner is None:
+                begin += self._look(stream, camera, given)
+            if camera.aligner is None:
+                still[stream] = given
+            else:
+                placed[stream] = self._place(stream, camera.aligner, given, relative_to)
+                frame = given.frame.to(self._still_engine.device)
+                warped[stream] = placed[stream].warp(frame).permute(2, 0, 1)
+            spent_ms[stream] = (time.perf_counter() - begin) * 1e3
+        if still:
+            assert self._still is not None
+            regions = {s: given.region for s, given in still.items() if given.region is not None}
+            inputs = {s: given.frame.permute(2, 0, 1) for s, given in still.items()}
+            results |= self._still.step(inputs, roi=regions, record=record, spent_ms=spent_ms)
+        if placed:
+            assert self._moving is not None
+            regions = {
+                s: _moved(region, placed[s])
+                for s, given in ready.items()
+                if s in placed and (region := given.region) is not None
+            }
+            windows = {s: Window(a.origin, a.mask(), self.border) for s, a in placed.items()}
+            results |= self._moving.step(
+                warped, roi=regions, windows=windows, record=record, spent_ms=spent_ms
+            )
+        for stream, result in results.items():
+            result.aligned = placed.get(stream)
+            self._watch(stream, result)
+        return results
+
+    def _look(self, stream: str, camera: _Camera, given: _Ready) -> float:
+        """Follow a camera from this frame on if it moves; returns seconds spent on compiling."""
+        watch = camera.watch
+        assert watch is not None
+        if self._only_still is not None or not watch.suspicious:
+            return 0.0
+        if not watch.look(given.frame, given.vectors):
+            return 0.0
+        begin = time.perf_counter()
+        try:
+            self._moving_engine = self._moving_engine or self._make_window()
+        except (CaptureError, FrameError) as error:
+            self._only_still = str(error)
+            self.notes.append(f"cameras are not followed: {error}")
+            return time.perf_counter() - begin
+        compiling_s = time.perf_counter() - begin
+        self._switch(stream, self._new_aligner(), THE_CAMERA_MOVES)
+        return compiling_s
+
+    def _switch(self, stream: str, aligner: Aligner | None, reason: str) -> None:
+        """Follow a stream's camera, or no longer; its next frame is computed whole."""
+        camera = self._cameras[stream]
+        if (camera.aligner is None) == (aligner is None):
+            return
+        before = self._session(camera)
+        camera.aligner = aligner
+        before.hand_over(stream, self._session(camera), reason)
+        self._close_empty()
+
+    def _place(self, stream: str, aligner: Aligner, given: _Ready, relative_to: str) -> Aligned:
+        aligned = aligner.place(
+            given.frame, vectors=given.vectors, homography=given.homography, relative_to=relative_to
+        )
+        if aligned.anchored is not None:
+            # of a stream that is computed whole in any case, that reason stays
+            assert self._moving is not None
+            self._moving.refresh(stream, reason=aligned.anchored)
+        return aligned
+
+    def _watch(self, stream: str, result: Result) -> None:
+        camera = self._cameras[stream]
+        if camera.watch is None or result.error is not None:
+            return
+        if camera.aligner is None:
+            camera.watch.saw(result.counted)
+            return
+        assert result.aligned is not None
+        reason = camera.watch.rests(camera.aligner, result.aligned)
+        if reason is not None:
+            self._switch(stream, None, reason)
+
+    # -------------------------------------------------------------------------- questions
+
+    def stats(self, stream: str | None = None) -> StreamStats:
+        """Copy a stream's statistics, or those of all streams together; see `Session.stats`."""
+        with self._lock:
+            if stream is not None:
+                return self._session(self._known(stream)).stats(stream)
+            for session in self._open():
+                session.stats()
+            return self._total.copy()
+
+    def published(self, stream: str) -> Tensor:
+        """Copy what the network has been shown of a stream; see `Session.published`."""
+        with self._lock:
+            return self._session(self._known(stream)).published(stream)
+
+    def audit(self, stream: str) -> Audit:
+        """Check a stream's state; see `Session.audit`."""
+        with self._lock:
+            return self._session(self._known(stream)).audit(stream)
+
+    def profile(self, stream: str) -> Profile:
+        """Give the profile in force, with the scales measured on this stream."""
+        with self._lock:
+            return self._session(self._known(stream)).profile(stream)
+
+    def explain(self) -> str:
+        """Return the plans that streams run now as tables: on frames, on windows, or both."""
+        with self._lock:
+            engines = [session.engine for session in self._open()] or [self._still_engine]
+            tables = [explain(e.plan, e.dtype, e.name, e.foreign_steps()) for e in engines]
+            return "\n\n".join([*tables, *self.notes])
+
+
+def window_size(size: Size, stride: Size) -> Size:
+    """Give the size of the windows for frames of a size: whole strides, and one of margin."""
+    h, w = (ceil(n / s) * s + s for n, s in zip(size, stride, strict=True))
+    return h, w
+
+
+def check_motion(motion: str, border: str) -> None:
+    """Refuse unknown names. Raises: ValueError."""
+    if motion not in ESTIMATORS:
+        names = ", ".join(f'"{name}"' for name in ("none", *ESTIMATORS))
+        raise ValueError(f"motion is {motion!r}, expected one of {names}")
+    if border not in get_args(Border):
+        raise ValueError(f'border is {border!r}, expected "keep" or "exact"')
+
+
+def _moved(region: Tensor, aligned: Aligned) -> Tensor:
+    """Bring a region [h, w] of the frame into the window, bool [H, W]."""
+    grey = region.to(torch.uint8).mul(255)[:, :, None]
+    return aligned.warp(grey)[:, :, 0] >= 128

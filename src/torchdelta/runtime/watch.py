@@ -1,0 +1,125 @@
+"""Whether a stream's camera moves: looked at no closer than it must be."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from torch import Tensor
+
+from torchdelta.motion.align import Aligner, Limits
+from torchdelta.motion.aligned import Aligned
+from torchdelta.motion.choice import Choice, Costs
+from torchdelta.motion.estimate import STILL_PX, Estimator
+from torchdelta.motion.homography import farthest_px
+from torchdelta.motion.thumb import Thumb
+from torchdelta.motion.vectors import Vectors
+from torchdelta.runtime.stats import Counted
+
+# a camera is suspected to move where this share of the input is published, averaged over some
+# frames with this weight for the newest
+SUSPICIOUS, NEWEST = 0.08, 0.3
+# frames between two looks at a stream that is suspected wrongly: doubled each time
+PAUSE, LONGEST_PAUSE = 5, 80
+# more than that much more change than at the last look ends the pause
+MUCH_MORE = 1.6
+# following must leave so much less to compute than staying still (share of it; of the frame)
+CLEARLY_LESS, LEAST_SAVING = 0.75, 0.04
+# and stops paying where it leaves nearly as much
+HARDLY_LESS = 0.95
+# frames for which the camera must have rested
+RESTED = 25
+
+
+class Watch:
+    """Decides for one stream when its camera is followed, and when no longer.
+
+    Each switch costs a frame computed whole, so both decisions take several frames.
+
+    growth: the window's pixels over the frame's: what following costs more
+    value_range: of float frames
+    """
+
+    def __init__(
+        self, estimator: Estimator, growth: float, value_range: tuple[float, float]
+    ) -> None:
+        self._estimator, self._growth, self._range = estimator, growth, value_range
+        self._limits = Limits()
+        self._choice = Choice(self._limits.scale, self._limits.turn_degrees)
+        self._counted: deque[Counted] = deque()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._changed, self._pause, self._next_pause, self._at_pause = 0.0, 0, PAUSE, 0.0
+        self._counted.clear()
+        self._stop_looking()
+        self._idle = 0
+
+    def _stop_looking(self) -> None:
+        self._previous: Thumb | None = None
+
+    def saw(self, counted: Counted) -> None:
+        """Take what a frame changed into account; a device may still be at it."""
+        self._counted.append(counted)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether the next frame of a still stream is to be looked at."""
+        while self._counted and self._counted[0].ready:
+            stats = self._counted.popleft().stats
+            if not stats.first:
+                self._changed += NEWEST * (stats.changed_input - self._changed)
+        if self._previous is not None:
+            return True
+        self._pause -= 1
+        if self._changed < SUSPICIOUS:
+            return False
+        return self._pause <= 0 or self._changed > MUCH_MORE * self._at_pause
+
+    def look(self, frame: Tensor, vectors: Vectors | None) -> bool:
+        """Look at a suspicious frame [h, w, C]; True: the camera is to be followed from here on."""
+        current = Thumb.of(frame, *self._range)
+        previous, self._previous = self._previous, current
+        if previous is None:
+            self._estimator.reset()
+            self._choice.reset()
+            self._looked = False
+            return False
+        motion = self._estimator.estimate(previous, current, vectors)
+        moves = farthest_px(motion.homography, current.size) >= STILL_PX
+        if not self._looked and not (moves and motion.confidence >= self._limits.confidence):
+            self._give_up()
+            return False
+        self._looked = True
+        self._choice.look(previous, current, motion.homography)
+        costs = self._choice.costs
+        if costs is None:
+            return False
+        if not self._pays(costs):
+            self._give_up()
+            return False
+        self._stop_looking()
+        self._idle = 0
+        return True
+
+    def _give_up(self) -> None:
+        self._stop_looking()
+        self._pause, self._at_pause = self._next_pause, self._changed
+        self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
+
+    def _pays(self, costs: Costs) -> bool:
+        least = self._growth * costs.least
+        return least < CLEARLY_LESS * costs.still and costs.still - least > LEAST_SAVING
+
+    def rests(self, aligner: Aligner, aligned: Aligned) -> str | None:
+        """Take a followed frame into account; says why the camera need not be followed any more."""
+        still = farthest_px(aligned.motion.homography, aligned.frame) < STILL_PX
+        costs = aligner.choice.costs
+        useless = costs is not None and self._growth * costs.least > HARDLY_LESS * costs.still
+        self._idle = self._idle + 1 if (still or useless) and not aligned.anchored else 0
+        if self._idle < RESTED:
+            return None
+        self._changed, self._pause, self._at_pause = 0.0, self._next_pause, 1.0
+        self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
+        self._counted.clear()
+        return "the camera rests" if still else "following the camera saves nothing"

@@ -1,0 +1,510 @@
+"""Sessions that follow moving cameras, and their results back in the frame."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torchdelta
+from chain_nets import conv
+from support import same_bits
+from torchdelta import FrameError, MovingSession, StreamError
+from torchdelta.motion.features import Features
+from torchdelta.motion.homography import shift
+from torchdelta.motion.thumb import Thumb
+from torchdelta.motion.vectors import Vectors
+from torchdelta.runtime import watch
+
+ENGINES = ("torch", "cpu")
+SIZE = (60, 84)
+# P1 at tolerance 0, float32
+CLOSE = 1e-5
+Picture = np.ndarray
+
+
+@cache
+def compiled(engine: str, tolerance: float = 0.0) -> torchdelta.CompiledModel:
+    """Compile a network of total stride 4 that gives a small map and one of the input's size."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Sequential(conv(3, 6, 3, 2), nn.ReLU(), conv(6, 6, 3, 2))
+            self.up = nn.Sequential(nn.Upsample(scale_factor=4), conv(6, 2, 3))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            small = self.down(x)
+            return small, self.up(small)
+
+    torch.manual_seed(0)
+    example = torch.zeros(1, 3, *SIZE, dtype=torch.uint8)
+    return torchdelta.compile(
+        Net().eval(), example, engine=engine, tolerance=tolerance, input_range=(0, 1)
+    )
+
+
+@cache
+def world(side: int = 420) -> Picture:
+    """Make a large textured picture, uint8 [side, side, 3]."""
+    rng = np.random.default_rng(5)
+    layers = [
+        cv2.resize(rng.random((side // k, side // k, 3), np.float32), (side, side),
+                   interpolation=cv2.INTER_CUBIC)
+        for k in (5, 11, 40)
+    ]  # fmt: skip
+    return np.clip(sum(layers) / 3 * 255, 0, 255).astype(np.uint8)
+
+
+def view(y: int, x: int, size: tuple[int, int] = SIZE) -> Picture:
+    """Give what a camera sees whose frame begins at a pixel of the world."""
+    return world()[y : y + size[0], x : x + size[1]].copy()
+
+
+def path(start: tuple[int, int], step: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    return [(start[0] + n * step[0], start[1] + n * step[1]) for n in range(count)]
+
+
+def to_previous(here: tuple[int, int], before: tuple[int, int]) -> np.ndarray:
+    return shift(here[1] - before[1], here[0] - before[0])
+
+
+class Camera:
+    """Walks over the world and tells its homographies."""
+
+    def __init__(self, name: str, places: list[tuple[int, int]]) -> None:
+        self.name, self.places, self.at = name, places, 0
+
+    def next(self) -> tuple[Picture, np.ndarray]:
+        here = self.places[self.at]
+        before = self.places[max(0, self.at - 1)]
+        self.at += 1
+        return view(*here), to_previous(here, before)
+
+
+def play(session: MovingSession, *cameras: Camera, **kwargs: Any) -> dict[str, torchdelta.Result]:
+    shown = {camera.name: camera.next() for camera in cameras}
+    return session.step(
+        {name: frame for name, (frame, _) in shown.items()},
+        homographies={name: h for name, (_, h) in shown.items()},
+        **kwargs,
+    )
+
+
+def dense_on_published(
+    fast: torchdelta.CompiledModel, session: MovingSession, result: torchdelta.Result
+) -> float:
+    expected = fast.dense(session.published(result.stream))
+    return torchdelta.relative_error(result.output, expected)
+
+
+# ------------------------------------------------------------------------------ given homographies
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("step", [(3, 5), (-4, 0), (0, -7), (-6, 9)], ids=str)
+def test_pan_with_exact_borders_equals_dense(engine: str, step: tuple[int, int]) -> None:
+    fast = compiled(engine)
+    session = fast.session(motion="given", border="exact")
+    start = (170 - 10 * step[0], 170 - 10 * step[1])
+    camera = Camera("a", path(start, step, 22))
+    moves = 0
+    for n in range(22):
+        result = play(session, camera)["a"]
+        assert result.aligned is not None
+        assert dense_on_published(fast, session, result) <= CLOSE, n
+        # what the window shows inside the frame is the frame
+        there = session.published("a")[0].permute(1, 2, 0).mul(255).round().to(torch.uint8)
+        mask = result.aligned.mask()
+        back = result.to_frame_map(there.permute(2, 0, 1))
+        assert np.array_equal(back.permute(1, 2, 0).numpy(), view(*camera.places[n]))
+        assert mask.sum() == SIZE[0] * SIZE[1]
+        assert result.stats.first == (n == 0)
+        moves += result.stats.moved
+        if n and not result.stats.moved:
+            # only the new pixels changed; the gate's dilation adds a line
+            new = 1 - np.prod([1 - abs(d) / s for d, s in zip(step, SIZE, strict=True)])
+            assert result.stats.changed_input <= new + 0.06
+    assert moves >= 3
+    assert session.stats("a").moves == moves
+    assert session.stats("a").reasons == {"first frame": 1}
+    assert session.audit("a").ok
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_two_cameras_in_opposite_directions(engine: str) -> None:
+    fast = compiled(engine)
+    there, back = path((100, 100), (2, 5), 14), path((280, 300), (-2, -5), 14)
+    together = fast.session(2, motion="given")
+    alone = {name: fast.session(motion="given") for name in "ab"}
+    cameras = [Camera("a", there), Camera("b", back)]
+    lone = {"a": Camera("a", there), "b": Camera("b", back)}
+    for _ in range(14):
+        results = play(together, *cameras)
+        for name, result in results.items():
+            expected = play(alone[name], lone[name])[name]
+            assert result.origin == expected.origin
+            for x, y in zip(result.output, expected.output, strict=True):
+                assert same_bits(x, y).all()
+    assert results["a"].origin[1] > 0 > results["b"].origin[1]
+    assert together.stats().frames == 28
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_join_leave_reset_while_moving(engine: str) -> None:
+    fast = compiled(engine)
+    session = fast.session(2, motion="given", border="exact")
+    cameras = {name: Camera(name, path((60, 60), (3, 4), 40)) for name in "abc"}
+    for n in range(18):
+        names = "a" if n < 4 else "ab" if n < 9 else "bc"
+        if n == 9:
+            session.leave("a")
+        if n == 12:
+            session.reset("b")
+        if n == 14:
+            session.refresh("c")
+        for name, result in play(session, *(cameras[name] for name in names)).items():
+            assert dense_on_published(fast, session, result) <= CLOSE, (n, name)
+    assert session.streams == ["b", "c"]
+    assert session.stats("b").reasons == {"reset": 1}
+    assert session.stats("b").frames == 6
+    assert session.stats("c").reasons == {"first frame": 1, "refresh": 1}
+    with pytest.raises(StreamError, match="no free slot"):
+        session.join("d")
+    assert session.state_bytes > 0
+    session.leave("b")
+    session.leave("c")
+    # a session that nobody is in keeps no state
+    assert session.state_bytes == 0
+
+
+def test_relative_to_reference() -> None:
+    fast = compiled("torch")
+    one, other = (fast.session(motion="given") for _ in range(2))
+    places = path((90, 90), (2, 3), 8)
+    camera = Camera("a", places)
+    for here in places:
+        a = play(one, camera)["a"]
+        b = other.step(
+            {"a": view(*here)},
+            homographies={"a": to_previous(here, places[0])},
+            relative_to="reference",
+        )["a"]
+        assert a.aligned is not None
+        assert b.aligned is not None
+        assert np.allclose(a.aligned.pose, b.aligned.pose)
+
+
+def test_a_new_reference_and_its_reason() -> None:
+    fast = compiled("torch")
+    session = fast.session(motion="given")
+    zoom = np.diag([1.1, 1.1, 1.0])
+    reasons = []
+    for _ in range(4):
+        result = session.step({"a": view(50, 50)}, homographies={"a": zoom})["a"]
+        reasons.append(result.stats.reason)
+    assert reasons[0] == "first frame"
+    assert next(r for r in reasons[1:] if r is not None).startswith("scale 1.2")
+    assert sum(session.stats("a").reasons.values()) == sum(r is not None for r in reasons)
+    # a frame without a homography is a new reference as well
+    result = session.step({"a": view(50, 50)})["a"]
+    assert result.stats.reason == "no homography came with the frame"
+
+
+BAD_HOMOGRAPHIES = {
+    "singular": (np.zeros((3, 3)) + np.diag([1, 0, 1]), "singular"),
+    "nan": (np.full((3, 3), np.nan), "NaN"),
+    "infinite": (np.diag([np.inf, 1, 1]), "infinite"),
+    "shape": (np.eye(2), "3x3"),
+    "words": ("eye", "3x3"),
+    "mirror": (np.diag([-1.0, 1, 1]), "mirrors"),
+}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_bad_input_leaves_state_intact(engine: str) -> None:
+    fast = compiled(engine)
+    session, clean = (fast.session(2, motion="given") for _ in range(2))
+    places = path((100, 100), (3, 4), 12)
+    bad = list(BAD_HOMOGRAPHIES.values())
+    for n, here in enumerate(places):
+        frame, there = view(*here), to_previous(here, places[max(0, n - 1)])
+        if n in (2, 5):
+            for homography, said in bad:
+                results = session.step(
+                    {"a": frame, "b": frame}, homographies={"a": homography, "b": np.eye(3)}
+                )
+                assert results["b"].error is None
+                with pytest.raises(FrameError, match=said):
+                    _ = results["a"].output
+                with pytest.raises(FrameError, match=said):
+                    results["a"].to_frame_points([[0, 0]])
+            assert session.step({"a": frame[1:]})["a"].error is not None
+            region = {"a": np.ones((3, 3), bool)}
+            assert "roi" in str(session.step({"a": frame}, roi=region)["a"].error)
+        a = session.step({"a": frame}, homographies={"a": there})["a"]
+        b = clean.step({"a": frame}, homographies={"a": there})["a"]
+        assert a.origin == b.origin
+        assert a.stats.first == b.stats.first
+        for x, y in zip(a.output, b.output, strict=True):
+            assert same_bits(x, y).all()
+    with pytest.raises(StreamError, match="homographies names 'q'"):
+        session.step({"a": frame}, homographies={"q": np.eye(3)})
+    with pytest.raises(ValueError, match="relative_to"):
+        session.step({"a": frame}, relative_to="yesterday")
+
+
+def test_wrong_settings() -> None:
+    fast = compiled("torch")
+    with pytest.raises(ValueError, match='expected one of "none", "auto"'):
+        fast.session(motion="sideways")  # type: ignore[call-overload]
+    for motion in ("none", "given"):
+        with pytest.raises(ValueError, match="border is 'soft'"):
+            fast.session(motion=motion, border="soft")  # type: ignore[call-overload]
+    with pytest.raises(StreamError, match="0"):
+        fast.session(0, motion="given")
+    with pytest.raises(ValueError, match='motion="given", this session has motion="features"'):
+        fast.session(motion="features").step({"a": view(0, 0)}, homographies={"a": np.eye(3)})
+    fixed = torchdelta.compile(
+        conv(3, 3, 3).eval(), torch.zeros(1, 3, 8, 8).byte(), fixed_size=True
+    )
+    with pytest.raises(ValueError, match="fixed_size"):
+        fixed.session(motion="auto")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_calling_with_homographies(engine: str) -> None:
+    fast = compiled(engine)
+    session = fast.session(2, motion="given")
+    cameras = [Camera("0", path((90, 90), (1, 6), 6)), Camera("1", path((90, 200), (2, -5), 6))]
+    for n in range(6):
+        shown = [camera.next() for camera in cameras]
+        frames = torch.from_numpy(np.stack([frame for frame, _ in shown])).permute(0, 3, 1, 2)
+        given = np.stack([homography for _, homography in shown])
+        outputs = fast(frames, homography=given)
+        results = session.step(
+            {str(i): frame for i, (frame, _) in enumerate(shown)},
+            homographies={str(i): homography for i, (_, homography) in enumerate(shown)},
+        )
+        for i in range(2):
+            for x, y in zip(outputs, results[str(i)].output, strict=True):
+                assert same_bits(x[i : i + 1], y).all(), n
+    assert fast.stats.frames == 12
+    single = fast(view(0, 0), homography=torch.eye(3))
+    assert single[1].shape[-2:] == session.window
+    for wrong, said in ((np.eye(3), r"\[3, 3\] for 2 frames"), (np.zeros((2, 3, 3)), "row 0")):
+        with pytest.raises(FrameError, match=said):
+            fast(frames, homography=wrong)
+
+
+# ------------------------------------------------------------------------------- results, regions
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_results_lead_back_to_the_frame(engine: str) -> None:
+    fast = compiled(engine)
+    session = fast.session(motion="given", border="exact")
+    places = path((100, 100), (5, 7), 9)
+    camera = Camera("a", places)
+    for _ in places:
+        result = play(session, camera)["a"]
+    corner = result.aligned.to_window[:2, 2]  # type: ignore[union-attr]
+    point = [[10.0, 20.0], [0.0, 0.0]]
+    assert np.allclose(result.to_frame_points(np.array(point) + corner), point)
+    box = np.array([4.0, 5.0, 30.0, 25.0])
+    assert np.allclose(result.to_frame_boxes(box + np.tile(corner, 2)), box)
+    # pixels of the small map are 4 wide
+    assert np.allclose(result.to_frame_points([[2.0, 3.0]], 4), [9.5, 13.5] - corner)
+    full = result.to_frame_map(result.output[1])
+    assert full.shape == (1, 2, *SIZE)
+    x, y = map(int, corner)
+    assert torch.equal(full, result.output[1][:, :, y : y + SIZE[0], x : x + SIZE[1]])
+    labels = result.to_frame_map(result.output[1].argmax(1), fill=-1)
+    assert labels.dtype == torch.int64
+    assert labels.shape == (1, *SIZE)
+    # of a still stream, nothing moves
+    still = fast.session().step({"a": view(0, 0)})["a"]
+    assert still.aligned is None
+    assert np.allclose(still.to_frame_points(point), point)
+    assert torch.equal(still.to_frame_map(still.output[1].argmax(1)), still.output[1].argmax(1))
+    assert torch.allclose(still.to_frame_map(still.output[1]), still.output[1], atol=1e-5)
+
+
+def test_shares_are_relative_to_the_frame() -> None:
+    fast = compiled("torch")
+    session = fast.session(motion="given")
+    camera = Camera("a", path((100, 100), (0, 3), 10))
+    first = play(session, camera)["a"]
+    window = first.plan
+    assert window.size == session.window == (64, 88)
+    assert first.stats.mac_share == pytest.approx(window.macs / session.plan.macs)
+    for _ in range(9):
+        result = play(session, camera)["a"]
+        assert result.stats.changed_input == pytest.approx(
+            float(result.changed.sum()) / (SIZE[0] * SIZE[1])
+        )
+    stats = session.stats("a")
+    assert stats.mac_share == pytest.approx(sum(s.mac_share for s in stats.per_step()), rel=1e-6)
+    assert stats.plan.size == SIZE
+    assert "windows of 64x88" in session.explain()
+
+
+def test_region_of_interest_moves_with_the_frame() -> None:
+    fast = compiled("torch")
+    session = fast.session(motion="given")
+    places = path((100, 100), (4, 4), 5)
+    region = np.zeros(SIZE, bool)
+    region[:, :40] = True
+    for n, here in enumerate(places):
+        # all of the frame changes each time
+        frame = view(*here) ^ np.uint8(48 * n)
+        homography = to_previous(here, places[max(0, n - 1)])
+        result = session.step({"a": frame}, homographies={"a": homography}, roi={"a": region})["a"]
+        back = result.to_frame_map(result.changed).numpy()
+        if n:
+            # the frame moves by 4: beyond the region, only what is new at its edges
+            assert back[:, :40].all()
+            assert not back[:52, 40:76].any()
+
+
+# ----------------------------------------------------------------------------------------- auto
+
+
+class Counting(Features):
+    """Counts how often it is asked."""
+
+    asked = 0
+
+    def estimate(self, previous: Thumb, current: Thumb, vectors: Vectors | None = None) -> Any:
+        type(self).asked += 1
+        return super().estimate(previous, current, vectors)
+
+
+@pytest.fixture
+def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
+    monkeypatch.setattr("torchdelta.runtime.moving.Codec", Counting)
+    monkeypatch.setitem(
+        __import__("torchdelta.runtime.moving").runtime.moving.ESTIMATORS, "auto", Counting
+    )
+    Counting.asked = 0
+    return Counting
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_auto_follows_a_pan_and_rests(engine: str, counting: type[Counting]) -> None:
+    size = (120, 160)
+    fast = compiled(engine, 0.04)
+    session = fast.session(motion="auto", size=size)
+    still = [(150, 100)] * 12
+    pan = path((150, 100), (1, 5), 26)
+    rest = [pan[-1]] * (watch.RESTED + 12)
+    followed, outputs = [], []
+    for here in (*still, *pan, *rest):
+        result = session.step({"a": view(*here, size)})["a"]
+        followed.append(result.aligned is not None)
+        outputs.append(result.output[1].shape[-2:])
+    assert not any(followed[:12])
+    assert counting.asked > 0
+    moving = followed.index(True)
+    assert 12 < moving < 12 + 14
+    assert all(followed[moving:38])
+    assert not any(followed[-8:])
+    # twice: no flapping
+    assert sum(a != b for a, b in pairwise(followed)) == 2
+    assert outputs[moving] == session.window
+    assert outputs[-1] == size
+    stats = session.stats("a")
+    assert stats.frames == len(followed) == session.stats().frames
+    assert stats.reasons["the camera moves"] == stats.reasons["the camera rests"] == 1
+    assert stats.moves > 0
+    assert session.notes
+    # the windows' memory has been given back
+    assert session._moving is None
+    assert session._still is not None
+
+
+def test_auto_never_estimates_where_nothing_moves(counting: type[Counting]) -> None:
+    fast = compiled("torch", 0.04)
+    session = fast.session(2, motion="auto")
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        quiet = view(40, 40)
+        busy = view(40, 40)
+        # an object that crosses the picture, and sensor noise
+        busy[20:30, 2 * n % 70 : 2 * n % 70 + 8] = 255
+        noisy = busy + rng.normal(0, 1.5, busy.shape)
+        results = session.step({"a": quiet, "b": np.clip(noisy, 0, 255).astype(np.uint8)})
+        assert all(result.aligned is None for result in results.values())
+    assert counting.asked == 0
+    assert session._moving is None
+
+
+def test_auto_soon_gives_up_on_a_busy_still_picture(counting: type[Counting]) -> None:
+    """Half of the picture flickers: looked at now and then, and never followed."""
+    fast = compiled("torch", 0.04)
+    session = fast.session(motion="auto")
+    rng = np.random.default_rng(0)
+    for _ in range(120):
+        frame = view(40, 40)
+        frame[:, 42:] = rng.integers(0, 255, (SIZE[0], 42, 3))
+        assert session.step({"a": frame})["a"].aligned is None
+    assert 0 < counting.asked < 30
+
+
+def test_reset_of_a_followed_stream_begins_still(counting: type[Counting]) -> None:
+    size = (120, 160)
+    session = compiled("torch", 0.04).session(2, motion="auto", size=size)
+    places = path((150, 60), (0, 5), 30)
+    for n, here in enumerate(places):
+        if n == 24:
+            assert session.followed == ["a"]
+            session.reset("a")
+        results = session.step({"a": view(*here, size), "b": view(10, 10, size)})
+        if n == 24:
+            assert results["a"].aligned is None
+            assert results["a"].stats.reason == "reset"
+    assert session.stats("b").reasons == {"first frame": 1}
+
+
+# -------------------------------------------------------------------------------- estimated motion
+
+
+@pytest.mark.parametrize("motion", ["features", "codec", "translation"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_estimated_pan(engine: str, motion: Any) -> None:
+    size = (120, 160)
+    fast = compiled(engine, 0.04)
+    session, still = fast.session(motion=motion, size=size), fast.session(size=size)
+    for here in path((60, 40), (3, 6), 20):
+        result = session.step({"a": view(*here, size)})["a"]
+        still.step({"a": view(*here, size)})
+        assert result.stats.ms > 0
+    stats = session.stats("a")
+    assert stats.reasons == {"first frame": 1}
+    assert stats.moves > 3
+    assert (stats.mac_share or 1) < 0.7 * (still.stats("a").mac_share or 0)
+
+
+def test_float_frames_and_tensors() -> None:
+    fast = compiled("torch", 0.04)
+    size = (120, 160)
+    sessions = [fast.session(motion="features", size=size) for _ in range(3)]
+    for here in path((60, 40), (2, 5), 8):
+        frame = view(*here, size)
+        as_tensor = torch.from_numpy(frame).permute(2, 0, 1)
+        kinds = (frame, as_tensor, as_tensor.float() / 255)
+        results = [s.step({"a": kind})["a"] for s, kind in zip(sessions, kinds, strict=True)]
+    poses = [result.aligned.pose for result in results if result.aligned is not None]
+    assert np.allclose(poses[0], poses[1])
+    assert np.allclose(poses[0], poses[2], atol=1e-2)
+    error = torchdelta.relative_error(results[0].output, results[1].output)
+    assert error == 0
+    bad = as_tensor.float() / 255
+    bad[0, 0, 0] = float("nan")
+    assert "NaN" in str(sessions[2].step({"a": bad})["a"].error)
