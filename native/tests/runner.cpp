@@ -56,7 +56,9 @@ class Guarded {
     __asan_poison_memory_region(data_ + bytes, kGuardBytes);
 #endif
   }
-  Guarded(const void* from, size_t bytes) : Guarded(bytes) { std::memcpy(data_, from, bytes); }
+  Guarded(const void* from, size_t bytes) : Guarded(bytes) {
+    if (bytes) std::memcpy(data_, from, bytes);
+  }
   Guarded(Guarded&&) = default;
   Guarded& operator=(Guarded&& other) {
     std::swap(memory_, other.memory_);
