@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 NATIVE := $(wildcard native/*.txt native/inplace/*.txt native/src/* native/src/isa/*)
 LIBRARY := src/torchdelta/engines/cpu/libtorchdelta_native.so
 # the CMake and Ninja of .venv, where the system has none
-CMAKE := PATH="$$PATH:$(CURDIR)/$(BIN)" cmake
+CMAKE := PATH="$$PATH:$(abspath $(BIN))" cmake
 CASES := build/native_cases.bin
 PACKAGE := $(shell find src/torchdelta -name '*.py')
 ARM_CXX := aarch64-linux-gnu-g++

@@ -362,6 +362,18 @@ def test_new_strips_are_published_without_comparing(engine: str, tolerance: floa
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("net", ["position", "dense"])
+def test_what_follows_no_shift_is_published_whole_at_a_move(engine: str, net: str) -> None:
+    """Also where it gives what lay there before: in a world without any texture."""
+    fast, _ = compiled(net)
+    session, world = new_session(fast, engine, 0.04), World()
+    world.picture.fill_(0.5)
+    for t, origin in enumerate(walk(fast.plan.total_stride, [(0, 0), (0, 1), (0, 0), (-1, 1)])):
+        result = step(session, world, origin, "keep")
+        assert bool(result.output_changed.all()) == (t != 2)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_keep_is_the_dense_network_on_the_world_off_the_edges(engine: str) -> None:
     fast, model = stack(STACKS[0])
     session, world = new_session(fast, engine, 0.0), World()
@@ -559,6 +571,27 @@ def test_the_input_gate_compares_what_can_be_compared(threshold: float, parts: s
             unseen=None if parts == "mask" else torch.from_numpy(unseen),
         )  # fmt: skip
         assert np.array_equal(found.numpy(), gate_by_hand(new, old, threshold, mask, unseen))
+
+
+@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("tolerance", [0.0, 0.04])
+def test_frames_that_are_valid_in_part_are_gated_alike(engine: str, tolerance: float) -> None:
+    """All engines publish the input pixels that the torch engine does."""
+    fast, _ = compiled("strides")
+    sessions = [new_session(fast, name, tolerance) for name in ("torch", engine)]
+    world, r = World(), np.random.default_rng(0)
+    for t, origin in enumerate(walk(fast.plan.total_stride, PAN)):
+        world.change(origin, fast.plan.size)
+        valid = r.random(fast.plan.size) < 0.7
+        frame = world.show(origin, fast.plan.size)
+        # what is not valid does not matter
+        frame = torch.where(torch.from_numpy(valid), frame, torch.rand(frame.shape))
+        window = Window(origin, valid if t % 4 else None, "keep")
+        theirs, mine = (s.step({"s": frame}, windows={"s": window})["s"] for s in sessions)
+        assert torch.equal(mine.changed, theirs.changed), t
+        published = [s.published("s") for s in sessions]
+        assert torch.allclose(*published, atol=1e-6)
+        assert 0 < mine.stats.changed_input <= 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)

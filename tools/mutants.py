@@ -68,13 +68,18 @@ def triton_tests(names: str) -> tuple[str, ...]:
     return INTERPRETED, "-k", names
 
 
-def ring_tests(names: str) -> tuple[str, ...]:
-    """Name tests of moving windows on the torch engine."""
-    return "tests/test_ring.py", "-k", f"torch and {names}"
+def ring_tests(names: str, engine: str = "torch") -> tuple[str, ...]:
+    """Name tests of moving windows on an engine."""
+    return "tests/test_ring.py", "-k", f"{engine} and {names}"
+
+
+def native_rings(cases: str) -> tuple[str, ...]:
+    """Name the walks of op cases on the cpu engine."""
+    return "tests/test_cpu_ring.py", "-k", f"bit_for_bit and not networks and ({cases})"
 
 
 CONV, PACK = "native/src/isa/conv.h", "native/src/isa/pack.h"
-FINISH = "native/src/isa/finish.h"
+FINISH, KERNELS, RING = "native/src/isa/finish.h", "native/src/kernels.h", "native/src/ring.h"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
 MUTANTS = [
     Mutant("footprint one pixel short", "ops/base.py",
@@ -82,7 +87,7 @@ MUTANTS = [
            "for t in range(max(1, self.kernel - 1)):\n                line",
            ("tests/test_ops.py", "-k", "footprint and conv-3x3")),
     Mutant("publish skipped", ENGINE,
-           "stored.flatten(0, 1).index_copy_(0, where, rows)", "pass", OPS),
+           "put_rows(stored, where, rows)", "pass", OPS),
     Mutant("mask not cleared", ENGINE,
            "mask = torch.zeros(active.numel()", "mask = torch.ones(active.numel()",
            ("tests/test_session.py", "-k", "change_masks")),
@@ -126,8 +131,8 @@ MUTANTS = [
            "return (begin + k).clamp(max=n_in) - begin",
            ("tests/test_ops.py", "-k", "avgpool-nopad")),
     Mutant("input gate without dilation", "ops/gate.py",
-           "return Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot[0, 0], 0), 1)",
-           "return hot[0, 0]",
+           "wide = Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot, 0), 1)",
+           "wide = hot",
            ("tests/test_gate.py", "-k", "dilates")),
     Mutant("refresh keeps old scales", "runtime/session.py",
            "for stream in whole:\n            self._thresholds.start",
@@ -302,6 +307,49 @@ MUTANTS = [
     Mutant("masked pixels of a new strip published as they are", ENGINE,
            "new = new.where(call.mask.unsqueeze(-1), 0)", "pass",
            ring_tests("never_seen")),
+    Mutant("native: moves of what hangs on its place", "engines/cpu/engine.py",
+           "moved[shifts.absolute] = sizes[shifts.absolute]", "pass",
+           ring_tests("pans and position", "cpu")),
+    Mutant("native: foreign steps compare new strips", "engines/cpu/engine.py",
+           "np.maximum(rows[:, None], cols) == UNSEEN", "np.maximum(rows[:, None], cols) < 0",
+           ring_tests("published_whole and dense", "cpu")),
+    Mutant("native: ring's columns begin at 0", KERNELS,
+           "int(origin[0]), int(origin[1])};", "int(origin[0]), 0};", native_rings("conv-1x1")),
+    Mutant("native: ring wraps one row late", RING, "seam_y(h - oy)", "seam_y(h - oy + 1)",
+           native_rings("conv-1x1")),
+    Mutant("native: ring wraps one column late", RING, "seam_x(w - ox)", "seam_x(w - ox + 1)",
+           native_rings("conv-1x1")),
+    Mutant("native: one column behind the input's seam left out", RING,
+           "if (end > seam_x) run", "if (end > seam_x + 1) run", native_rings("conv-1x1")),
+    Mutant("native: taps of a convolution across the seam", CONV,
+           "left < seam_x_ ? seam_x_ : in_.w", "in_.w", native_rings("conv-3x3")),
+    Mutant("native: depthwise windows across the seam", "native/src/isa/depthwise.h",
+           "x < ring_.seam_x ? ring_.seam_x : in_.w", "in_.w", native_rings("depthwise")),
+    Mutant("native: pool turns round one place late", "native/src/isa/pool.h",
+           "(count - 1) * span.step >= before", "(count - 1) * span.step > before",
+           native_rings("pool")),
+    Mutant("native: new strip on one side only", KERNELS,
+           "std::max(0, v.h - std::abs(dy))", "v.h", native_rings("conv-1x1")),
+    Mutant("native: new strip compared with what lay there", FINISH,
+           "const bool gated = all_seen_ || seen_.has(p.y, p.x);", "const bool gated = true;",
+           ring_tests("without_comparing", "cpu")),
+    Mutant("native: new strip of the input compared", "native/src/frame.cpp",
+           "mark_outside(job.seen, y, in.w, row);\n      any", "any",
+           ring_tests("without_comparing", "cpu")),
+    Mutant("native: old edge kept by exact borders", "native/src/active.cpp",
+           "if (!slot.border) return;", "return;", native_rings("conv-3x3")),
+    Mutant("native: lines of another step's border", "native/src/active.cpp",
+           "slot.border + engine_.step_lines[i]", "slot.border + engine_.step_lines[0]",
+           ring_tests("pans and strides", "cpu")),
+    Mutant("native: frame looked at beyond its mask", "native/src/frame.cpp",
+           "keep_valid(slot, y, in.w, row, rows);", "",
+           ring_tests("region_of_interest", "cpu")),
+    Mutant("native: mean over what is masked too", "native/src/isa/input.h",
+           "if (!(words_[x / 64] >> (x % 64) & 1)) flat_[x] = 0;", "",
+           ring_tests("gated_alike", "cpu")),
+    Mutant("native: masked pixels of a new strip published as they are", "native/src/isa/input.h",
+           "keep_valid(*job.slot, y, in.w, content, content + words);", "",
+           ring_tests("never_seen", "cpu")),
 ]  # fmt: skip
 
 

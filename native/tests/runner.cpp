@@ -56,7 +56,9 @@ class Guarded {
     __asan_poison_memory_region(data_ + bytes, kGuardBytes);
 #endif
   }
-  Guarded(const void* from, size_t bytes) : Guarded(bytes) { std::memcpy(data_, from, bytes); }
+  Guarded(const void* from, size_t bytes) : Guarded(bytes) {
+    if (bytes) std::memcpy(data_, from, bytes);
+  }
   Guarded(Guarded&&) = default;
   Guarded& operator=(Guarded&& other) {
     std::swap(memory_, other.memory_);
@@ -198,15 +200,18 @@ History read_history(Reader& in) {
 struct Slot {
   // ring: 0, or another number for each place where the buffers' rings may begin
   explicit Slot(const History& h, int ring = 0)
-      : origins(h.values.size() * 2 * sizeof(int64_t)), active_px(h.steps * sizeof(int64_t)), active(h.active_bytes), changed(h.changed_bytes),
+      : origins(h.values.size() * 2 * sizeof(int64_t)), active_px(h.steps * sizeof(int64_t)),
+        active(h.active_bytes), changed(h.changed_bytes),
         changed_px(h.reported * sizeof(int64_t)) {
     for (const Buffer& b : h.buffers) {
       buffers.emplace_back(b.elements() * b.item_bytes, kNan);
       addresses.push_back(buffers.back().at<void>());
       const size_t n = rings.size();
       // each of the rows and columns comes to be a seam somewhere
-      corner.push_back({0, 0});
-      rings.push_back({ring ? (b.h / 2 + ring + n) % b.h : 0, ring ? (b.w / 3 + 2 * ring + n) % b.w : 0});
+      const size_t y = ring ? (b.h / 2 + ring + n) % b.h : 0;
+      const size_t x = ring ? (b.w / 3 + 2 * ring + n) % b.w : 0;
+      rings.push_back({y, x});
+      corner.push_back({y, x});
     }
   }
   std::vector<Guarded> buffers;

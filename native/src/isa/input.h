@@ -154,7 +154,7 @@ class Boxes {
  public:
   Boxes(const InputJob& job, const Pattern& pattern, Scratch& scratch)
       : job_(job), pattern_(pattern), h_(job.program->input.h), w_(job.program->input.w),
-        threshold_(float(job.slot->input_threshold)), all_(!job.slot->valid && !job.slot->moved),
+        limit_(vset(float(job.slot->input_threshold))), all_(!job.slot->valid && !job.slot->moved),
         line_(size_t(round_up(w_, kWidth)) + 2 * kWidth) {
     const size_t n = size_t(w_) * job.program->input.c + 2 * kWidth;
     const size_t numbers = (n + 4 * line_ + kWidth) * sizeof(float);
@@ -169,7 +169,7 @@ class Boxes {
   void load(int y) {
     if (y < 0 || y >= h_) return;
     row_difference<T>(job_, pattern_, y, row_, flat_);
-    for (int x = 0; x < w_; ++x) flat_[x] -= threshold_;
+    for (int x = 0; x < w_; x += kWidth) vstore(flat_ + x, vsub(vload(flat_ + x), limit_));
     if (!all_) {
       fill_row(words_, w_);
       keep_comparable(job_, y, words_, words_ + job_.words);
@@ -205,7 +205,7 @@ class Boxes {
   const InputJob& job_;
   const Pattern& pattern_;
   const int h_, w_;
-  const float threshold_;
+  const V limit_;
   const bool all_;
   const size_t line_;
   uint64_t* words_;

@@ -218,7 +218,8 @@ class Session:
         roi, windows = roi or {}, windows or {}
         with self._lock:
             self._check_forced(forced, roi, windows)
-            self._check_named(frames, roi, windows)
+            if roi or windows:
+                self._check_named(frames, roi, windows)
             ready: dict[str, Tensor] = {}
             placed: dict[str, Placement] = {}
             refused: dict[str, FrameError] = {}
@@ -376,7 +377,9 @@ class Session:
             self._kept.discard(stream)
         elif at.move is not None and not at.move.exact:
             self._kept.add(stream)
-        if tuple(self._state.origin[slot]) != at.origin:
+        if (at.move is not None or stream in self._whole) and (
+            tuple(self._state.origin[slot]) != at.origin
+        ):
             self._state.place(slot, at.origin)
 
     def _measure_scales(self, slot: int) -> None:
