@@ -19,8 +19,10 @@ LEAST_DEVIATION = 2.0
 NO_PEAK, CLEAR_PEAK = 0.02, 0.1
 # peaks that are tried
 PEAKS = 3
-# refinement at the finer size: differences beyond these grey levels are objects', round by round
-OBJECTS = (CLIPPED, CLIPPED, 12)
+# refinement at the finer size: differences beyond these grey levels are objects' or burnt-in text's,
+# round by round, until a round moves less than this
+OBJECTS = (CLIPPED, CLIPPED, 8, 8, 8, 8, 8, 8)
+SETTLED_PX = 0.02
 
 
 class Translation(Estimator):
@@ -107,6 +109,8 @@ def _refined(previous: Grey, current: Grey, dx: float, dy: float) -> tuple[float
         if np.abs(step).max() > 2:
             break
         dx, dy = dx + float(step[0]), dy + float(step[1])
+        if most < CLIPPED and np.abs(step).max() < SETTLED_PX:
+            break
     return dx, dy
 
 
