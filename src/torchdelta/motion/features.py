@@ -137,7 +137,8 @@ def _flow(
         a, b, start[:, None], guess[:, None].copy(), winSize=WINDOW, maxLevel=LEVELS,
         criteria=STOP, flags=cv2.OPTFLOW_USE_INITIAL_FLOW | cv2.OPTFLOW_LK_GET_MIN_EIGENVALS,
     )  # fmt: skip
-    return np.asarray(end[:, 0], np.float32), np.asarray(status[:, 0] > 0), texture[:, 0]
+    end, texture = (np.asarray(found[:, 0], np.float32) for found in (end, texture))
+    return end, np.asarray(status[:, 0] > 0), texture
 
 
 def without_still(
