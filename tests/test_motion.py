@@ -192,12 +192,13 @@ BLANKS = {
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("blank", BLANKS)
 def test_blank_frames_give_low_confidence(name: str, blank: str) -> None:
-    frames = noisy(BLANKS[blank], 1.5, 0), noisy(BLANKS[blank], 1.5, 1)
-    motion = ESTIMATORS[name]().estimate(*map(Thumb.of, frames))
-    # a ramp has no corners, and yet tells that it stands still
-    assert motion.confidence < 0.5 or blank == "ramp"
-    assert off_px(motion.homography, np.eye(3)) < 0.5
-    assert motion.reason or motion.confidence >= 0.5
+    for deviation in (0, 1.5, 3, 6):
+        frames = [Thumb.of(noisy(BLANKS[blank], deviation, seed)) for seed in (0, 1)]
+        motion = ESTIMATORS[name]().estimate(*frames)
+        # a ramp has no corners, and yet may tell that it stands still
+        assert motion.confidence < 0.5 or blank == "ramp"
+        assert motion.confidence < 0.5 or off_px(motion.homography, np.eye(3)) < 1
+        assert motion.reason or motion.confidence >= 0.5
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

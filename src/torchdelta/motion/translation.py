@@ -19,8 +19,10 @@ LEAST_DEVIATION = 2.0
 NO_PEAK, CLEAR_PEAK = 0.02, 0.1
 # peaks that are tried
 PEAKS = 3
-# refinement at the finer size: differences beyond these grey levels are objects', round by round
-OBJECTS = (CLIPPED, CLIPPED, 12)
+# refinement at the finer size: differences beyond these grey levels are objects' or text's, round
+# by round, until a round moves less than this
+OBJECTS = (CLIPPED, CLIPPED, 8, 8, 8, 8, 8, 8)
+SETTLED_PX = 0.02
 
 
 class Translation(Estimator):
@@ -57,7 +59,8 @@ def _peaks(previous: Grey, current: Grey) -> list[tuple[float, float, float]]:
     The height is the correlation's sum over the 3x3 around a peak, 1 for a picture and itself.
     """
     window = _window(current.shape)
-    spectra = [np.fft.rfft2(picture * window) for picture in (previous, current)]
+    # with its mean the window itself would correlate, at no shift
+    spectra = [np.fft.rfft2((p - p.mean(dtype=np.float32)) * window) for p in (previous, current)]
     cross = spectra[0] * spectra[1].conj()
     cross /= np.maximum(np.abs(cross), 1e-9)
     surface = np.fft.irfft2(cross, s=current.shape)
@@ -107,6 +110,8 @@ def _refined(previous: Grey, current: Grey, dx: float, dy: float) -> tuple[float
         if np.abs(step).max() > 2:
             break
         dx, dy = dx + float(step[0]), dy + float(step[1])
+        if most < CLIPPED and np.abs(step).max() < SETTLED_PX:
+            break
     return dx, dy
 
 
