@@ -67,6 +67,10 @@ class Deferred(ABC):
     def get(self) -> SlotReport:
         """Wait until the device is done with the frame, and give its report."""
 
+    @abstractmethod
+    def numbers(self) -> Deferred:
+        """Give the same report without masks and active sets, which need not be kept for it."""
+
 
 class Engine(ABC):
     """Executes one plan in one dtype on one device; immutable, shared by sessions and threads.

@@ -319,8 +319,6 @@ class Session:
         forced: Mapping[int, Tensor] | None,
         spent_ms: Mapping[str, float],
     ) -> dict[str, Result]:
-        # what is counted needs no masks: the engine would keep those of frames that are not
-        self._count(wait=False)
         begin = time.perf_counter()
         for stream in frames:
             self._settle(stream, placed[stream])
@@ -360,7 +358,7 @@ class Session:
                 shared_ms / len(frames) + spent_ms.get(stream, 0.0), self._all.plan,
             )  # fmt: skip
             self._frames[stream] += 1
-            self._uncounted.append((stream, self._stats[stream], counted))
+            self._uncounted.append((stream, self._stats[stream], counted.numbers()))
             results[stream] = Result(
                 stream, outputs[slot], counted, record=record, origin=placed[stream].origin
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -174,6 +175,14 @@ class Counted:
         self.device: torch.device = engine.device
         self._report, self._shared_ms = report, shared_ms
         self._reason, self._moved = reason, moved
+
+    def numbers(self) -> Counted:
+        """Give the same without masks, which a device need not keep for the statistics."""
+        if isinstance(self._report, SlotReport):
+            return self
+        alike = copy(self)
+        alike._report = self._report.numbers()
+        return alike
 
     @property
     def ready(self) -> bool:

@@ -13,37 +13,75 @@ from torch import Tensor
 from torchdelta.engines.base import Deferred, SlotReport
 
 if TYPE_CHECKING:
+    from torchdelta.engines.triton.engine import TritonEngine
     from torchdelta.engines.triton.frame import Frame
 
 
-class FrameRecord:
-    """One frame of a session: shared by the reports of its slots.
+class FrameNumbers:
+    """What was counted in one frame of a session: shared by the reports of its slots.
 
-    info: int32 numbers on the host (pinned), there once `end` has happened
+    info: int32 numbers on the host (pinned), there once the second event has happened
     bad:  int32 [slots], 1 where a frame had values that are not finite; None: none was checked
     """
 
     def __init__(
         self,
-        frame: Frame,
+        engine: TritonEngine,
         slots: Sequence[int],
         info: Tensor,
         bad: Tensor | None,
         events: tuple[torch.cuda.Event, torch.cuda.Event] | None,
         step_ms: Sequence[float] | None,
     ) -> None:
-        self.plan, self.slots = frame.plan, tuple(slots)
-        self._frame, self._info, self._bad, self._events = frame, info, bad, events
+        self._engine, self._slots = engine, tuple(slots)
+        self._info, self._bad, self._events = info, bad, events
         self._step_ms = step_ms
-        self._number, self._now = frame.memory.frame, frame.memory.now
-        self._masks: dict[int, Tensor] = {}
         self._counts: np.ndarray | None = None
-        self.active: dict[int, dict[int, Tensor]] = {}
 
     @property
     def ready(self) -> bool:
         """Whether the device is done with the frame."""
         return self._events is None or self._events[1].query()
+
+    def wait(self) -> np.ndarray:
+        """Wait for the frame; returns the counts [steps + 1, slots], the input's last."""
+        if self._counts is None:
+            if self._events is not None:
+                self._events[1].synchronize()
+            steps = len(self._engine.plan.steps)
+            self._counts = self._info.numpy().reshape(steps + 1, -1).copy()
+        return self._counts
+
+    def report(
+        self, slot: int, changed: Mapping[int, Tensor], active: dict[int, Tensor]
+    ) -> SlotReport:
+        """Wait, and say what the frame did in one slot."""
+        counts, plan = self.wait()[:, slot], self._engine.plan
+        active_px = counts[:-1].tolist()
+        work_px = list(active_px)
+        for i in self._engine.foreign:
+            work_px[i] = prod(plan.values[plan.steps[i].output].size)
+        ms = 0.0
+        if self._events is not None:
+            ms = self._events[0].elapsed_time(self._events[1]) / len(self._slots)
+        error = None
+        if self._bad is not None and int(self._bad[slot]):
+            error = "frame has NaN or infinite values, or values beyond the compute dtype's range"
+        return SlotReport(
+            changed, active_px, work_px, int(counts[-1]), active, ms,
+            None if self._step_ms is None else [t / len(self._slots) for t in self._step_ms], error,
+        )  # fmt: skip
+
+
+class FrameRecord:
+    """The masks of one frame of a session, taken when they are asked for."""
+
+    def __init__(self, frame: Frame, slots: Sequence[int]) -> None:
+        self.plan, self.slots = frame.plan, tuple(slots)
+        self._frame = frame
+        self._number, self._now = frame.memory.frame, frame.memory.now
+        self._masks: dict[int, Tensor] = {}
+        self.active: dict[int, dict[int, Tensor]] = {}
 
     def mask(self, value: int) -> Tensor:
         """Give a value's change masks, bool [slots, H, W].
@@ -75,32 +113,6 @@ class FrameRecord:
             for slot in self.slots:
                 self.active.setdefault(slot, {})[index] = masks[slot]
 
-    def wait(self) -> np.ndarray:
-        """Wait for the frame; returns the counts [steps + 1, slots], the input's last."""
-        if self._counts is None:
-            if self._events is not None:
-                self._events[1].synchronize()
-            self._counts = self._info.numpy().reshape(len(self.plan.steps) + 1, -1).copy()
-        return self._counts
-
-    def report(self, slot: int) -> SlotReport:
-        """Wait, and say what the frame did in one slot."""
-        counts = self.wait()[:, slot]
-        active_px = counts[:-1].tolist()
-        work_px = list(active_px)
-        for i in self._frame.engine.foreign:
-            work_px[i] = prod(self.plan.values[self.plan.steps[i].output].size)
-        ms = 0.0
-        if self._events is not None:
-            ms = self._events[0].elapsed_time(self._events[1]) / len(self.slots)
-        error = None
-        if self._bad is not None and int(self._bad[slot]):
-            error = "frame has NaN or infinite values, or values beyond the compute dtype's range"
-        return SlotReport(
-            _Masks(self, slot), active_px, work_px, int(counts[-1]), self.active.get(slot, {}), ms,
-            None if self._step_ms is None else [t / len(self.slots) for t in self._step_ms], error,
-        )  # fmt: skip
-
 
 class _Masks(Mapping[int, Tensor]):
     """The change masks of one slot by value, made when they are read."""
@@ -122,19 +134,26 @@ class _Masks(Mapping[int, Tensor]):
 
 
 class DeviceReport(Deferred):
-    """A slot's report that waits for the device when it is read."""
+    """A slot's report that waits for the device when it is read; without a record, of no masks."""
 
-    def __init__(self, record: FrameRecord, slot: int) -> None:
-        self._record, self._slot = record, slot
+    def __init__(self, numbers: FrameNumbers, record: FrameRecord | None, slot: int) -> None:
+        self._numbers, self._record, self._slot = numbers, record, slot
         self._report: SlotReport | None = None
 
     @property
     def ready(self) -> bool:
         """Whether reading it does not wait."""
-        return self._record.ready
+        return self._numbers.ready
+
+    def numbers(self) -> DeviceReport:
+        """Give the same report without masks and active sets, which need not be kept for it."""
+        return DeviceReport(self._numbers, None, self._slot)
 
     def get(self) -> SlotReport:
         """Wait for the frame and give its report."""
         if self._report is None:
-            self._report = self._record.report(self._slot)
+            record, slot = self._record, self._slot
+            changed = {} if record is None else _Masks(record, slot)
+            active = {} if record is None else record.active.get(slot, {})
+            self._report = self._numbers.report(slot, changed, active)
         return self._report

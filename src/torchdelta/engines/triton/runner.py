@@ -16,7 +16,7 @@ from torchdelta.engines.base import Move
 from torchdelta.engines.triton.frame import FRAME_ROW, MODES_AT, Frame, Memory, Work
 from torchdelta.engines.triton.kernels.shared import FRAME, WHOLE
 from torchdelta.engines.triton.launch import Launch
-from torchdelta.engines.triton.report import DeviceReport, FrameRecord
+from torchdelta.engines.triton.report import DeviceReport, FrameNumbers, FrameRecord
 from torchdelta.engines.triton.schedule import make_schedule
 from torchdelta.engines.triton.windows import Windows
 
@@ -112,11 +112,12 @@ class Runner:
         end = self._event()
         self._done[self._turn] = end
         events = None if start is None or end is None else (start, end)
-        found = FrameRecord(frame, list(frames), info, bad, events, step_ms)
+        numbers = FrameNumbers(self.engine, list(frames), info, bad, events, step_ms)
+        found = FrameRecord(frame, list(frames))
         if record:
             found.keep_active()
         self._last = weakref.ref(found)
-        return {slot: DeviceReport(found, slot) for slot in frames}
+        return {slot: DeviceReport(numbers, found, slot) for slot in frames}
 
     def _event(self) -> torch.cuda.Event | None:
         if not self._on_gpu:
