@@ -39,6 +39,8 @@ MODES_AT = int(MODE.value)
 # pixels that a program of a select or input kernel looks at: few of a small map, whose programs
 # would not fill the device; 1024 and more were slower on large maps (H200)
 LEAST_PX, MOST_PX = 256, 512
+# columns of the tiles in which the input gate, and who reads the input, look at pixels
+INPUT_TILE_PX, READER_TILE_PX = 64, 32
 COUNT_PX = 4096
 # stamps are bytes: after this many frames they are cleared
 LAST_STAMP = 255
@@ -60,6 +62,8 @@ class Memory:
 
     ctl: int64 control block [8 + slots * 6]: number of the frame, modes, rows of the frames
     stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
+    tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,
+            hot_tiles, changed_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
     """
 
     def __init__(self, engine: TritonEngine, state: State) -> None:
@@ -72,18 +76,26 @@ class Memory:
         self.forced = torch.zeros(len(plan.steps), dtype=torch.int32, device=device)
         stamped = sorted(engine.stamped)
         sizes = [slots * prod(plan.values[v].size) for v in stamped]
-        touch = len(plan.values) * slots
-        self._stamp_bytes = torch.zeros(sum(sizes) + touch, dtype=torch.uint8, device=device)
-        self.stamps = dict(zip(stamped, self._stamp_bytes[touch:].split(sizes), strict=True))
-        self.touch = self._stamp_bytes[:touch].view(len(plan.values), slots)
-        self.difference = torch.zeros(slots * prod(plan.size), device=device)
-        self.hot = torch.zeros(slots * prod(plan.size), dtype=torch.uint8, device=device)
+        touch, area = len(plan.values) * slots, prod(plan.size)
+        self.input_px = pixels_each(area, slots, engine.processors)
+        self.tile = (self.input_px // INPUT_TILE_PX, INPUT_TILE_PX)
+        self.tiles = prod(ceil(n / side) for n, side in zip(plan.size, self.tile, strict=True))
+        of_input = [slots * area, *(3 * [slots * self.tiles])]
+        self._stamp_bytes = torch.zeros(
+            touch + sum(of_input) + sum(sizes), dtype=torch.uint8, device=device
+        )
+        # touch comes first: slots' bytes side by side
+        first, *parts = self._stamp_bytes.split([touch, *of_input, *sizes])
+        self.touch = first.view(len(plan.values), slots)
+        self.hot, self.over_tiles, self.hot_tiles, self.changed_tiles = parts[:4]
+        self.stamps = dict(zip(stamped, parts[4:], strict=True))
+        self.difference = torch.zeros(slots * area, device=device)
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
         self.now = 0
         self.frame = 0
         self.bytes = sum(
             t.numel() * t.element_size()
-            for t in (self.ctl, self.thresholds, self._stamp_bytes, self.difference, self.hot)
+            for t in (self.ctl, self.thresholds, self._stamp_bytes, self.difference)
         )
 
     def tick(self) -> None:
@@ -304,8 +316,6 @@ class Frame:
         """Make the launches of the input gate."""
         plan, memory = self.plan, self.memory
         h, w = plan.size
-        size = self._pixels_each(h * w)
-        blocks = ceil(h * w / size)
         place = self.in_args(plan.input, "x")
         factor, shift = self.engine.normalise
         windows = self.windows
@@ -317,25 +327,29 @@ class Frame:
         common = {
             **moving,
             "ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "x_ptr": place["x_ptr"],
-            "x_slot": place["x_slot"], "x_px": place["x_px"], "h": h, "w": w, "blocks": blocks,
-            "factor_ptr": factor, "shift_ptr": shift, "C": plan.shape[0],
-            "BGR": plan.preprocess.color == "bgr", "BS": size,
+            "x_slot": place["x_slot"], "x_px": place["x_px"], "h": h, "w": w,
+            "blocks": memory.tiles, "factor_ptr": factor, "shift_ptr": shift, "C": plan.shape[0],
+            "BGR": plan.preprocess.color == "bgr", "TILE_W": memory.tile[1],
+            "BS": memory.input_px,
         }  # fmt: skip
         compare = Launch(
-            gate_kernels.compare_input, blocks * self.slots,
+            gate_kernels.compare_input, memory.tiles * self.slots,
             {**common, "scale_ptr": self.engine.to_full_scale, "zeros": self._zeros.numel(),
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
-             "zeros_ptr": self._zeros},
+             "over_tiles_ptr": memory.over_tiles, "zeros_ptr": self._zeros},
         )  # fmt: skip
         find = Launch(
-            gate_kernels.find_hot, blocks * self.slots,
-            {"ctl_ptr": memory.ctl, "h": h, "w": w, "blocks": blocks,
+            gate_kernels.find_hot, memory.tiles * self.slots,
+            {"ctl_ptr": memory.ctl, "h": h, "w": w, "blocks": memory.tiles,
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
-             "hot_ptr": memory.hot, "BS": size, "MOVING": moving["MOVING"], "PDL": self._pdl},
+             "over_tiles_ptr": memory.over_tiles, "hot_ptr": memory.hot,
+             "hot_tiles_ptr": memory.hot_tiles, "TILE_W": memory.tile[1], "BS": memory.input_px,
+             "MOVING": moving["MOVING"], "PDL": self._pdl},
         )  # fmt: skip
         publish = Launch(
-            gate_kernels.publish_input, blocks * self.slots,
-            {**common, "hot_ptr": memory.hot,
+            gate_kernels.publish_input, memory.tiles * self.slots,
+            {**common, "hot_ptr": memory.hot, "hot_tiles_ptr": memory.hot_tiles,
+             "tiles_ptr": memory.changed_tiles,
              "threshold_ptr": memory.input_threshold, "stamp_ptr": memory.stamps[plan.input],
              "touch_ptr": memory.touch[plan.input], "changed_ptr": self.changed,
              "PDL": self._pdl},
@@ -370,8 +384,7 @@ class Frame:
 
     def _pixels_each(self, area: int) -> int:
         """Choose how many pixels of a map each program looks at."""
-        small = area * self.slots <= LEAST_PX * 2 * self.processors
-        return LEAST_PX if small else MOST_PX
+        return pixels_each(area, self.slots, self.processors)
 
     def _select(self, selection: Selection) -> list[Work]:
         """Make the launches that list a step's active pixels: several where sources are many."""
@@ -384,7 +397,11 @@ class Frame:
         if across > 1:
             # a program holds whole rows of windows
             size = max(16, size // across)
-        blocks = ceil(area / size)
+        blocks, tile_w = ceil(area / size), 0
+        if any(value == self.plan.input for value, _ in selection.sources) and size >= LEAST_PX:
+            # what changes in a frame lies together
+            tile_w = READER_TILE_PX
+            blocks = ceil(h / (size // tile_w)) * ceil(w / tile_w)
         phases = _phases(self.plan, index)
         own = self._new_list(self.capacity(index), prod(phases))
         self._lists[index, False] = own
@@ -419,6 +436,8 @@ class Frame:
                 "blocks": blocks, "capacity": self.capacity(index), "OWN": len(part),
                 "SOURCES": len(sources), "PHASES_Y": phases[0], "PHASES_X": phases[1],
                 "CARRY_IN": number > 0, "CARRY_OUT": not last, "FORCED": index in self._forced,
+                "tiles_ptr": self.memory.changed_tiles, "IN_H": self.memory.tile[0],
+                "IN_W": self.memory.tile[1], "TILE_W": tile_w,
                 "BS": size, "WIDE": across, "PDL": self._pdl,
             }  # fmt: skip
             for n in range(MOST_SOURCES):
@@ -446,7 +465,17 @@ class Frame:
                 args[f"s{n}_ptr"] = self.memory.stamps[value]
                 if footprint is not None and not is_identity(footprint):
                     args |= self._footprint_args(n, footprint, numbers)
+                    if value == self.plan.input and self._is_marked(args[f"KIND{n}"], footprint):
+                        args[f"KIND{n}"] = select_kernels.INPUT
         return {**args, **{f"s{n}_{k}": v for k, v in zip(names, numbers, strict=True)}}
+
+    def _is_marked(self, kind: int, footprint: Footprint) -> bool:
+        """Whether the tiles of a window's corners say if anything in it may have changed."""
+        axes = (footprint.rows, footprint.cols)
+        return kind == select_kernels.WINDOW and all(
+            axis is not None and (axis.kernel - 1) * axis.dilation < side
+            for axis, side in zip(axes, self.memory.tile, strict=True)
+        )
 
     def _footprint_args(self, n: int, footprint: Any, numbers: list[int]) -> dict[str, Any]:
         y, x = footprint.rows, footprint.cols
@@ -490,6 +519,11 @@ class Frame:
             "PDL": self._pdl,
         }  # fmt: skip
         return [Launch(select_kernels.count_stamps, len(jobs), args)]
+
+
+def pixels_each(area: int, slots: int, processors: int) -> int:
+    """Choose how many pixels of a map each program of a select or input kernel looks at."""
+    return LEAST_PX if area * slots <= LEAST_PX * 2 * processors else MOST_PX
 
 
 def _table_width(footprint: Footprint) -> int:

@@ -1,4 +1,10 @@
-"""The input gate: frames in, published pixels of the network's input out (design: gates)."""
+"""The input gate: frames in, published pixels of the network's input out (design: gates).
+
+A program looks at a tile of TILE_W columns and BS / TILE_W rows of one slot's frame; there are
+`blocks` of them per slot. Marks of pixels and of tiles are stamps, so most tiles of a quiet frame
+are looked at once, by `compare_input`: where no pixel of a tile and the eight around it exceeds the
+threshold, no mean over 3x3 pixels does.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +34,40 @@ _PLAIN = [
     "touch_ptr",
     "changed_ptr",
     "zeros_ptr",
+    "over_ptr",
+    "over_tiles_ptr",
+    "hot_tiles_ptr",
+    "tiles_ptr",
     "lines_ptr",
     "lines_slot",
     "masked_ptr",
     "valid_ptr",
     "x_ring_ptr",
 ]
+
+
+@triton.jit
+def _tile_pixels(block, h, w, TILE_W: tl.constexpr, BS: tl.constexpr):
+    """Place a tile's pixels: y, x, and whether they lie in the frame, [BS] each."""
+    across = tl.cdiv(w, TILE_W)
+    row = block // across
+    n = tl.arange(0, BS)
+    y = row * (BS // TILE_W) + n // TILE_W
+    x = (block - row * across) * TILE_W + n % TILE_W
+    return y, x, (y < h) & (x < w)
+
+
+@triton.jit
+def _marked_near(tiles_ptr, slot, block, blocks, w, now, TILE_W: tl.constexpr):
+    """Whether a tile or one of those around it is marked."""
+    across = tl.cdiv(w, TILE_W)
+    down = blocks // across
+    n = tl.arange(0, 16)
+    row = block // across + n // 3 - 1
+    column = block % across + n % 3 - 1
+    inside = (n < 9) & (row >= 0) & (row < down) & (column >= 0) & (column < across)
+    marks = tl.load(tiles_ptr + slot * blocks + row * across + column, mask=inside, other=0)
+    return tl.max((marks.to(tl.int32) == now).to(tl.int32)) > 0
 
 
 @triton.jit
@@ -70,15 +104,17 @@ def _value(address, stride_c, is_float, place, mask, channel, factor_ptr, shift_
 @triton.jit(do_not_specialize=_PLAIN)
 def compare_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, scale_ptr,
-    difference_ptr, threshold_ptr, zeros_ptr, zeros,
+    difference_ptr, threshold_ptr, over_tiles_ptr, zeros_ptr, zeros,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
-    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr,
+    C: tl.constexpr, BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
+    MOVING: tl.constexpr,
 ):  # fmt: skip
     """Measure how far each pixel lies from what was published; set the frame's counters to 0.
 
     difference_ptr: float32 [slots, h, w]: mean over the channels of |frame - published|, share of
     full scale; where the slot's threshold is 0: whether they differ at all. -1: what cannot be
     compared, outside a frame's mask or never seen.
+    over_tiles_ptr: marks of the tiles in which some pixel exceeds the threshold by itself.
     """
     pid = tl.program_id(0)
     for first in range(pid * BS, zeros, tl.num_programs(0) * BS):
@@ -92,15 +128,12 @@ def compare_input(
         stride_x = tl.load(frame + 2)
         stride_c = tl.load(frame + 3)
         is_float = tl.load(frame + 4)
-        exact = tl.load(threshold_ptr + slot) == 0.0
-        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
-        ok = at < h * w
-        y = at // w
-        place = y.to(tl.int64) * stride_y + (at - y * w).to(tl.int64) * stride_x
-        cell = at
-        if MOVING:
-            ring_y, ring_x = on_ring(y, at - y * w, slot, h, w, x_ring_ptr, MOVING)
-            cell = ring_y * w + ring_x
+        threshold = tl.load(threshold_ptr + slot)
+        exact = threshold == 0.0
+        y, x, ok = _tile_pixels(pid - slot * blocks, h, w, TILE_W, BS)
+        place = y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
+        ring_y, ring_x = on_ring(y, x, slot, h, w, x_ring_ptr, MOVING)
+        cell = ring_y * w + ring_x
         stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * x_px
         total = tl.zeros((BS,), tl.float32)
         differs = tl.zeros((BS,), tl.int32)
@@ -115,30 +148,37 @@ def compare_input(
         result = tl.where(exact, differs.to(tl.float32), total)
         if MOVING:
             valid, unseen = _standing(
-                y, at - y * w, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr
+                y, x, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr
             )
             result = tl.where((valid != 0) & (unseen == 0), result, -1.0)
-        tl.store(difference_ptr + slot * (h * w) + at, result, mask=ok)
+        tl.store(difference_ptr + slot * (h * w) + y * w + x, result, mask=ok)
+        # written this way round, a NaN exceeds it
+        over = (result <= threshold) == 0
+        if tl.max((over & ok).to(tl.int32)) > 0:
+            tl.store(over_tiles_ptr + pid, tl.load(ctl_ptr).to(tl.uint8))
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def find_hot(
-    ctl_ptr, h, w, blocks, difference_ptr, threshold_ptr, hot_ptr, BS: tl.constexpr,
-    MOVING: tl.constexpr, PDL: tl.constexpr,
+    ctl_ptr, h, w, blocks, difference_ptr, threshold_ptr, over_tiles_ptr, hot_ptr, hot_tiles_ptr,
+    TILE_W: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Mark the pixels whose 3x3 box (what of it can be compared) exceeds the threshold.
 
-    hot_ptr: uint8 [slots, h, w]; where the threshold is 0: the pixels that differ.
+    hot_ptr: stamps [slots, h, w]; where the threshold is 0: of the pixels that differ;
+    hot_tiles_ptr: marks of the tiles that have any.
     """
     begin(PDL)
     pid = tl.program_id(0)
     slot = pid // blocks
-    if tl.load(ctl_ptr + MODE + slot) == 1:
+    block = pid - slot * blocks
+    now = tl.load(ctl_ptr).to(tl.int32)
+    if (tl.load(ctl_ptr + MODE + slot) == 1) & _marked_near(
+        over_tiles_ptr, slot, block, blocks, w, now, TILE_W
+    ):
         threshold = tl.load(threshold_ptr + slot)
-        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
-        ok = at < h * w
-        y = at // w
-        x = at - y * w
+        y, x, ok = _tile_pixels(block, h, w, TILE_W, BS)
+        at = y * w + x
         differences = difference_ptr + slot * (h * w)
         own = tl.load(differences + at, mask=ok, other=0.0)
         total = own
@@ -167,32 +207,41 @@ def find_hot(
         over = tl.where(threshold == 0.0, own != 0.0, (mean > threshold) | (mean != mean))
         if MOVING:
             over &= known
-        tl.store(hot_ptr + slot * (h * w) + at, over.to(tl.uint8), mask=ok)
+        over &= ok
+        tl.store(hot_ptr + slot * (h * w) + at, (y * 0 + now).to(tl.uint8), mask=over)
+        if tl.max(over.to(tl.int32)) > 0:
+            tl.store(hot_tiles_ptr + pid, now.to(tl.uint8))
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def publish_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, hot_ptr,
-    threshold_ptr, stamp_ptr, touch_ptr, changed_ptr,
+    hot_tiles_ptr, threshold_ptr, stamp_ptr, touch_ptr, tiles_ptr, changed_ptr,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
-    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
+    C: tl.constexpr, BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
+    MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Publish the hot pixels and those beside them (threshold 0: the hot ones alone).
 
     Of a frame with a mask what is valid, and what was never seen: 0 where it is not valid.
-    changed_ptr: int32 [slots], published pixels.
+    changed_ptr: int32 [slots], published pixels; tiles_ptr: marks of the tiles that have any.
     """
     begin(PDL)
     pid = tl.program_id(0)
     slot = pid // blocks
+    block = pid - slot * blocks
     mode = tl.load(ctl_ptr + MODE + slot)
-    if mode != 0:
-        now = tl.load(ctl_ptr).to(tl.int32)
+    now = tl.load(ctl_ptr).to(tl.int32)
+    wanted = mode == IS_WHOLE
+    if MOVING:
+        # what was never seen is published anywhere
+        wanted = mode != 0
+    elif mode == 1:
+        wanted = _marked_near(hot_tiles_ptr, slot, block, blocks, w, now, TILE_W)
+    if wanted:
         reach = (tl.load(threshold_ptr + slot) != 0.0).to(tl.int32)
-        at = (pid - slot * blocks) * BS + tl.arange(0, BS)
-        ok = at < h * w
-        y = at // w
-        x = at - y * w
+        y, x, ok = _tile_pixels(block, h, w, TILE_W, BS)
+        at = y * w + x
         hots = hot_ptr + slot * (h * w)
         hot = tl.zeros((BS,), tl.int32)
         if mode == IS_WHOLE:
@@ -203,7 +252,8 @@ def publish_input(
                     inside = (y + i >= 0) & (y + i < h) & (x + j >= 0) & (x + j < w) & ok
                     if i != 0 or j != 0:
                         inside &= y * 0 + reach != 0
-                    hot |= tl.load(hots + (at + i * w + j), mask=inside, other=0).to(tl.int32)
+                    stamp = tl.load(hots + (at + i * w + j), mask=inside, other=0)
+                    hot |= (stamp.to(tl.int32) == now).to(tl.int32)
         cell = at
         if MOVING:
             valid, unseen = _standing(
@@ -233,6 +283,7 @@ def publish_input(
                     new = tl.where(valid != 0, new, 0.0)
                 tl.store(stored + channel, new.to(x_ptr.dtype.element_ty), mask=mask)
             tl.store(stamp_ptr + slot * (h * w) + at, (hot * now).to(tl.uint8), mask=mask)
+            tl.store(tiles_ptr + pid, now.to(tl.uint8))
             tl.store(touch_ptr + slot, now.to(tl.uint8))
 
 

@@ -8,8 +8,9 @@ import triton.language as tl
 from torchdelta.engines.triton.kernels.shared import IS_WHOLE, MODE, begin, moved_level
 
 # how a source's changes reach the output: at their own place, through a window, all at once, or
-# by a table of the inputs that each output row and column reads
-IDENTITY, WINDOW, TOUCH, TABLE = 0, 1, 2, 3
+# by a table of the inputs that each output row and column reads, or through a window of the
+# network's input, whose tiles are marked (kernels/gate.py)
+IDENTITY, WINDOW, TOUCH, TABLE, INPUT = 0, 1, 2, 3, 4
 
 _SOURCE = (
     "ptr",
@@ -39,32 +40,65 @@ _PLAIN = [
     "found_ptr",
     "lines_ptr",
     "lines_slot",
+    "tiles_ptr",
 ] + [f"s{n}_{name}" for n in range(4) for name in _SOURCE]
+
+
+@triton.jit
+def _any_tap(
+    slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
+    KH: tl.constexpr, KW: tl.constexpr,
+):  # fmt: skip
+    """Whether some pixel of a window was published: int32 [BS]."""
+    hit = tl.zeros_like(y)
+    for i in tl.static_range(KH):
+        for j in tl.static_range(KW):
+            at_y = y * stride_y + (i * dilation_y - pad_y)
+            at_x = x * stride_x + (j * dilation_x - pad_x)
+            inside = (at_y >= 0) & (at_y < h) & (at_x >= 0) & (at_x < w) & ok
+            stamp = tl.load(ptr + slot * (h * w) + at_y * w + at_x, mask=inside, other=0)
+            hit |= (stamp.to(tl.int32) == now).to(tl.int32)
+    return hit
 
 
 @triton.jit
 def _hit(
     slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
-    rows_ptr, cols_ptr, KIND: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr, WIDE: tl.constexpr,
-    BS: tl.constexpr,
+    rows_ptr, cols_ptr, tiles_ptr, KIND: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    TILE_H: tl.constexpr, TILE_W: tl.constexpr, WIDE: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Whether some published pixel of a source lies in the outputs' windows: int32 [BS].
 
     ptr: stamps [slots, h, w], or a byte per slot (TOUCH). KH, KW: taps of a window, or entries per
-    output of the tables rows_ptr and cols_ptr (-1: none).
+    output of the tables rows_ptr and cols_ptr (-1: none). tiles_ptr: marks of the input's tiles of
+    TILE_H x TILE_W pixels, no smaller than a window (INPUT).
     """
     hit = tl.zeros_like(y)
     if KIND == 0:
         stamp = tl.load(ptr + slot * (h * w) + y * w + x, mask=ok, other=0)
         hit = (stamp.to(tl.int32) == now).to(tl.int32)
     elif KIND == 1:
-        for i in tl.static_range(KH):
-            for j in tl.static_range(KW):
-                at_y = y * stride_y + (i * dilation_y - pad_y)
-                at_x = x * stride_x + (j * dilation_x - pad_x)
-                inside = (at_y >= 0) & (at_y < h) & (at_x >= 0) & (at_x < w) & ok
-                stamp = tl.load(ptr + slot * (h * w) + at_y * w + at_x, mask=inside, other=0)
-                hit |= (stamp.to(tl.int32) == now).to(tl.int32)
+        hit = _any_tap(
+            slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
+            dilation_x, KH, KW,
+        )  # fmt: skip
+    elif KIND == 4:
+        # a window lies in four tiles at most, those of its corners
+        across = tl.cdiv(w, TILE_W)
+        marks = tiles_ptr + slot * (tl.cdiv(h, TILE_H) * across)
+        for i in tl.static_range(2):
+            for j in tl.static_range(2):
+                at_y = y * stride_y - pad_y + i * (KH - 1) * dilation_y
+                at_x = x * stride_x - pad_x + j * (KW - 1) * dilation_x
+                at_y = tl.minimum(tl.maximum(at_y, 0), h - 1) // TILE_H
+                at_x = tl.minimum(tl.maximum(at_x, 0), w - 1) // TILE_W
+                mark = tl.load(marks + at_y * across + at_x, mask=ok, other=0)
+                hit |= (mark.to(tl.int32) == now).to(tl.int32)
+        if tl.max(hit) > 0:
+            hit = _any_tap(
+                slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
+                dilation_x, KH, KW,
+            )  # fmt: skip
     elif KIND == 2:
         touched = tl.load(ptr + slot).to(tl.int32) == now
         hit += touched.to(tl.int32)
@@ -97,7 +131,7 @@ def _append(active, pixel, list_ptr, count_ptr):
 @triton.jit(do_not_specialize=_PLAIN)
 def select(
     list_ptr, count_ptr, active_ptr, wide_list_ptr, wide_count_ptr, ctl_ptr, carry_ptr, forced_ptr,
-    found_ptr, h, w, blocks, capacity, lines_ptr, lines_slot,
+    found_ptr, h, w, blocks, capacity, lines_ptr, lines_slot, tiles_ptr,
     s0_ptr, s0_h, s0_w, s0_stride_y, s0_stride_x, s0_pad_y, s0_pad_x, s0_dilation_y,
     s0_dilation_x, s0_rows_ptr, s0_cols_ptr,
     s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y, s1_pad_x, s1_dilation_y,
@@ -111,7 +145,8 @@ def select(
     KIND2: tl.constexpr, KH2: tl.constexpr, KW2: tl.constexpr,
     KIND3: tl.constexpr, KH3: tl.constexpr, KW3: tl.constexpr,
     OWN: tl.constexpr, SOURCES: tl.constexpr, PHASES_Y: tl.constexpr, PHASES_X: tl.constexpr,
-    CARRY_IN: tl.constexpr, CARRY_OUT: tl.constexpr, FORCED: tl.constexpr, BS: tl.constexpr,
+    CARRY_IN: tl.constexpr, CARRY_OUT: tl.constexpr, FORCED: tl.constexpr, IN_H: tl.constexpr,
+    IN_W: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
     WIDE: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """List the pixels of a map [slots, h, w] that a change of the sources makes active.
@@ -121,39 +156,51 @@ def select(
     SOURCES together give the wide list, for the steps that follow with the same pixels, where
     there are more.
     CARRY_*: the mask of more sources than one launch takes. FORCED: forced_ptr [h, w] replaces what
-    was found. A program looks at BS pixels of one slot; there are `blocks` programs per slot.
+    was found. A program looks at BS pixels of one slot, in reading order or (TILE_W) in a tile of
+    so many columns; there are `blocks` programs per slot. IN_H, IN_W: tiles of the input.
     """
     begin(PDL)
     pid = tl.program_id(0)
     slot = pid // blocks
     mode = tl.load(ctl_ptr + MODE + slot)
     now = tl.load(ctl_ptr).to(tl.int32)
-    at = (pid - slot * blocks) * BS + tl.arange(0, BS)
-    ok = at < h * w
-    y = at // w
-    x = at - y * w
+    n = tl.arange(0, BS)
+    block = pid - slot * blocks
+    if TILE_W > 0:
+        across = tl.cdiv(w, TILE_W)
+        row = block // across
+        y = row * (BS // TILE_W) + n // TILE_W
+        x = (block - row * across) * TILE_W + n % TILE_W
+        at = y * w + x
+        ok = (y < h) & (x < w)
+    else:
+        at = block * BS + n
+        ok = at < h * w
+        y = at // w
+        x = at - y * w
     pixel = slot * (h * w) + at
     active = _hit(
         slot, y, x, ok, now, s0_ptr, s0_h, s0_w, s0_stride_y, s0_stride_x, s0_pad_y, s0_pad_x,
-        s0_dilation_y, s0_dilation_x, s0_rows_ptr, s0_cols_ptr, KIND0, KH0, KW0, WIDE, BS,
+        s0_dilation_y, s0_dilation_x, s0_rows_ptr, s0_cols_ptr,
+        tiles_ptr, KIND0, KH0, KW0, IN_H, IN_W, WIDE, BS,
     )  # fmt: skip
     if OWN > 1:
         active |= _hit(
             slot, y, x, ok, now, s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y,
-            s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1, KW1,
-            WIDE, BS,
+            s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr,
+            tiles_ptr, KIND1, KH1, KW1, IN_H, IN_W, WIDE, BS,
         )  # fmt: skip
     if OWN > 2:
         active |= _hit(
             slot, y, x, ok, now, s2_ptr, s2_h, s2_w, s2_stride_y, s2_stride_x, s2_pad_y,
-            s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2, KW2,
-            WIDE, BS,
+            s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr,
+            tiles_ptr, KIND2, KH2, KW2, IN_H, IN_W, WIDE, BS,
         )  # fmt: skip
     if OWN > 3:
         active |= _hit(
             slot, y, x, ok, now, s3_ptr, s3_h, s3_w, s3_stride_y, s3_stride_x, s3_pad_y,
-            s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3, KW3,
-            WIDE, BS,
+            s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr,
+            tiles_ptr, KIND3, KH3, KW3, IN_H, IN_W, WIDE, BS,
         )  # fmt: skip
     if CARRY_IN:
         active |= tl.load(carry_ptr + pixel, mask=ok, other=0).to(tl.int32)
@@ -164,20 +211,20 @@ def select(
         if SOURCES > OWN and OWN < 2:
             wide |= _hit(
                 slot, y, x, ok, now, s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y,
-                s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr, KIND1, KH1,
-                KW1, WIDE, BS,
+                s1_pad_x, s1_dilation_y, s1_dilation_x, s1_rows_ptr, s1_cols_ptr,
+                tiles_ptr, KIND1, KH1, KW1, IN_H, IN_W, WIDE, BS,
             )  # fmt: skip
         if SOURCES > 2 and OWN < 3:
             wide |= _hit(
                 slot, y, x, ok, now, s2_ptr, s2_h, s2_w, s2_stride_y, s2_stride_x, s2_pad_y,
-                s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr, KIND2, KH2,
-                KW2, WIDE, BS,
+                s2_pad_x, s2_dilation_y, s2_dilation_x, s2_rows_ptr, s2_cols_ptr,
+                tiles_ptr, KIND2, KH2, KW2, IN_H, IN_W, WIDE, BS,
             )  # fmt: skip
         if SOURCES > 3 and OWN < 4:
             wide |= _hit(
                 slot, y, x, ok, now, s3_ptr, s3_h, s3_w, s3_stride_y, s3_stride_x, s3_pad_y,
-                s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr, KIND3, KH3,
-                KW3, WIDE, BS,
+                s3_pad_x, s3_dilation_y, s3_dilation_x, s3_rows_ptr, s3_cols_ptr,
+                tiles_ptr, KIND3, KH3, KW3, IN_H, IN_W, WIDE, BS,
             )  # fmt: skip
         if MOVING:
             level = moved_level(y, x, slot, h, ok, lines_ptr, lines_slot)
