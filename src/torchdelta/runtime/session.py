@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchdelta.engines import Engine, SlotReport
+from torchdelta.engines import Engine, Move, SlotReport
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.ops.base import Ring, take_all
 from torchdelta.ops.move import to_model_layout
@@ -320,15 +320,21 @@ class Session:
         spent_ms: Mapping[str, float],
     ) -> dict[str, Result]:
         begin = time.perf_counter()
+        moved: dict[int, Move] = {}
+        masks: dict[int, Tensor] = {}
         for stream in frames:
-            self._settle(stream, placed[stream])
+            slot, at = self._slots[stream], placed[stream]
+            self._settle(stream, at)
+            if at.move is not None:
+                moved[slot] = at.move
+            if at.mask is not None:
+                masks[slot] = at.mask
         whole = {stream: self._whole[stream] for stream in frames if stream in self._whole}
         for stream in whole:
             self._thresholds.start(self._state, self._slots[stream])
         # should the engine fail half-way, these streams start from scratch
         for stream in frames:
             self._whole.setdefault(stream, "the engine failed")
-        at = {self._slots[s]: placed[s] for s in frames}
         reports = self.engine.step(
             self._state,
             {self._slots[s]: frame for s, frame in frames.items()},
@@ -336,8 +342,8 @@ class Session:
             record=record,
             timed=self._timed,
             forced=forced,
-            moved={slot: p.move for slot, p in at.items() if p.move is not None},
-            masks={slot: p.mask for slot, p in at.items() if p.mask is not None},
+            moved=moved,
+            masks=masks,
         )
         for stream in frames:
             del self._whole[stream]

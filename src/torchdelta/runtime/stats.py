@@ -189,10 +189,12 @@ class Counted:
         """Whether nothing has to be waited for."""
         return isinstance(self._report, SlotReport) or self._report.ready
 
-    @cached_property
+    @property
     def report(self) -> SlotReport:
         """What the engine did; waits for the device."""
-        return self._report if isinstance(self._report, SlotReport) else self._report.get()
+        if not isinstance(self._report, SlotReport):
+            self._report = self._report.get()
+        return self._report
 
     @cached_property
     def stats(self) -> FrameStats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -39,8 +39,7 @@ class Window:
     border: Border = "keep"
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """What a stream's window and region of interest come to, for one frame.
 
     origin: the window's corner from now on
