@@ -38,6 +38,8 @@ KEYS = [
     "mac_share",
     "error",
     "layer_error",
+    "reason",
+    "motion",
     "result",
 ]
 H, W = 48, 64
@@ -334,6 +336,100 @@ def test_sources_of_different_size_need_a_size(folder: Path) -> None:
     assert "--size" in result.stderr
     call("run", a, b, "--model", "nets:segment", "--size", "32x40", "--save", "out.mp4")
     assert pictures("out-b.mp4")[0].shape == (32, 80, 3)
+
+
+def test_a_source_that_changes_its_size_goes_on(folder: Path) -> None:
+    source = Path(images(folder / "a", 9))
+    for i in (3, 4, 5, 6):
+        cv2.imwrite(str(source / f"{i:03}.png"), frame(i, 32, 80)[..., ::-1])
+    args = ("run", str(source), "--model", "nets:segment", "--task", "segment", "--compare")
+    for motion in ("none", "features"):
+        result = call(*args, "--json", "out.jsonl", "--save", "out.mp4", "--motion", motion)
+        lines = records()
+        assert [n for n, line in enumerate(lines) if line["changed_input"] == 1] == [0, 3, 7]
+        assert result.stderr.count("frames are 32x80 from here on, no longer 48x64") == 1
+        # a size that was seen before is no news
+        assert result.stderr.count("from here on") == 1
+        assert max(line["layer_error"] for line in lines) < 0.1
+        assert "computed whole after the first frame: 2 x first frame" in result.stdout
+        shown = pictures("out.mp4")
+        assert {picture.shape for picture in shown} == {
+            (48, 64 * (2 if motion == "none" else 3), 3)
+        }
+        assert len(shown) == 9
+    # with a size, frames are resized instead
+    result = call(*args, "--size", "48x64", "--json", "out.jsonl")
+    assert "from here on" not in result.stderr
+    assert [line["changed_input"] == 1 for line in records()] == [True] + [False] * 8
+
+
+def pan(path: Path, count: int, step: tuple[int, int], h: int = 96, w: int = 128) -> str:
+    """A camera that moves over a still texture."""
+    rng = np.random.default_rng(3)
+    texture = cv2.resize(
+        rng.integers(60, 190, (24, 24, 3), dtype=np.uint8),
+        (420, 420),
+        interpolation=cv2.INTER_CUBIC,
+    )
+    with VideoWriter(path, 10, (h, w)) as writer:
+        for n in range(count):
+            y, x = 150 + n * step[0], 20 + n * step[1]
+            writer.write(texture[y : y + h, x : x + w])
+    return str(path)
+
+
+@pytest.mark.parametrize("motion", ["features", "codec", "translation", "auto"])
+def test_a_moving_camera_is_followed(folder: Path, motion: str) -> None:
+    source = pan(folder / "pan.mp4", 24, (1, 5))
+    args = ("run", source, "--model", "nets:segment", "--task", "segment", "--compare")
+    call(*args, "--json", "still.jsonl")
+    # with "keep", what lies at the edges differs from the dense network's
+    args = (*args, "--motion", motion, "--border", "exact")
+    result = call(*args, "--json", "out.jsonl", "--save", "out.mp4")
+    still, lines = records("still.jsonl"), records()
+    assert list(lines[0]) == KEYS
+    assert all(line["motion"] is None for line in still)
+    followed = [line["motion"] is not None for line in lines]
+    start = followed.index(True)
+    assert all(followed[start:])
+    assert (start == 0) == (motion != "auto")
+    assert lines[start]["reason"] == ("the camera moves" if start else "first frame")
+    share = {
+        name: np.mean([line["mac_share"] for line in some[start + 1 :]])
+        for name, some in (("still", still), ("followed", lines))
+    }
+    assert share["followed"] < 0.6 * share["still"]
+    origins = [line["motion"]["origin"] for line in lines[start:]]
+    assert origins[-1][1] >= origins[0][1] + 40
+    homography = np.array(lines[-1]["motion"]["homography"])
+    assert np.allclose(homography[:2, 2], (5, 1), atol=0.3)
+    assert max(line["layer_error"] for line in lines) < 0.1
+    assert max(line["error"] for line in lines) < 0.2
+    # the classes are the frame's: nearly those of the still camera
+    shares = [line["result"]["pixel_shares"] for line in (still[-1], lines[-1])]
+    assert shares[0].keys() == shares[1].keys()
+    assert all(abs(shares[0][k] - shares[1][k]) < 0.1 for k in shares[0])
+    moved = re.search(r"the window moved with (\d+) frames", result.stdout)
+    assert moved
+    assert int(moved[1]) >= 5
+    shown = pictures("out.mp4")
+    assert len(shown) == 24
+    assert shown[0].shape == (96, 3 * 128, 3)
+
+
+@pytest.mark.parametrize("border", ["keep", "exact"])
+def test_following_a_real_clip(folder: Path, data: Path, border: str) -> None:
+    source = str(data / "clips/moving/rollercoaster_pan_960x540.mp4")
+    args = ("run", source, "--model", "nets:segment_small", "--size", "144x256")
+    result = call(
+        *args, "--limit", "12", "--motion", "codec", "--border", border, "--task", "segment",
+        "--json", "out.jsonl", "--save", "out.mp4",
+    )  # fmt: skip
+    lines = records()
+    assert [line["frame"] for line in lines] == list(range(12))
+    assert lines[-1]["motion"]["confidence"] > 0.5
+    assert "the window moved" in result.stdout
+    assert len(pictures("out.mp4")) == 12
 
 
 def test_archive_takes_its_own_size(folder: Path) -> None:

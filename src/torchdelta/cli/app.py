@@ -12,9 +12,11 @@ import typer
 from rich.console import Console
 
 from torchdelta.cli.options import (
+    Border,
     Dtype,
     Engine,
     FrameSize,
+    Motion,
     Task,
     check_finite,
     check_share,
@@ -166,7 +168,8 @@ CompareOption = Annotated[
     typer.Option(
         "--compare",
         help="Also run the dense network on every frame: its time, the error against it on "
-        "the same frame, and the layer error, against it on what the input gate let through.",
+        "the same frame, and the layer error, against it on what the input gate let through. Of "
+        "a camera that is followed, both errors are against it on the window.",
     ),
 ]
 SaveOption = Annotated[
@@ -174,8 +177,9 @@ SaveOption = Annotated[
     typer.Option(
         "--save",
         metavar="OUT.mp4",
-        help="Video: left the picture with the result, right what was recomputed. Several "
-        "sources make OUT-SOURCE.mp4 each.",
+        help="Video: left the picture with the result, right what was recomputed; with --motion "
+        "what the camera has shown of the world between them. Several sources make "
+        "OUT-SOURCE.mp4 each.",
     ),
 ]
 JsonOption = Annotated[
@@ -184,12 +188,31 @@ JsonOption = Annotated[
         "--json",
         metavar="OUT.jsonl",
         help="One JSON object per frame: stream, frame, ms, dense_ms, changed_input, "
-        "mac_share, error, layer_error, result; null where not measured.",
+        "mac_share, error, layer_error, reason, motion, result; null where not measured.",
     ),
 ]
 ProfileOption = Annotated[
     Path | None,
     typer.Option("--profile", metavar="FILE", help="Thresholds from a profile (JSON)."),
+]
+
+MotionOption = Annotated[
+    Motion,
+    typer.Option(
+        "--motion",
+        case_sensitive=False,
+        help="Follow moving cameras: by corners (features), the decoder's motion vectors (codec), "
+        "or shifts alone (translation); auto: follow them while that pays.",
+    ),
+]
+BorderOption = Annotated[
+    Border,
+    typer.Option(
+        "--border",
+        case_sensitive=False,
+        help="Of a camera that is followed: keep what is known at the window's edges until it is "
+        "computed again, or compute it with every move (exact).",
+    ),
 ]
 
 RUN_EPILOG = "\n\n".join(
@@ -204,6 +227,8 @@ RUN_EPILOG = "\n\n".join(
         "[dim]A network of your own on a folder of images, one JSON object per frame:[/dim]",
         "torchdelta run frames/ --model mynets.denoise:build --weights w.pth --task image "
         "--json out.jsonl",
+        "[dim]A moving camera, followed by the decoder's motion vectors:[/dim]",
+        "torchdelta run drive.mp4 --model timm:resnet50 --motion codec --save out/drive.mp4",
         "[bold]Exit code[/bold]",
         "0: done. 1: an error, a damaged source (after the frames before the damage), or a refused "
         "frame. 2: wrong usage. 130 (Ctrl-C) or 143 (SIGTERM): interrupted; all files are whole.",
@@ -227,6 +252,8 @@ def run(
     save: SaveOption = None,
     json: JsonOption = None,
     profile: ProfileOption = None,
+    motion: MotionOption = Motion.none,
+    border: BorderOption = Border.keep,
 ) -> None:
     """Run a network on video; print time, changed input and share of the work done."""
     from torchdelta.cli.run import RunOptions
@@ -246,6 +273,8 @@ def run(
         save=save,
         json=json,
         profile=profile,
+        motion=motion,
+        border=border,
     )
     raise typer.Exit(run_all(options, console(), console(stderr=True)))
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from torchdelta.api import CompiledModel, relative_error
 from torchdelta.bench.measure import timed
-from torchdelta.runtime.session import Result, Session
+from torchdelta.motion.aligned import Aligned
+from torchdelta.runtime.moving import MovingSession
+from torchdelta.runtime.result import Result
+from torchdelta.runtime.session import Session
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,8 @@ class Comparison:
     """One frame, dense.
 
     dense_ms:    time of the original network, without preprocessing
-    error:       relative L2 of our output against dense on the frame
+    error:       relative L2 of our output against dense on the frame; of a camera that is followed,
+                 on the window: the warped frame, around it what was published earlier
     layer_error: against dense on the published input: what the layers' gates cost
     """
 
@@ -25,22 +32,31 @@ class Comparison:
 
 
 class Comparer:
-    """Runs the dense network beside a session, on each frame and on what was published of it."""
+    """Runs the dense network beside sessions, on each frame and on what was published of it."""
 
-    def __init__(self, compiled: CompiledModel, session: Session) -> None:
-        self._compiled, self._session = compiled, session
+    def __init__(self, compiled: CompiledModel) -> None:
+        self._compiled = compiled
         self._on_published: dict[str, Any] = {}
 
-    def __call__(self, frame: Any, result: Result) -> Comparison:
+    def __call__(self, frame: Any, result: Result, session: Session | MovingSession) -> Comparison:
         """Compare one frame [H, W, C] and its result."""
         frame_in = self._compiled.preprocess(frame)
         dense, dense_ms = timed(lambda: self._compiled.dense(frame_in), self._compiled.device)
-        stream = result.stream
-        if result.stats.changed_input > 0 or stream not in self._on_published:
-            published = self._session.published(stream)
-            self._on_published[stream] = self._compiled.dense(published)
+        stream, stats = result.stream, result.stats
+        if result.aligned is not None:
+            dense = self._compiled.dense(self._shown(frame, result.aligned, session, stream))
+        if stats.changed_input > 0 or stats.moved or stream not in self._on_published:
+            self._on_published[stream] = self._compiled.dense(session.published(stream))
         return Comparison(
             dense_ms=dense_ms,
             error=relative_error(result.output, dense),
             layer_error=relative_error(result.output, self._on_published[stream]),
         )
+
+    def _shown(
+        self, frame: Any, aligned: Aligned, session: Session | MovingSession, stream: str
+    ) -> Tensor:
+        """Give what a window shows without gates, as the model sees it: [1, C, H, W]."""
+        warped = self._compiled.preprocess(aligned.warp(frame))
+        there = torch.from_numpy(aligned.mask()).to(warped.device)
+        return torch.where(there, warped, session.published(stream).to(warped.dtype))

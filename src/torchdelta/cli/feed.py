@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchdelta.errors import FrameError, SourceError
+from torchdelta.motion.vectors import Vectors
 from torchdelta.video.source import Source
 
 Picture = NDArray[np.uint8]
@@ -20,39 +21,43 @@ class Feed:
     """The frames of one source, one at a time.
 
     name:  of the stream, unique among the session's
-    size:  (h, w) of the frames, which are resized to it where the source has another
+    size:  (h, w) that all frames are resized to; None: as they come, `size` is the first one's
     limit: frames to deliver at most
+    vectors: the decoder's motion vectors of the frame delivered last, where it has them
     """
 
     def __init__(self, source: Source, name: str, size: Size | None, limit: int | None) -> None:
         self.name = name
         self.size = size or source.size
+        self.vectors: Vectors | None = None
+        self._resize = size is not None
         self.fps = source.fps
         counts = [n for n in (source.frames, limit) if n is not None]
         self.total = min(counts) if counts else None
         self._source = source
         self._left = limit
-        self._ahead: deque[Picture] = deque()
+        self._ahead: deque[tuple[Picture, Vectors | None]] = deque()
         self._damage: SourceError | None = None
 
     def peek(self, count: int) -> list[Picture]:
-        """Read up to `count` frames ahead; they are still delivered afterwards."""
+        """Read up to `count` frames ahead, at one size; they are still delivered afterwards."""
         while len(self._ahead) < count and self._damage is None:
             try:
-                self._ahead.append(next(self._source))
+                picture = next(self._source)
+                self._ahead.append((picture, self._source.vectors))
             except StopIteration:
                 break
             except SourceError as damage:
                 # told when its turn comes, after the frames before it
                 self._damage = damage
-        return [resized(frame, self.size) for frame in list(self._ahead)[:count]]
+        return [resized(frame, self.size) for frame, _ in list(self._ahead)[:count]]
 
     def next(self) -> Picture | None:
         """The next frame, uint8 [H, W, C]; None at the end. Raises SourceError at damage."""
         if self._left == 0:
             return None
         if self._ahead:
-            frame = self._ahead.popleft()
+            frame, self.vectors = self._ahead.popleft()
         elif self._damage is not None:
             damage, self._damage, self._left = self._damage, None, 0
             raise damage
@@ -61,9 +66,10 @@ class Feed:
                 frame = next(self._source)
             except StopIteration:
                 return None
+            self.vectors = self._source.vectors
         if self._left is not None:
             self._left -= 1
-        return resized(frame, self.size)
+        return resized(frame, self.size) if self._resize else frame
 
 
 def feeds_of(sources: Sequence[Source], size: Size | None, limit: int | None) -> list[Feed]:

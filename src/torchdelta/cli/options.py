@@ -37,6 +37,23 @@ class Dtype(StrEnum):
     tf32 = "tf32"
 
 
+class Motion(StrEnum):
+    """Whether the camera moves, and how that is found out."""
+
+    none = "none"
+    auto = "auto"
+    features = "features"
+    codec = "codec"
+    translation = "translation"
+
+
+class Border(StrEnum):
+    """What happens at the edges of a window that moves."""
+
+    keep = "keep"
+    exact = "exact"
+
+
 class FrameSize(NamedTuple):
     """Height and width of frames; a plain tuple would be an option of two arguments."""
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +16,23 @@ from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.cli.compare import Comparer, Comparison
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.feed import Feed, feeds_of
-from torchdelta.cli.options import Dtype, Engine, Task
+from torchdelta.cli.options import Border, Dtype, Engine, Motion, Task
 from torchdelta.cli.outputs import check_outputs, video_paths
+from torchdelta.cli.panels import Mosaic, panels
 from torchdelta.cli.progress import Meter
+from torchdelta.cli.sessions import Sessions
 from torchdelta.cli.stop import Stop, stoppable
 from torchdelta.cli.tasks import Reading, read
-from torchdelta.cli.track import Track, summary
+from torchdelta.cli.track import Track, movements, summary
 from torchdelta.errors import SourceError
-from torchdelta.report import heat_map
-from torchdelta.runtime.session import Result, Session
+from torchdelta.motion.vectors import Vectors
+from torchdelta.runtime.result import Result
 from torchdelta.runtime.stats import FrameStats
-from torchdelta.video import overlay
 from torchdelta.video.sink import JsonLines, VideoWriter
 from torchdelta.video.source import open_source
 
 Picture = NDArray[np.uint8]
+WITH_VECTORS = (Motion.auto, Motion.codec)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class RunOptions:
     save: Path | None = None
     json: Path | None = None
     profile: Path | None = None
+    motion: Motion = Motion.none
+    border: Border = Border.keep
 
 
 def run(options: RunOptions, out: Console, log: Console) -> int:
@@ -64,7 +67,9 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
         log.print(note, highlight=False, markup=False, soft_wrap=True)
     with ExitStack() as stack:
         sources = [
-            stack.enter_context(open_source(spec, gray=loaded.channels == 1))
+            stack.enter_context(
+                open_source(spec, gray=loaded.channels == 1, vectors=options.motion in WITH_VECTORS)
+            )
             for spec in options.sources
         ]
         size = options.size or (loaded.size if loaded.fixed_size else None)
@@ -82,17 +87,21 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
             markup=False,
             soft_wrap=True,
         )
-        session = compiled.session(slots=len(feeds), size=(h, w))
+        sessions = Sessions(
+            compiled, len(feeds), options.motion, options.border,
+            lambda note: log.print(note, highlight=False, markup=False, soft_wrap=True),
+        )  # fmt: skip
         lines = stack.enter_context(JsonLines(options.json)) if options.json else None
         for feed in feeds:
             if feed.name in videos:
-                writer = VideoWriter(videos[feed.name], feed.fps, size=(h, 2 * w))
+                parts = 2 if options.motion is Motion.none else 3
+                writer = VideoWriter(videos[feed.name], feed.fps, size=(h, parts * w))
                 tracks[feed.name].writer = stack.enter_context(writer)
         totals = [feed.total for feed in feeds]
         known = sum(n for n in totals if n is not None) if None not in totals else None
         stop = stack.enter_context(stoppable())
         with Meter(log, known) as meter:
-            _Loop(options, loaded, compiled, session, tracks, lines, meter, log).run(feeds, stop)
+            _Loop(options, loaded, compiled, sessions, tracks, lines, meter, log).run(feeds, stop)
     _print_results(options, list(tracks.values()), lines, out, stop)
     if stop.exit_code:
         return stop.exit_code
@@ -130,6 +139,8 @@ def _print_results(
     if stop.signal is not None:
         out.print("interrupted; so far:")
     out.print(summary(tracks, options.compare))
+    for said in filter(None, map(movements, tracks)):
+        out.print(said, highlight=False, markup=False, soft_wrap=True)
     out.print("medians, means and speed-up (of totals) are over the frames after the first")
     written = [track.writer.path for track in tracks if track.writer and track.writer.frames]
     if lines is not None and lines.lines:
@@ -145,31 +156,35 @@ class _Loop:
     options: RunOptions
     loaded: LoadedModel
     compiled: CompiledModel
-    session: Session
+    sessions: Sessions
     tracks: dict[str, Track]
     lines: JsonLines | None
     meter: Meter
     log: Console
     compare: Comparer = field(init=False)
+    mosaics: dict[str, Mosaic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.compare = Comparer(self.compiled, self.session)
+        self.compare = Comparer(self.compiled)
+        if self.options.motion is not Motion.none:
+            self.mosaics = {name: Mosaic() for name in self.tracks}
 
     def run(self, feeds: Sequence[Feed], stop: Stop) -> None:
         """Until every feed has ended or the run is asked to stop."""
         live = list(feeds)
         while live and stop.signal is None:
             frames: dict[str, Picture] = {}
+            vectors: dict[str, Vectors | None] = {}
             for feed in list(live):
                 frame = self._next(feed)
                 if frame is not None:
-                    frames[feed.name] = frame
+                    frames[feed.name], vectors[feed.name] = frame, feed.vectors
                     continue
                 live.remove(feed)
-                if feed.name in self.session.streams:
-                    self.session.leave(feed.name)
+                self.sessions.leave(feed.name)
             if frames:
-                results = self.session.step(frames, record=self.options.save is not None)
+                record = self.options.save is not None
+                results = self.sessions.step(frames, vectors, record=record)
                 for name, frame in frames.items():
                     self._take(self.tracks[name], frame, results[name])
 
@@ -196,27 +211,15 @@ class _Loop:
             self._complain(f"frame {track.frames}: {result.error}")
         else:
             stats = result.stats
-            reading = read(self.options.task, result.output, self.loaded)
+            reading = read(self.options.task, result, self.loaded)
             if self.options.compare:
-                comparison = self.compare(frame, result)
+                comparison = self.compare(frame, result, self.sessions.of(track.name))
             track.add(stats, comparison)
         if self.lines is not None:
-            self.lines.write(track.record(stats, comparison, reading.result))
+            self.lines.write(track.record(stats, comparison, reading.result, result.aligned))
         if track.writer is not None:
-            track.writer.write(self._picture(frame, result, reading, stats))
+            size = (track.writer.size[0], track.writer.size[1] // (3 if self.mosaics else 2))
+            mosaic = self.mosaics.get(track.name)
+            track.writer.write(panels(frame, result, reading, size, mosaic))
         track.frames += 1
         self.meter.add(stats)
-
-    def _picture(
-        self, frame: Picture, result: Result, reading: Reading, stats: FrameStats | None
-    ) -> Picture:
-        """Left the picture with the result, right what was recomputed."""
-        rgb = frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2)
-        if stats is None:
-            refused = overlay.caption(rgb, "refused")
-            return overlay.side_by_side(refused, refused)
-        size: tuple[int, int] = (rgb.shape[0], rgb.shape[1])
-        active: dict[str, Any] = result.active or {}
-        heat = overlay.heat(rgb, heat_map(self.session.plan, active, size))
-        note = f"{stats.ms:.1f} ms  changed {stats.changed_input:.1%}  MACs {stats.mac_share:.1%}"
-        return overlay.side_by_side(reading.draw(rgb), overlay.caption(heat, note))

@@ -15,9 +15,11 @@ from torch.utils._pytree import tree_leaves
 from torchdelta.capture.load import LoadedModel
 from torchdelta.cli.options import Task
 from torchdelta.errors import ModelError
+from torchdelta.runtime.result import Result
 from torchdelta.video import overlay
 
 Picture = NDArray[np.uint8]
+InFrame = Callable[[Tensor], Tensor]
 
 SHOWN_CLASSES = 3
 
@@ -34,11 +36,18 @@ class Reading:
     draw: Callable[[Picture], Picture]
 
 
-def read(task: Task, output: Any, loaded: LoadedModel) -> Reading:
-    """Read the model's output; raises ModelError where it is not what the task needs."""
+def read(task: Task, result: Result, loaded: LoadedModel) -> Reading:
+    """Read the model's output, in the frame; raises ModelError where the task needs another."""
     if task is Task.none:
         return Reading(None, lambda picture: picture)
-    return READERS[task](main_output(output), loaded)
+    return READERS[task](main_output(result.output), loaded, lambda m: _in_frame(m, result))
+
+
+def _in_frame(found: Tensor, result: Result) -> Tensor:
+    """Bring a map [..., h, w] over the window of a followed camera into the frame."""
+    if result.aligned is None:
+        return found
+    return result.to_frame_map(found, result.plan.size[0] / found.shape[-2])
 
 
 def main_output(output: Any) -> Tensor:
@@ -62,7 +71,7 @@ def _named(index: int, classes: int, labels: Sequence[str] | None) -> str:
     return labels[index] if labels is not None and len(labels) == classes else f"class {index}"
 
 
-def _classify(output: Tensor, loaded: LoadedModel) -> Reading:
+def _classify(output: Tensor, loaded: LoadedModel, in_frame: InFrame) -> Reading:
     if output.numel() < 2 or output.numel() != output.shape[1 if output.dim() > 1 else 0]:
         raise _mismatch(Task.classify, "[1, classes]", output)
     scores = output.flatten()
@@ -78,7 +87,7 @@ def _classify(output: Tensor, loaded: LoadedModel) -> Reading:
     return Reading(result, lambda picture: overlay.labels(picture, best))
 
 
-def _segment(output: Tensor, loaded: LoadedModel) -> Reading:
+def _segment(output: Tensor, loaded: LoadedModel, in_frame: InFrame) -> Reading:
     if output.dim() != 4 or output.shape[2] * output.shape[3] < 2:
         raise _mismatch(Task.segment, "[1, classes, H, W]", output)
     classes = output.shape[1]
@@ -89,6 +98,7 @@ def _segment(output: Tensor, loaded: LoadedModel) -> Reading:
         classes = 2
     else:
         found = output[0].argmax(0)
+    found = in_frame(found)
     counts = torch.bincount(found.flatten().long(), minlength=classes)
     shares = {
         _named(index, classes, loaded.labels): int(count) / found.numel()
@@ -98,9 +108,10 @@ def _segment(output: Tensor, loaded: LoadedModel) -> Reading:
     return Reading({"pixel_shares": shares}, lambda picture: overlay.segmentation(picture, found))
 
 
-def _image(output: Tensor, loaded: LoadedModel) -> Reading:
+def _image(output: Tensor, loaded: LoadedModel, in_frame: InFrame) -> Reading:
     if output.dim() != 4 or output.shape[1] not in (1, 3):
         raise _mismatch(Task.image, "[1, 1 or 3, H, W]", output)
+    output = in_frame(output)
     return Reading(
         {"mean": float(output.mean())},
         lambda picture: overlay.image(picture, _to_picture(output[0], loaded)),
@@ -121,7 +132,7 @@ def _to_picture(image: Tensor, loaded: LoadedModel) -> Picture:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
-READERS: dict[Task, Callable[[Tensor, LoadedModel], Reading]] = {
+READERS: dict[Task, Callable[[Tensor, LoadedModel, InFrame], Reading]] = {
     Task.classify: _classify,
     Task.segment: _segment,
     Task.image: _image,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +16,12 @@ from rich import box
 from rich.table import Table
 
 from torchdelta.cli.compare import Comparison
+from torchdelta.motion.aligned import Aligned
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.video.sink import VideoWriter
 
 Picture = NDArray[np.uint8]
+NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def _floats() -> array[float]:
@@ -31,6 +35,8 @@ class Track:
     frames:  frames taken from the source, the refused ones included
     refused: frames that the session did not take
     damage:  why the source broke off
+    moves:   frames with which the window of a followed camera moved
+    reasons: why frames after the first were computed whole, and how many; numbers left out
     """
 
     name: str
@@ -38,6 +44,8 @@ class Track:
     frames: int = 0
     refused: int = 0
     damage: str | None = None
+    moves: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
     first_ms: float | None = None
     first_dense_ms: float | None = None
     ms: array[float] = field(default_factory=_floats)
@@ -49,7 +57,10 @@ class Track:
 
     def add(self, stats: FrameStats, comparison: Comparison | None) -> None:
         """Count one frame; the first one, which is dense, is kept apart."""
+        self.moves += stats.moved
         if stats.first:
+            if self.first_ms is not None:
+                self.reasons[NUMBER.sub("…", stats.reason or "")] += 1
             self.first_ms = stats.ms if self.first_ms is None else self.first_ms
             if comparison is not None and self.first_dense_ms is None:
                 self.first_dense_ms = comparison.dense_ms
@@ -63,7 +74,11 @@ class Track:
             self.layer_error.append(comparison.layer_error)
 
     def record(
-        self, stats: FrameStats | None, comparison: Comparison | None, result: Any
+        self,
+        stats: FrameStats | None,
+        comparison: Comparison | None,
+        result: Any,
+        aligned: Aligned | None = None,
     ) -> dict[str, Any]:
         """The frame's JSON object; what was not measured is None."""
         return {
@@ -75,8 +90,29 @@ class Track:
             "mac_share": stats.mac_share if stats else None,
             "error": comparison.error if comparison else None,
             "layer_error": comparison.layer_error if comparison else None,
+            "reason": stats.reason if stats else None,
+            "motion": _motion(aligned) if aligned else None,
             "result": result,
         }
+
+
+def _motion(aligned: Aligned) -> dict[str, Any]:
+    return {
+        "origin": aligned.origin,
+        "to_window": aligned.to_window,
+        "homography": aligned.motion.homography,
+        "confidence": aligned.motion.confidence,
+        "doubt": aligned.motion.reason,
+    }
+
+
+def movements(track: Track) -> str | None:
+    """Say how often a stream's window moved, and why frames were computed whole; None: neither."""
+    parts = [f"the window moved with {track.moves} frames"] if track.moves else []
+    if track.reasons:
+        why = "; ".join(f"{count} x {reason}" for reason, count in track.reasons.most_common())
+        parts.append(f"computed whole after the first frame: {why}")
+    return f"{track.name}: {'; '.join(parts)}" if parts else None
 
 
 def summary(tracks: Sequence[Track], compared: bool) -> Table:

@@ -119,6 +119,21 @@ def image(rgb: Picture, out: Any) -> Picture:
     return picture
 
 
+def fitted(rgb: Picture, size: tuple[int, int]) -> Picture:
+    """Bring a picture to a size (h, w), its proportions kept, on black."""
+    h, w = size
+    factor = min(h / rgb.shape[0], w / rgb.shape[1])
+    to = (max(1, round(rgb.shape[0] * factor)), max(1, round(rgb.shape[1] * factor)))
+    if rgb.shape[:2] == to == size:
+        return rgb
+    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    small = np.asarray(cv2.resize(rgb, to[::-1], interpolation=how), np.uint8)
+    picture = np.zeros((h, w, 3), np.uint8)
+    top, left = (h - to[0]) // 2, (w - to[1]) // 2
+    picture[top : top + to[0], left : left + to[1]] = small
+    return picture
+
+
 def side_by_side(left: Picture, right: Picture) -> Picture:
     """Put two pictures next to each other; the lower one is padded with black below."""
     h = max(left.shape[0], right.shape[0])

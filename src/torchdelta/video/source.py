@@ -31,11 +31,12 @@ MAX_B_FRAMES = 16
 class Source:
     """The frames of one video source, in order: an iterator and a context manager.
 
-    Each frame is a uint8 array of its own, [H, W, 3] in RGB order, or [H, W, 1] for a grey source.
+    Each frame is a uint8 array of its own, [H, W, 3] in RGB order, or [H, W, 1] for a grey source;
+    the size may change from frame to frame.
     Iterating raises SourceError where the source is damaged, after the frames before the damage.
 
     name:   file name, folder name or "camera 0"
-    size:   (h, w) of every frame
+    size:   (h, w) of the first frame
     fps:    frames per second; 25 where the source does not know
     frames: number of frames that the source promises, None where it does not say
     vectors: motion vectors of the frame delivered last, None where the source has none
@@ -68,12 +69,6 @@ class Source:
     def __next__(self) -> Picture:
         ahead, self._ahead = self._ahead, None
         frame, self.vectors = next(self._pictures) if ahead is None else ahead
-        if frame.shape[:2] != self.size:
-            self.close()
-            raise SourceError(
-                f"{self.name}: frame {self._position} is {frame.shape[0]}x{frame.shape[1]}, the "
-                f"source began as {self.size[0]}x{self.size[1]}; split it where the size changes"
-            )
         self._position += 1
         return frame
 
@@ -148,7 +143,6 @@ def _open_images(path: Path, images: list[Path], gray: bool) -> Source:
 
 
 def _image_pictures(images: list[Path], gray: bool) -> Iterator[Decoded]:
-    size: tuple[int, int] | None = None
     for index, image in enumerate(images):
         try:
             data = np.frombuffer(image.read_bytes(), np.uint8)
@@ -157,13 +151,6 @@ def _image_pictures(images: list[Path], gray: bool) -> Iterator[Decoded]:
         picture = _decode_image(data)
         if picture is None:
             raise SourceError(f"{image}: frame {index} is damaged or is no image")
-        size = size or picture.shape[:2]
-        if picture.shape[:2] != size:
-            h, w = picture.shape[:2]
-            raise SourceError(
-                f"{image}: frame {index} is {h}x{w}, but {images[0].name} is {size[0]}x{size[1]}; "
-                "all images of a folder must have one size"
-            )
         yield _from_bgr(picture, gray), None
 
 
