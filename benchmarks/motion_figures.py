@@ -148,7 +148,7 @@ def changed_aligned(
             whole = placement.anchored is not None
             shares[key].append(1.0 if whole else float(published.sum()) / (SIZE[0] * SIZE[1]))
         if index and placement.anchored:
-            why[" ".join(placement.anchored.split()[:1])] += 1
+            why[placement.anchored] += 1
         if pictures is not None and index % 10 == 9:
             side = np.hstack([warped * mask[..., None], next(iter(shown.values())).world])
             cv2.imwrite(
