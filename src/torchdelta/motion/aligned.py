@@ -16,6 +16,20 @@ from torchdelta.motion.warp import Mask, sampling_grid, to_window, valid_mask, w
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
+# why a frame becomes a new reference: its pose starts anew, and everything is computed
+ANCHORS = {
+    "first frame": "there is nothing to refer to",
+    "scene cut": "the frame does not show what the one before showed",
+    "low confidence": "the motion is doubtful, and without it most of the frame would be new",
+    "no homography": "homographies are given, and none came with the frame",
+    "singular pose": "the frame's pose is not finite, or folds the frame",
+    "scale": "the frame would be shrunk or enlarged too much",
+    "stretch": "the same in one direction, or in a corner",
+    "rotation": "the frame would be turned too far",
+    "jump": "the frame lies beyond the window, nothing of which would be left",
+    "outside the window": "too little of the frame lies in the window",
+}
+
 
 @dataclass(frozen=True)
 class Aligned:
@@ -25,7 +39,8 @@ class Aligned:
     pose:     the frame's pixel centres (x, y, 1) to the world's; the reference frame's is a shift
     origin:   the window's corner in the world (y, x), a multiple of the plan's total stride
     moved:    what the origin moved by since the last frame (dy, dx); (0, 0) with a new reference
-    anchored: why this frame is a new reference, None where it is none
+    anchored: why this frame is a new reference, one of ANCHORS' names; None where it is none
+    detail:   the numbers behind that
     motion:   the camera's motion since the previous frame
     """
 
@@ -35,7 +50,11 @@ class Aligned:
     origin: tuple[int, int] = (0, 0)
     moved: tuple[int, int] = (0, 0)
     anchored: str | None = None
+    detail: str | None = None
     motion: Motion = field(default_factory=Motion)
+
+    def __post_init__(self) -> None:
+        assert self.anchored is None or self.anchored in ANCHORS, self.anchored
 
     @property
     def to_window(self) -> Homography:

@@ -85,8 +85,9 @@ def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
 
     Raises nothing: returns [n, 5] like `Vectors.blocks`, possibly empty
     """
-    blocks = vectors.blocks
     h, w = grey.shape
+    # nothing sensible lies farther away than the picture is long; NaN does not either
+    blocks = vectors.blocks[(np.abs(vectors.blocks[:, :4]) <= max(vectors.size)).all(1)]
     gradient = cv2.blur(
         np.abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=0.25))
         + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25)),

@@ -76,7 +76,8 @@ def _grey(frame: NDArray[Any], lo: float, hi: float) -> Grey:
     values = frame.astype(np.float32) @ weights
     if frame.dtype != np.uint8:
         values = (values - lo) * (255 / (hi - lo))
-    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    # a frame of NaN is refused elsewhere, and is a grey one here
+    return np.rint(np.clip(np.nan_to_num(values, nan=127), 0, 255)).astype(np.uint8)
 
 
 def _reduced_there(frame: Tensor, size: Size, lo: float, hi: float) -> Grey:
@@ -86,7 +87,7 @@ def _reduced_there(frame: Tensor, size: Size, lo: float, hi: float) -> Grey:
     values = frame.float() @ torch.tensor(weights, device=frame.device)
     if frame.is_floating_point():
         values = (values - lo) * (255 / (hi - lo))
-    small = F.interpolate(values[None, None], size=size, mode="area")[0, 0]
+    small = F.interpolate(values.nan_to_num(127)[None, None], size=size, mode="area")[0, 0]
     return np.asarray(small.clamp_(0, 255).round_().to(torch.uint8).cpu().numpy())
 
 

@@ -42,15 +42,16 @@ def valid_mask(to_window: Homography, frame: Size, window: Size) -> Mask:
     ]
     rows = np.arange(window[0], dtype=np.float64)
     first, last = np.zeros(window[0]), np.full(window[0], window[1] - 1.0)
-    # each edge cuts a row at one place
-    for slope, per_row, rest in edges:
-        value = per_row * rows + rest
-        if slope > 0:
-            first = np.maximum(first, np.ceil(-value / slope))
-        elif slope < 0:
-            last = np.minimum(last, np.floor(value / -slope))
-        else:
-            last = np.where(value >= 0, last, -1)
+    # each edge cuts a row at one place, perhaps at infinity
+    with np.errstate(over="ignore"):
+        for slope, per_row, rest in edges:
+            value = per_row * rows + rest
+            if slope > 0:
+                first = np.maximum(first, np.ceil(-value / slope))
+            elif slope < 0:
+                last = np.minimum(last, np.floor(value / -slope))
+            else:
+                last = np.where(value >= 0, last, -1)
     first = np.minimum(first, window[1]).astype(np.int32)
     last = np.maximum(last, -1).astype(np.int32)
     columns = np.arange(window[1], dtype=np.int32)
