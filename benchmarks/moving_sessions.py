@@ -1,0 +1,148 @@
+"""Make the tables of docs/performance.md for moving cameras: sessions that follow, and that do not.
+
+    OMP_NUM_THREADS=2 python benchmarks/moving_sessions.py DATA OUT [--networks ResNet-50,DnCNN-17]
+        [--clips rollercoaster,bag] [--modes none,features,auto] [--frames N] [--size HxW]
+
+DATA is the folder with clips/ and weights/; OUT gets a JSON line per network, clip and mode. All
+modes run in turns on the same frames, and are compared with the first one. A frame's time includes
+estimation and warp, not decoding; the first frame is left out. Errors are against the dense network
+on the published input (what the session's window shows), on evenly spaced frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+from statistics import fmean, median
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+import torchdelta
+from torchdelta.api import CompiledModel, relative_error
+from torchdelta.capture.load import load_model
+from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
+from torchdelta.cli.options import Dtype, Engine
+from torchdelta.motion.vectors import Vectors
+from torchdelta.video.source import open_source
+
+ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = {
+    "ResNet-50": ("timm:resnet50", None),
+    "EfficientNet-Lite0": (
+        "timm:tf_efficientnet_lite0", "weights/tf_efficientnet_lite0_imagenet_fp16.pth",
+    ),
+    "DnCNN-17": ("examples.denoise:dncnn", "weights/dncnn17_gray_sigma25.pth"),
+}  # fmt: skip
+CLIPS = {
+    "rollercoaster": "moving/rollercoaster_pan_960x540.mp4",
+    "bag": "moving/bag_handheld_480x360.avi",
+    "dashcam": "moving/dashcam_960x540.mp4",
+    "bedroom": "moving/bedroom_pan_960x540.mp4",
+    "room": "static/room_768x432.mp4",
+    "lab": "static/lab_1920x1080.mp4",
+    "pedestrians": "static/pedestrians_768x576.avi",
+    "juggle": "static/juggle_1280x720.mp4",
+    "road": "static/road_640x352.mp4",
+}
+SAMPLES = 8
+STREAM = "camera"
+
+
+def frames_of(
+    path: Path, size: tuple[int, int], gray: bool, limit: int | None
+) -> tuple[list[np.ndarray], list[Vectors | None]]:
+    """Decode a clip, resized, with the decoder's motion vectors."""
+    frames, vectors = [], []
+    with open_source(str(path), gray=gray, vectors=True) as source:
+        for frame in itertools.islice(source, limit):
+            how = cv2.INTER_AREA if size[0] < frame.shape[0] else cv2.INTER_LINEAR
+            picture = np.asarray(cv2.resize(frame, size[::-1], interpolation=how))
+            frames.append(picture.reshape(*size, frame.shape[2]))
+            vectors.append(source.vectors)
+    return frames, vectors
+
+
+def run(
+    fast: CompiledModel, modes: list[str], frames: list[np.ndarray], vectors: list[Vectors | None]
+) -> dict[str, dict[str, object]]:
+    """Run a session per mode in turns, each compared with the first; gives the figures."""
+    sessions = {mode: fast.session(motion=mode) for mode in modes}
+    times: dict[str, list[float]] = {mode: [] for mode in modes}
+    errors: dict[str, list[float]] = {mode: [] for mode in modes}
+    sampled = set(np.linspace(1, len(frames) - 1, min(SAMPLES, len(frames) - 1)).astype(int))
+    for n, frame in enumerate(track(frames, console=Console(stderr=True), transient=True)):
+        order = modes if n % 2 else modes[::-1]
+        for mode in order:
+            session = sessions[mode]
+            given = {} if mode == "none" else {"vectors": {STREAM: vectors[n]}}
+            begin = time.perf_counter()
+            result = session.step({STREAM: frame}, **given)[STREAM]
+            times[mode].append((time.perf_counter() - begin) * 1e3)
+            if n in sampled:
+                expected = fast.dense(session.published(STREAM))
+                errors[mode].append(relative_error(result.output, expected))
+    found = {}
+    for mode, session in sessions.items():
+        stats = session.stats(STREAM)
+        found[mode] = {
+            "mode": mode, "frames": len(frames), "ms_mean": fmean(times[mode][1:]),
+            "ms_median": median(times[mode][1:]), "mac_share": stats.mac_share,
+            "changed_input": stats.changed_input, "layer_error": fmean(errors[mode]),
+            "moves": stats.moves, "reasons": stats.reasons, "state_bytes": session.state_bytes,
+        }  # fmt: skip
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--networks", default="ResNet-50,DnCNN-17")
+    parser.add_argument("--clips", default="rollercoaster,bag,dashcam,bedroom")
+    parser.add_argument("--modes", default="none,features,auto")
+    parser.add_argument("--frames", type=int)
+    parser.add_argument("--size", default="384x640")
+    parser.add_argument("--tolerance", type=float, default=0.04)
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    size = tuple(int(n) for n in options.size.split("x"))
+    modes = options.modes.split(",")
+    for network, clip in itertools.product(options.networks.split(","), options.clips.split(",")):
+        model, weights = NETWORKS[network]
+        loaded = load_model(model, options.data / weights if weights else None, size=size)
+        frames, vectors = frames_of(
+            options.data / "clips" / CLIPS[clip], size, loaded.channels == 1, options.frames
+        )
+        fast = compile_loaded(
+            loaded, np.stack(frames[:CALIBRATION_FRAMES]), tolerance=options.tolerance,
+            engine=Engine.auto, dtype=Dtype.fp32, profile=None,
+        )  # fmt: skip
+        found = run(fast, modes, frames, vectors)
+        base = found[modes[0]]["ms_mean"]
+        for mode, figures in found.items():
+            line = {
+                "network": network, "clip": clip, "size": options.size,
+                "tolerance": options.tolerance, "threads": torch.get_num_threads(),
+                "engine": fast.engine, "torchdelta": torchdelta.__version__, **figures,
+                "faster": base / figures["ms_mean"],
+            }  # fmt: skip
+            with options.out.open("a") as lines:
+                print(json.dumps(line), file=lines)
+            print(
+                f"{network:18} {clip:14} {mode:12} {figures['ms_mean']:7.1f} ms "
+                f"({line['faster']:.2f}x)  MACs {figures['mac_share']:.3f}  "
+                f"input {figures['changed_input']:.3f}  layer error {figures['layer_error']:.4f}  "
+                f"{figures['moves']} moves  {figures['reasons']}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
