@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import torchdelta
 from cases import OP_CASES, WIDE_CASES
@@ -30,7 +31,7 @@ from support import (
     snapshot,
     wrote_only,
 )
-from torchdelta import EngineError, FrameError
+from torchdelta import EngineError, FrameError, Window
 from torchdelta.engines import ENGINES, choose
 from torchdelta.plan import Plan
 from torchdelta.runtime.session import Session
@@ -512,3 +513,83 @@ def test_an_interpreted_engine_runs_only_when_asked_for() -> None:
 def test_another_device_is_refused() -> None:
     with pytest.raises(EngineError, match=r"runs on cpu here, the model is on cuda"):
         choose("triton", torch.device("cuda"))
+
+
+# windows that move
+
+
+class AllSorts(nn.Module):
+    """Steps of many kinds, each of which finds its input on a ring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.alone = conv(3, 4, 3), conv(4, 16, 1), conv(16, 16, 3, 2, 16)
+        self.deep, self.up = conv(16, 4, 3), nn.ConvTranspose2d(4, 4, 4, 2, 1)
+        self.squeeze, self.last = conv(4, 4, 1), conv(4, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.alone(self.wide(x).relu())
+        z = F.max_pool2d(F.avg_pool2d(self.deep(y), 3, 1, 1), 3, 1, 1)
+        up = self.up(z) + F.interpolate(z, scale_factor=2)
+        up = up * self.squeeze(up.mean((2, 3), keepdim=True)).sigmoid()
+        fine = F.pixel_shuffle(F.softmax(y, 1), 2) * 4
+        even = F.interpolate(F.pixel_unshuffle(fine, 2), scale_factor=2, mode="bilinear")[:, 4:8]
+        return self.last(x + up + fine + even.cumsum(3).tanh() * 2 - 0.5)
+
+
+@cache
+def all_sorts() -> tuple[torchdelta.CompiledModel, nn.Module]:
+    torch.manual_seed(0)
+    model = AllSorts().eval()
+    return torchdelta.compile(model, torch.rand(1, 3, 10, 12), input_range=(0, 1)), model
+
+
+def test_windows_that_move() -> None:
+    """Strips, borders, masks and states are the torch engine's; with exact borders, dense (P1)."""
+    fast, model = all_sorts()
+    assert fast.plan.total_stride == (2, 2)
+    session, oracle = (new_session(fast, e, 0.0, slots=2) for e in ("triton", "torch"))
+    world = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(5))
+    valid = np.ones((10, 12), bool)
+    valid[:, :5] = False
+    still = world[:, :, :10, :12].contiguous()
+    for t, (y, x) in enumerate([(6, 6), (8, 2), (2, 12)]):
+        border = "keep" if t == 2 else "exact"
+        frame = world[:, :, y : y + 10, x : x + 12].contiguous()
+        window = Window((y, x), valid if t == 2 else None, border)
+        frames = {"moving": frame, "still": still} if t % 2 == 0 else {"moving": frame}
+        results, expected = (
+            s.step(frames, windows={"moving": window}, record=True) for s in (session, oracle)
+        )
+        for stream, result in results.items():
+            other = expected[stream]
+            for name, mask in result.active.items():
+                assert torch.equal(mask, other.active[name].expand(mask.shape)), (t, name)
+            assert torch.equal(result.changed, other.changed)
+        if border == "exact":
+            assert torchdelta.relative_error(results["moving"].output, dense(model, frame)) <= 1e-5
+        for a, b in zip(session._state.buffers, oracle._state.buffers, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
+    assert session.stats("still").mac_share == 0.0
+
+
+def test_masked_frames_are_gated_as_by_the_oracle() -> None:
+    """With a threshold: means over what can be compared, marks inside the mask."""
+    torch.manual_seed(0)
+    fast = torchdelta.compile(conv(3, 2, 1).eval(), torch.rand(1, 3, 10, 12), input_range=(0, 1))
+    session, oracle = (new_session(fast, e, 0.04) for e in ("triton", "torch"))
+    generator = torch.Generator().manual_seed(6)
+    world = torch.rand(1, 3, 40, 40, generator=generator)
+    for t, (y, x) in enumerate([(6, 6), (6, 6), (8, 10)]):
+        # some differences are near the threshold
+        world = (world + 0.12 * (torch.rand(world.shape, generator=generator) - 0.5)).clamp(0, 1)
+        frame = world[:, :, y : y + 10, x : x + 12].contiguous()
+        valid = (torch.rand(10, 12, generator=generator) < 0.7) if t else None
+        windows = {"s": Window((y, x), valid, "keep")}
+        found, wanted = (
+            s.step({"s": frame}, windows=windows)["s"].changed for s in (session, oracle)
+        )
+        assert torch.equal(found, wanted), t
+        assert t == 0 or 0 < int(found.sum()) < found.numel()
+        assert torch.equal(session.published("s"), oracle.published("s"))
