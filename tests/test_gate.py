@@ -129,7 +129,8 @@ def test_input_gate_at_zero_is_exact() -> None:
 
 def test_normalised_input_is_judged_in_units_of_full_scale() -> None:
     """The same camera frames give the same mask, however the model wants its numbers."""
-    torch.manual_seed(0)
+    # no mean lies on the threshold itself, where rounding would decide
+    torch.manual_seed(1)
     a = torch.randint(0, 256, (1, 3, 24, 24), dtype=torch.uint8)
     b = (a.int() + torch.randint(-12, 13, a.shape)).clamp(0, 255).to(torch.uint8)
     masks = []

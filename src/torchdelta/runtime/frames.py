@@ -102,7 +102,7 @@ def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:
             f"frame is on {frame.device}, this session runs on {device}; move it with "
             f'.to("{device}") or hand it over on the CPU'
         )
-    return frame.detach().permute(1, 2, 0)
+    return (frame.detach() if frame.requires_grad else frame).permute(1, 2, 0)
 
 
 def warn_range(frame: Tensor, preprocess: Preprocess) -> None:

@@ -136,10 +136,10 @@ class Runner:
         memory = self.memory
         memory.tick()
         control = self._controls[self._turn]
-        numbers = control.numpy()
-        numbers.fill(0)
+        # a list takes single numbers faster than an array
+        numbers = [0] * control.numel()
         numbers[0] = memory.now
-        rows = numbers[MODES_AT + memory.slots :].reshape(-1, FRAME_ROW)
+        rows_at = MODES_AT + memory.slots
         kept = []
         floats = False
         for slot, given in frames.items():
@@ -149,8 +149,10 @@ class Runner:
             is_float = frame.dtype == torch.float32
             floats |= is_float
             numbers[MODES_AT + slot] = WHOLE if slot in whole else FRAME
-            rows[slot] = (frame.data_ptr(), *frame.stride(), is_float)
+            at = rows_at + slot * FRAME_ROW
+            numbers[at : at + FRAME_ROW] = (frame.data_ptr(), *frame.stride(), is_float)
             kept.append(frame)
+        control.numpy()[:] = numbers
         self._kept[self._turn] = kept
         memory.ctl.copy_(control, non_blocking=True)
         if self._staging is not None:
