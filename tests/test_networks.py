@@ -1,5 +1,7 @@
 """Whole networks: at tolerance 0 each frame's result is the dense network's."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -38,14 +40,22 @@ def build(spec: str, size: tuple[int, int]) -> nn.Module:
     return prepare_untrained(model, frames)
 
 
-@pytest.mark.parametrize("engine", ENGINE_CASES)
-@pytest.mark.parametrize("spec", NETWORKS)
-def test_network_equals_dense(engine: str, spec: str) -> None:
+@cache
+def compiled(spec: str) -> tuple[torchdelta.CompiledModel, nn.Module]:
+    """Compile a network once per worker."""
     size = NETWORKS[spec]
     model = build(spec, size)
+    return torchdelta.compile(model, torch.rand(1, 3, *size), input_range=(0, 1)), model
+
+
+@pytest.mark.parametrize("engine", ENGINE_CASES)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(spec, marks=pytest.mark.xdist_group(spec)) for spec in NETWORKS]
+)
+def test_network_equals_dense(engine: str, spec: str) -> None:
+    fast, model = compiled(spec)
     generator = torch.Generator().manual_seed(2)
-    x = torch.rand(1, 3, *size, generator=generator)
-    fast = torchdelta.compile(model, x, input_range=(0, 1))
+    x = torch.rand(1, 3, *NETWORKS[spec], generator=generator)
     assert not any(step.dense for step in fast.plan.steps), fast.explain()
     session = new_session(fast, engine, tolerance=0.0)
     last = None
