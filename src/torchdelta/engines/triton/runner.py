@@ -281,6 +281,8 @@ class _Staging:
                 torch.empty(self._shape, dtype=frame.dtype, pin_memory=True),
                 torch.empty(self._shape, dtype=frame.dtype, device=self._device),
             )
+            # who had this memory before may not be done with it
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
         pinned, on_device = self._buffers[key]
         pinned.copy_(frame)
         with torch.cuda.stream(self._stream):
