@@ -80,7 +80,8 @@ NETS: dict[str, Callable[[], nn.Module]] = {
     "flatten": lambda: Fn(_flattened, conv(3, 4, 3), nn.Linear(4 * 4 * 5, 7)),
     "beside": lambda: Fn(_beside, conv(3, 4, 3), conv(12, 3, 3)),
     "position": lambda: Fn(lambda net, x: net.parts[0](x) + net.grid, conv(3, 4, 3)),
-    "dense": lambda: nn.Sequential(conv(3, 6, 3), nn.GroupNorm(2, 6), conv(6, 4, 1)),
+    "dense": lambda: nn.Sequential(conv(3, 6, 3), nn.GroupNorm(2, 6), conv(6, 4, 1),
+                                   nn.GroupNorm(1, 4)),
     "reflect": lambda: nn.Sequential(nn.ReflectionPad2d(2), nn.Conv2d(3, 4, 5), nn.AvgPool2d(2)),
     "bilinear": lambda: nn.Sequential(conv(3, 4, 3, 2),
                                       nn.Upsample(scale_factor=2, mode="bilinear"), conv(4, 3, 3)),
@@ -301,7 +302,9 @@ def test_keep_activates_the_footprint_of_the_new_strip(engine: str, names: tuple
     for direction in DIRECTIONS:
         before = (96, 96)
         step(session, world, before, "keep")
-        for origin in walk(fast.plan.total_stride, [direction] * 3, before):
+        # diagonally until both rings have come round
+        moves = 12 if all(direction) else 3
+        for origin in walk(fast.plan.total_stride, [direction] * moves, before):
             result = step(session, world, origin, "keep", record=True)
             check_strip(fast.plan, names, before, origin, result)
             assert 0 < result.stats.mac_share < 1
