@@ -303,7 +303,7 @@ def test_keep_activates_the_footprint_of_the_new_strip(engine: str, names: tuple
         before = (96, 96)
         step(session, world, before, "keep")
         # diagonally until both rings have come round
-        moves = 12 if all(direction) else 3
+        moves = 8 if all(direction) else 2
         for origin in walk(fast.plan.total_stride, [direction] * moves, before):
             result = step(session, world, origin, "keep", record=True)
             check_strip(fast.plan, names, before, origin, result)
