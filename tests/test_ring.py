@@ -364,7 +364,7 @@ def test_what_follows_no_shift_is_published_whole_at_a_move(engine: str, net: st
     session, world = new_session(fast, engine, 0.04), World()
     world.picture.fill_(0.5)
     for t, origin in enumerate(walk(fast.plan.total_stride, [(0, 0), (0, 1), (0, 0), (-1, 1)])):
-        result = step(session, world, origin, "keep")
+        result = step(session, world, origin)
         assert bool(result.output_changed.all()) == (t != 2)
 
 
