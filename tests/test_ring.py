@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, seed
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -192,6 +192,8 @@ def test_pans_equal_the_dense_network_on_every_window(engine: str, net: str) -> 
 # -------------------------------------------------------------------- P1 over random walks and nets
 
 strides = st.integers(-2, 2)
+# a walk is many frames
+few = settings(quick, max_examples=25 if LONG else 3)
 WALKS = st.lists(
     st.one_of(
         st.tuples(st.just("move"), strides, strides),
@@ -216,7 +218,7 @@ def test_p1_over_random_walks(engine: str, op: str) -> None:
     """With exact borders a stream is the dense network on its window, whatever it did before."""
 
     @seed(zlib.crc32(op.encode()))
-    @quick
+    @few
     @given(net=st.integers(0, 3 if LONG else 0), history=WALKS)
     def run(net: int, history: list[tuple[str, int, int]]) -> None:
         fast, model = compiled_net(op, net)
