@@ -22,7 +22,6 @@ from support import (
 )
 from torchdelta.engines.base import Move
 from torchdelta.engines.cpu import CpuEngine
-from torchdelta.ops import OPS
 from torchdelta.plan import Plan
 from torchdelta.runtime.session import Session
 
@@ -35,7 +34,15 @@ BEST = next(case for case in ENGINE_CASES if case.startswith("cpu-"))
 OTHER = [BEST, *ISA_CASES][-1]
 CPU = torch.device("cpu")
 NATIVE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
-NATIVE_OPS = sorted(set(OPS) - {"dense"})
+# in whose networks every way of finding inputs in a ring occurs
+NETWORK_OPS = (
+    "bilinear",
+    "conv2d",
+    "conv_transpose2d",
+    "global_reduce",
+    "max_pool2d",
+    "pixel_unshuffle",
+)
 # moves in total strides; the ring is left and entered in all directions, once by a jump
 MOVES = ((0, 1), (1, 0), (0, 0), (-2, -1), (0, -3), (1, 2), (0, 0), (200, 300), (-1, 1), (3, -5))
 
@@ -126,10 +133,10 @@ def test_p1_bit_for_bit(case: str) -> None:
     check_walk(new_session(fast, BEST, 0.0), new_session(fast, BEST, 0.0), 2)
 
 
-@pytest.mark.parametrize("op", each(NATIVE_OPS))
+@pytest.mark.parametrize("op", each(NETWORK_OPS))
 def test_p1_bit_for_bit_in_networks(op: str) -> None:
     """The same through a random network; 5 threads have less than a row each in the small maps."""
     fast, _ = compiled_net(op, 0)
-    if make_engine(OTHER, fast.plan, CPU, torch.float32).foreign_steps():
-        pytest.skip("PyTorch's own sums may hang on the place in memory")
+    # PyTorch's own sums may hang on the place in memory
+    assert not make_engine(OTHER, fast.plan, CPU, torch.float32).foreign_steps()
     check_walk(new_session(fast, OTHER, 0.0), new_session(fast, OTHER, 0.0), 5)

@@ -23,6 +23,14 @@ struct Ring {
     return straight - (y >= seam_y ? turn : 0) - (x >= seam_x ? line : 0);
   }
 
+  // Finds n pixels of column x from row y on, `step` rows apart.
+  inline void column(int y, int x, int n, int step, T** out) const {
+    T* place = at(y, x);
+    const int before = seam_y - y;  // rows in front of the seam, none: y lies behind it
+    for (int i = 0; i < n; ++i, place += step * line)
+      out[i] = before > 0 && i * step >= before ? place - turn : place;
+  }
+
   // Calls run(begin, end, at) for each stretch of the pixels begin .. end of row y that lie side by
   // side, from `at` on.
   template <class Run>

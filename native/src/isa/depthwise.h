@@ -76,7 +76,7 @@ class DepthwiseTask {
       const bool known = together_ && rows_inside && fit > 0;
       count = known ? std::min(count, fit) : 1;
       const T* lines[kMostRows];
-      for (int ky = 0; known && ky < p_.kh; ++ky) lines[ky] = ring_.at(y + ky * p_.dy, x);
+      if (known) ring_.column(y, x, p_.kh, p_.dy, lines);
       // all of a pixel's channels before the next pixel: they lie side by side in memory
       for (c0_ = 0; c0_ < p_.channels; c0_ += kGroup) {
         n_ = std::min(kGroup, p_.channels - c0_);

@@ -156,7 +156,8 @@ class Finisher {
     return part.slope.empty() ? nullptr : part.slope.data() + (part.slope.size() > 1 ? c0 : 0);
   }
 
-  void enter(int slot) {
+  // apart from the loops over pixels, which it would only make longer
+  __attribute__((noinline)) void enter(int slot) {
     flush();
     slot_ = slot;
     out_ = job_.ring<T>(step_.output, slot);

@@ -90,7 +90,7 @@ Loop across(const Ring<T>& ring, const Span& cols) {
 
 // Maxima keep NaN. The order of the walk is part of the result: of the sum, and of a maximum's sign
 // where it is 0.
-template <bool kMax, int NV, class T>
+template <bool kMax, bool kSeam, int NV, class T>
 TD_INLINE void reduce_vectors(const T* from, const Walk& walk, int left, float* out) {
   V sum[NV];
 #pragma GCC unroll 4
@@ -105,22 +105,30 @@ TD_INLINE void reduce_vectors(const T* from, const Walk& walk, int left, float* 
         sum[v] = kMax ? vmax_nan(x, sum[v]) : vadd(sum[v], x);
       }
       p += inner.step;
-      if (j == inner.seam) p -= inner.turn;
+      if (kSeam && j == inner.seam) p -= inner.turn;
     }
     from += outer.step;
-    if (i == outer.seam) from -= outer.turn;
+    if (kSeam && i == outer.seam) from -= outer.turn;
   }
 #pragma GCC unroll 4
   for (int v = 0; v < NV; ++v) vstore(out + v * kWidth, sum[v]);
 }
 
+template <bool kMax, bool kSeam, class T>
+TD_INLINE void reduce_channels(const T* from, const Walk& walk, int n, float* out) {
+  int c = 0;
+  for (; c + 4 * kWidth <= n; c += 4 * kWidth)
+    reduce_vectors<kMax, kSeam, 4>(from + c, walk, n - c, out + c);
+  for (; c < n; c += kWidth) reduce_vectors<kMax, kSeam, 1>(from + c, walk, n - c, out + c);
+}
+
 // Reduces n channels over a window whose first pixel's channels begin at `from`.
 template <bool kMax, class T>
 TD_INLINE void reduce(const T* from, const Walk& walk, int n, float* out) {
-  int c = 0;
-  for (; c + 4 * kWidth <= n; c += 4 * kWidth)
-    reduce_vectors<kMax, 4>(from + c, walk, n - c, out + c);
-  for (; c < n; c += kWidth) reduce_vectors<kMax, 1>(from + c, walk, n - c, out + c);
+  if (walk.outer.seam || walk.inner.seam)
+    reduce_channels<kMax, true>(from, walk, n, out);
+  else
+    reduce_channels<kMax, false>(from, walk, n, out);
 }
 
 // Sums, and means where something is to divide by.
