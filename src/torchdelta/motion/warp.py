@@ -67,10 +67,10 @@ def valid_mask(to_window: Homography, frame: Size, window: Size) -> Mask:
             else:
                 last = np.where(value >= 0, last, -1)
     kind = np.int16 if window[1] < 2**15 else np.int32
-    begins = np.minimum(first, window[1]).astype(kind)[:, None]
-    ends = np.maximum(last, -1).astype(kind)[:, None]
-    columns = np.arange(window[1], dtype=kind)
-    return (columns >= begins) & (columns <= ends)
+    columns: NDArray[Any] = np.arange(window[1]).astype(kind)
+    begins: NDArray[Any] = np.minimum(first, window[1]).astype(kind)[:, None]
+    ends: NDArray[Any] = np.maximum(last, -1).astype(kind)[:, None]
+    return np.asarray((columns >= begins) & (columns <= ends))
 
 
 @overload
