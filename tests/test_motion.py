@@ -214,9 +214,15 @@ def test_wrong_vectors_fall_back_to_features() -> None:
     true = shift(6, 2)
     before, after = view(START), view(START @ true)
     wrong = true_vectors(shift(-8, 9))
-    motion = Codec().estimate(Thumb.of(before), Thumb.of(after), wrong)
-    assert motion.confidence >= 0.5
-    assert off_px(motion.homography, true) < 0.5
+    codec = Codec()
+    for vectors, said in ((wrong, "pictures differ"), (None, "no motion vectors")):
+        motion = codec.estimate(Thumb.of(before), Thumb.of(after), vectors)
+        assert motion.confidence >= 0.5
+        assert off_px(motion.homography, true) < 0.5
+        assert codec.fallback is not None
+        assert said in codec.fallback
+    codec.estimate(Thumb.of(before), Thumb.of(after), true_vectors(true))
+    assert codec.fallback is None
 
 
 def test_vectors_of_a_frame_before_the_last_one() -> None:
