@@ -26,6 +26,7 @@ from torchdelta.motion.align import Aligner, Limits
 from torchdelta.motion.codec import Codec
 from torchdelta.motion.estimate import Estimator
 from torchdelta.motion.features import Features
+from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate, input_threshold
@@ -165,6 +166,29 @@ def changed_aligned(
     return {key: found[1:] for key, found in shares.items()}, why
 
 
+def print_fallbacks(clips: dict[str, Path], limit: int | None) -> None:
+    print("\n| clip | frames | by vectors | no vectors | do not agree | pictures differ |")
+    print("|---" * 6 + "|")
+    for clip, path in clips.items():
+        codec, previous, why = Codec(), None, Counter[str]()
+        for _, (frame, vectors) in zip(range(limit or 10**9), frames(path, SIZE), strict=False):
+            current = Thumb.of(frame)
+            if previous is not None:
+                codec.estimate(previous, current, vectors)
+                why[fallback(codec.fallback)] += 1
+            previous = current
+        counts = " | ".join(str(why[key]) for key in ("", "none", "agree", "differ"))
+        print(f"| {clip} | {why.total()} | {counts} |", flush=True)
+
+
+def fallback(reason: str | None) -> str:
+    if reason is None:
+        return ""
+    if "no motion vectors" in reason:
+        return "none"
+    return "differ" if "pictures differ" in reason else "agree"
+
+
 def resampled(frame: Picture, placement, how: int) -> Picture:
     if how == cv2.INTER_LINEAR:
         return placement.warp(frame)
@@ -248,7 +272,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="25 frames of each clip")
     parser.add_argument("--pictures", type=Path, help="folder for aligned frames and worlds")
     parser.add_argument("--clips", default=",".join(CLIPS))
-    parser.add_argument("--only", default="share,limits,filter,time")
+    parser.add_argument("--only", default="share,limits,filter,codec,time")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -261,6 +285,8 @@ def main() -> None:
         print_limits(clips, limit)
     if "filter" in options.only:
         print_filters(clips, limit)
+    if "codec" in options.only:
+        print_fallbacks(clips, limit)
     if "time" in options.only:
         print_times(clips, limit)
 

@@ -37,7 +37,7 @@ from torchdelta.motion.homography import (
 from torchdelta.motion.thumb import Thumb, misfit
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
-from torchdelta.motion.warp import to_window, valid_mask, warp
+from torchdelta.motion.warp import Scratch, to_window, valid_mask, warp
 
 SIZE = (240, 320)
 H, W = SIZE
@@ -214,9 +214,15 @@ def test_wrong_vectors_fall_back_to_features() -> None:
     true = shift(6, 2)
     before, after = view(START), view(START @ true)
     wrong = true_vectors(shift(-8, 9))
-    motion = Codec().estimate(Thumb.of(before), Thumb.of(after), wrong)
-    assert motion.confidence >= 0.5
-    assert off_px(motion.homography, true) < 0.5
+    codec = Codec()
+    for vectors, said in ((wrong, "pictures differ"), (None, "no motion vectors")):
+        motion = codec.estimate(Thumb.of(before), Thumb.of(after), vectors)
+        assert motion.confidence >= 0.5
+        assert off_px(motion.homography, true) < 0.5
+        assert codec.fallback is not None
+        assert said in codec.fallback
+    codec.estimate(Thumb.of(before), Thumb.of(after), true_vectors(true))
+    assert codec.fallback is None
 
 
 def test_vectors_of_a_frame_before_the_last_one() -> None:
@@ -322,7 +328,7 @@ def test_opencv_and_torch_sample_alike(pose: str, kind: str, channels: int) -> N
     window = (288, 352)
     from torchdelta.motion.warp import _warp_opencv, _warp_torch
 
-    by_opencv = _warp_opencv(np.ascontiguousarray(frame), POSES[pose], window)
+    by_opencv = _warp_opencv(np.ascontiguousarray(frame), POSES[pose], window, Scratch())
     by_torch = _warp_torch(torch.from_numpy(frame.copy()), POSES[pose], window).numpy()
     mask = valid_mask(POSES[pose], SIZE, window)
     assert by_opencv.shape == by_torch.shape == (*window, channels)
@@ -340,6 +346,9 @@ def test_whole_shifts_copy_pixels() -> None:
     for kind in (frame, torch.from_numpy(frame.copy())):
         placed = warp(kind, shift(16, 8), (288, 352))
         assert np.array_equal(np.asarray(placed)[8 : 8 + H, 16 : 16 + W], frame)
+        beyond = np.asarray(warp(kind, shift(-16, 200), (288, 352)))
+        assert np.array_equal(beyond[200:, : W - 16], frame[:88, 16:])
+        assert not beyond[:200].any()
 
 
 def aligned_somewhere() -> Aligned:
@@ -466,7 +475,7 @@ def test_drift_over_hundreds_of_frames() -> None:
 
 @pytest.mark.parametrize(
     ("motion", "reason"),
-    [(about_centre(1.2), "rotation"), (about_centre(scale=1.03), "scale"),
+    [(about_centre(1.2), "rotation"), (about_centre(scale=1.03), "outside the window"),
      (about_centre(scale=0.97), "scale")],
     ids=["roll", "zoom-out", "zoom-in"],
 )  # fmt: skip
@@ -475,18 +484,18 @@ def test_roll_and_zoom_until_a_new_reference(motion: np.ndarray, reason: str) ->
     # to decide whether following is worth it is another test's matter
     follow.choice.look = lambda *_: None  # type: ignore[method-assign]
     pose, reasons = START, []
-    for n in range(12):
+    for n in range(16):
         placement = follow.place(view(pose))
         check_window(placement)
         if n:
             reasons.append(placement.anchored)
         if n and not placement.anchored:
-            assert 1 / 1.18 <= scale_of(placement.pose, SIZE) <= 1.18
-            assert abs(turn_degrees(placement.pose, SIZE)) <= 8
+            assert 1 / 1.25 <= scale_of(placement.pose, SIZE) <= 1.25
+            assert abs(turn_degrees(placement.pose, SIZE)) <= 12
         pose = pose @ motion
     assert {r for r in reasons if r} == {reason}
     # the next frames go on from the new reference
-    assert reasons.count(None) >= 8
+    assert reasons.count(None) >= 12
 
 
 def test_a_camera_that_drives_forward_is_followed_by_shift_alone() -> None:
@@ -534,7 +543,7 @@ def test_given_homographies() -> None:
     assert (jump.anchored, jump.detail) == ("jump", "by 4000 px")
     turned = follow.place(frame, homography=about_centre(30))
     assert turned.anchored == "rotation"
-    assert turned.detail == "30.0 degrees, kept within 8"
+    assert turned.detail == "30.0 degrees, kept within 12"
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -638,7 +647,7 @@ def test_a_pose_is_sound_whatever_comes(name: str | None, frames: list) -> None:
         if placed.anchored:
             assert placed.origin == placed.moved == (0, 0)
         else:
-            assert 0.84 < scale_of(placed.pose, SMALL) < 1.19
+            assert 0.79 < scale_of(placed.pose, SMALL) < 1.26
             assert all(n % 16 == 0 for n in placed.origin)
             steps = zip(placed.origin, origin, placed.moved, strict=True)
             assert all(now - before == moved for now, before, moved in steps)

@@ -31,6 +31,7 @@ from torchdelta.motion.homography import (
 )
 from torchdelta.motion.thumb import Thumb, misfit
 from torchdelta.motion.vectors import Vectors
+from torchdelta.motion.warp import Scratch
 
 # a motion of less confidence counts where the pictures fit so much better with it
 LEAST_DOUBTFUL, CLEARLY_BETTER = 0.25, 0.8
@@ -58,9 +59,9 @@ class Limits:
     confidence: of a motion that is believed without looking further
     """
 
-    scale: float = 1.18
-    stretch: float = 1.33
-    turn_degrees: float = 8.0
+    scale: float = 1.25
+    stretch: float = 1.5
+    turn_degrees: float = 12.0
     inside: float = 0.9
     confidence: float = 0.5
 
@@ -96,6 +97,7 @@ class Aligner:
         self._range = value_range
         self.choice = Choice(self._limits.scale, self._limits.turn_degrees)
         self._registrar = Features()
+        self._scratch = Scratch()
         self.reset()
 
     def reset(self) -> None:
@@ -244,7 +246,10 @@ class Aligner:
         inside = inside_share(quad - (left, top), self._window)
         if inside < self._limits.inside:
             return self._anchored(motion, "outside the window", f"{inside:.0%} of the frame inside")
-        return Aligned(self._frame, self._window, pose, (top, left), moved, motion=motion)
+        return Aligned(
+            self._frame, self._window, pose, (top, left), moved, motion=motion,
+            scratch=self._scratch,
+        )  # fmt: skip
 
     def _anchored(self, motion: Motion, why: str, detail: str | None = None) -> Aligned:
         """Make the frame the reference, in the middle of a new window."""
@@ -252,8 +257,9 @@ class Aligner:
         self._anchor = shift(room[1] // 2, room[0] // 2)
         self._kept = None
         return Aligned(
-            self._frame, self._window, self._anchor, anchored=why, detail=detail, motion=motion
-        )
+            self._frame, self._window, self._anchor, anchored=why, detail=detail, motion=motion,
+            scratch=self._scratch,
+        )  # fmt: skip
 
     def _keep(self, placement: Aligned) -> None:
         assert self._thumb is not None

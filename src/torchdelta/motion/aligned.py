@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchdelta.motion.estimate import Motion
 from torchdelta.motion.homography import Homography, Points, Size, inverse, resizing, through
-from torchdelta.motion.warp import Mask, sampling_grid, to_window, valid_mask, warp
+from torchdelta.motion.warp import Mask, Scratch, sampling_grid, to_window, valid_mask, warp
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -42,6 +42,7 @@ class Aligned:
     anchored: why this frame is a new reference, one of ANCHORS' names; None where it is none
     detail:   the numbers behind that
     motion:   the camera's motion since the previous frame
+    scratch:  the stream's, for warps
     """
 
     frame: Size
@@ -52,6 +53,7 @@ class Aligned:
     anchored: str | None = None
     detail: str | None = None
     motion: Motion = field(default_factory=Motion)
+    scratch: Scratch = field(default_factory=Scratch, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         assert self.anchored is None or self.anchored in ANCHORS, self.anchored
@@ -66,8 +68,11 @@ class Aligned:
         return valid_mask(self.to_window, self.frame, self.window)
 
     def warp(self, frame: Array) -> Array:
-        """Bring the frame [h, w, C] into the window: [H, W, C], same kind, dtype and device."""
-        return warp(frame, self.to_window, self.window)
+        """Bring the frame [h, w, C] into the window: [H, W, C], same kind, dtype and device.
+
+        Pixels beyond the frame are 0.
+        """
+        return warp(frame, self.to_window, self.window, self.scratch)
 
     def to_frame_points(self, points: Any, stride: float = 1) -> Points:
         """Bring points of the network's output into the frame's pixels.
