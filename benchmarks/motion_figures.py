@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torchdelta.motion.align import Aligner
+from torchdelta.motion.align import Aligner, Limits
 from torchdelta.motion.codec import Codec
 from torchdelta.motion.estimate import Estimator
 from torchdelta.motion.features import Features
+from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate, input_threshold
@@ -46,6 +47,13 @@ FILTERS = {
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
     "Lanczos": cv2.INTER_LANCZOS4,
+}
+# the design's starting values, and wider ones
+LIMITS = {
+    "1.1, 1.2, 5": Limits(scale=1.1, stretch=1.2, turn_degrees=5),
+    "1.18, 1.33, 8": Limits(scale=1.18, stretch=1.33, turn_degrees=8),
+    "1.25, 1.5, 12": Limits(scale=1.25, stretch=1.5, turn_degrees=12),
+    "1.35, 1.7, 16": Limits(scale=1.35, stretch=1.7, turn_degrees=16),
 }
 # frames of the short figures, which the design's trial took
 SHORT = 24
@@ -129,9 +137,10 @@ def changed_aligned(
     how: int,
     thresholds: dict[str, tuple[bool, float]],
     pictures: Path | None = None,
+    limits: Limits | None = None,
 ) -> tuple[dict[str, list[float]], Counter[str]]:
     window = window_of(SIZE)
-    aligner = Aligner(SIZE, window, (STRIDE, STRIDE), ESTIMATORS[name]())
+    aligner = Aligner(SIZE, window, (STRIDE, STRIDE), ESTIMATORS[name](), limits=limits)
     shown = {key: Shown(window, *setting) for key, setting in thresholds.items()}
     shares: dict[str, list[float]] = {key: [] for key in thresholds}
     why: Counter[str] = Counter()
@@ -148,13 +157,36 @@ def changed_aligned(
             whole = placement.anchored is not None
             shares[key].append(1.0 if whole else float(published.sum()) / (SIZE[0] * SIZE[1]))
         if index and placement.anchored:
-            why[" ".join(placement.anchored.split()[:1])] += 1
+            why[placement.anchored] += 1
         if pictures is not None and index % 10 == 9:
             side = np.hstack([warped * mask[..., None], next(iter(shown.values())).world])
             cv2.imwrite(
                 str(pictures / f"{path.stem}-{name}-{index}.png"), side[..., ::-1].astype(np.uint8)
             )
     return {key: found[1:] for key, found in shares.items()}, why
+
+
+def print_fallbacks(clips: dict[str, Path], limit: int | None) -> None:
+    print("\n| clip | frames | by vectors | no vectors | do not agree | pictures differ |")
+    print("|---" * 6 + "|")
+    for clip, path in clips.items():
+        codec, previous, why = Codec(), None, Counter[str]()
+        for _, (frame, vectors) in zip(range(limit or 10**9), frames(path, SIZE), strict=False):
+            current = Thumb.of(frame)
+            if previous is not None:
+                codec.estimate(previous, current, vectors)
+                why[fallback(codec.fallback)] += 1
+            previous = current
+        counts = " | ".join(str(why[key]) for key in ("", "none", "agree", "differ"))
+        print(f"| {clip} | {why.total()} | {counts} |", flush=True)
+
+
+def fallback(reason: str | None) -> str:
+    if reason is None:
+        return ""
+    if "no motion vectors" in reason:
+        return "none"
+    return "differ" if "pictures differ" in reason else "agree"
 
 
 def resampled(frame: Picture, placement, how: int) -> Picture:
@@ -192,10 +224,8 @@ def print_shares(clips: dict[str, Path], limit: int | None, pictures: Path | Non
         print(f"| {clip} | static | {row(signed, gate)} | |", flush=True)
         for name in ESTIMATORS:
             found, why = changed_aligned(path, limit, name, cv2.INTER_LINEAR, GATES, pictures)
-            said = ", ".join(f"{n} {reason}" for reason, n in why.most_common())
-            print(
-                f"| {clip} | {name} | {row(found['signed'], found['gate'])} | {said} |", flush=True
-            )
+            shares = row(found["signed"], found["gate"])
+            print(f"| {clip} | {name} | {shares} | {reasons(why)} |", flush=True)
 
 
 def print_filters(clips: dict[str, Path], limit: int | None) -> None:
@@ -205,6 +235,22 @@ def print_filters(clips: dict[str, Path], limit: int | None) -> None:
             found, _ = changed_aligned(path, limit, "features", how, TIGHT)
             shares = " | ".join(f"{fmean(found[key]):.3f}" for key in TIGHT)
             print(f"| {clip} | {name} | {shares} |", flush=True)
+
+
+def print_limits(clips: dict[str, Path], limit: int | None) -> None:
+    print(f"\n| clip | scale, stretch, degrees | signed | first {SHORT} | new references |")
+    print("|---" * 5 + "|")
+    for clip, path in clips.items():
+        for name, limits in LIMITS.items():
+            found, why = changed_aligned(
+                path, limit, "features", cv2.INTER_LINEAR, {"8": TIGHT["8"]}, limits=limits
+            )
+            share, short = fmean(found["8"]), fmean(found["8"][:SHORT])
+            print(f"| {clip} | {name} | {share:.3f} | {short:.3f} | {reasons(why)} |", flush=True)
+
+
+def reasons(why: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in why.most_common())
 
 
 def print_times(clips: dict[str, Path], limit: int | None) -> None:
@@ -226,7 +272,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="25 frames of each clip")
     parser.add_argument("--pictures", type=Path, help="folder for aligned frames and worlds")
     parser.add_argument("--clips", default=",".join(CLIPS))
-    parser.add_argument("--only", default="share,filter,time")
+    parser.add_argument("--only", default="share,limits,filter,codec,time")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -235,8 +281,12 @@ def main() -> None:
     clips = {name: folder / CLIPS[name] for name in options.clips.split(",")}
     if "share" in options.only:
         print_shares(clips, limit, options.pictures)
+    if "limits" in options.only:
+        print_limits(clips, limit)
     if "filter" in options.only:
         print_filters(clips, limit)
+    if "codec" in options.only:
+        print_fallbacks(clips, limit)
     if "time" in options.only:
         print_times(clips, limit)
 

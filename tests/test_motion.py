@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 
 from torchdelta.errors import FrameError
-from torchdelta.motion.align import Aligner, Limits, inside_share
+from torchdelta.motion.align import RELATIVE_TO, Aligner, Limits, inside_share
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.codec import Codec
 from torchdelta.motion.estimate import Estimator, Motion
@@ -35,7 +37,7 @@ from torchdelta.motion.homography import (
 from torchdelta.motion.thumb import Thumb, misfit
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
-from torchdelta.motion.warp import to_window, valid_mask, warp
+from torchdelta.motion.warp import Scratch, to_window, valid_mask, warp
 
 SIZE = (240, 320)
 H, W = SIZE
@@ -192,12 +194,13 @@ BLANKS = {
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("blank", BLANKS)
 def test_blank_frames_give_low_confidence(name: str, blank: str) -> None:
-    frames = noisy(BLANKS[blank], 1.5, 0), noisy(BLANKS[blank], 1.5, 1)
-    motion = ESTIMATORS[name]().estimate(*map(Thumb.of, frames))
-    # a ramp has no corners, and yet tells that it stands still
-    assert motion.confidence < 0.5 or blank == "ramp"
-    assert off_px(motion.homography, np.eye(3)) < 0.5
-    assert motion.reason or motion.confidence >= 0.5
+    for deviation in (0, 1.5, 3, 6):
+        frames = [Thumb.of(noisy(BLANKS[blank], deviation, seed)) for seed in (0, 1)]
+        motion = ESTIMATORS[name]().estimate(*frames)
+        # a ramp has no corners, and yet may tell that it stands still
+        assert motion.confidence < 0.5 or blank == "ramp"
+        assert motion.confidence < 0.5 or off_px(motion.homography, np.eye(3)) < 1
+        assert motion.reason or motion.confidence >= 0.5
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -211,9 +214,15 @@ def test_wrong_vectors_fall_back_to_features() -> None:
     true = shift(6, 2)
     before, after = view(START), view(START @ true)
     wrong = true_vectors(shift(-8, 9))
-    motion = Codec().estimate(Thumb.of(before), Thumb.of(after), wrong)
-    assert motion.confidence >= 0.5
-    assert off_px(motion.homography, true) < 0.5
+    codec = Codec()
+    for vectors, said in ((wrong, "pictures differ"), (None, "no motion vectors")):
+        motion = codec.estimate(Thumb.of(before), Thumb.of(after), vectors)
+        assert motion.confidence >= 0.5
+        assert off_px(motion.homography, true) < 0.5
+        assert codec.fallback is not None
+        assert said in codec.fallback
+    codec.estimate(Thumb.of(before), Thumb.of(after), true_vectors(true))
+    assert codec.fallback is None
 
 
 def test_vectors_of_a_frame_before_the_last_one() -> None:
@@ -319,7 +328,7 @@ def test_opencv_and_torch_sample_alike(pose: str, kind: str, channels: int) -> N
     window = (288, 352)
     from torchdelta.motion.warp import _warp_opencv, _warp_torch
 
-    by_opencv = _warp_opencv(np.ascontiguousarray(frame), POSES[pose], window)
+    by_opencv = _warp_opencv(np.ascontiguousarray(frame), POSES[pose], window, Scratch())
     by_torch = _warp_torch(torch.from_numpy(frame.copy()), POSES[pose], window).numpy()
     mask = valid_mask(POSES[pose], SIZE, window)
     assert by_opencv.shape == by_torch.shape == (*window, channels)
@@ -337,6 +346,9 @@ def test_whole_shifts_copy_pixels() -> None:
     for kind in (frame, torch.from_numpy(frame.copy())):
         placed = warp(kind, shift(16, 8), (288, 352))
         assert np.array_equal(np.asarray(placed)[8 : 8 + H, 16 : 16 + W], frame)
+        beyond = np.asarray(warp(kind, shift(-16, 200), (288, 352)))
+        assert np.array_equal(beyond[200:, : W - 16], frame[:88, 16:])
+        assert not beyond[:200].any()
 
 
 def aligned_somewhere() -> Aligned:
@@ -463,7 +475,7 @@ def test_drift_over_hundreds_of_frames() -> None:
 
 @pytest.mark.parametrize(
     ("motion", "reason"),
-    [(about_centre(1.2), "rotation"), (about_centre(scale=1.03), "scale"),
+    [(about_centre(1.2), "rotation"), (about_centre(scale=1.03), "outside the window"),
      (about_centre(scale=0.97), "scale")],
     ids=["roll", "zoom-out", "zoom-in"],
 )  # fmt: skip
@@ -472,20 +484,18 @@ def test_roll_and_zoom_until_a_new_reference(motion: np.ndarray, reason: str) ->
     # to decide whether following is worth it is another test's matter
     follow.choice.look = lambda *_: None  # type: ignore[method-assign]
     pose, reasons = START, []
-    for n in range(12):
+    for n in range(16):
         placement = follow.place(view(pose))
         check_window(placement)
         if n:
             reasons.append(placement.anchored)
         if n and not placement.anchored:
-            assert 1 / 1.18 <= scale_of(placement.pose, SIZE) <= 1.18
-            assert abs(turn_degrees(placement.pose, SIZE)) <= 8
+            assert 1 / 1.25 <= scale_of(placement.pose, SIZE) <= 1.25
+            assert abs(turn_degrees(placement.pose, SIZE)) <= 12
         pose = pose @ motion
-    found = [r for r in reasons if r]
-    assert found
-    assert all(reason in r for r in found), found
+    assert {r for r in reasons if r} == {reason}
     # the next frames go on from the new reference
-    assert reasons.count(None) >= 8
+    assert reasons.count(None) >= 12
 
 
 def test_a_camera_that_drives_forward_is_followed_by_shift_alone() -> None:
@@ -505,8 +515,8 @@ def test_scene_cut_and_blank_frames() -> None:
     for n in range(3):
         follow.place(view(START @ shift(3 * n, 0)))
     cut = follow.place(view(shift(60, 40) @ about_centre(90)))
-    assert cut.anchored
-    assert "scene cut" in cut.anchored or "confidence" in cut.anchored
+    assert cut.anchored in ("scene cut", "low confidence")
+    assert cut.detail
     blank = [follow.place(np.full((H, W, 3), 90, np.uint8)) for _ in range(3)]
     # nothing is known of a blank frame's motion: it stays where the last one was
     assert blank[2].anchored is None
@@ -528,13 +538,12 @@ def test_given_homographies() -> None:
     )
     assert by_reference.pose == pytest.approx(shift(76, 29))
     missing = follow.place(frame)
-    assert missing.anchored == "no homography came with the frame"
+    assert missing.anchored == "no homography"
     jump = follow.place(frame, homography=shift(4000, 0))
-    assert jump.anchored
-    assert "jump" in jump.anchored
+    assert (jump.anchored, jump.detail) == ("jump", "by 4000 px")
     turned = follow.place(frame, homography=about_centre(30))
-    assert turned.anchored
-    assert "rotation" in turned.anchored
+    assert turned.anchored == "rotation"
+    assert turned.detail == "30.0 degrees, kept within 12"
 
 
 @pytest.mark.parametrize("bad", BAD)
@@ -569,3 +578,79 @@ def test_misfit_counts_only_what_both_frames_show() -> None:
     before, after = Thumb.of(view(START)), Thumb.of(view(START @ shift(40, 0)))
     assert misfit(before, after, shift(40, 0)) < 3 < misfit(before, after, np.eye(3))
     assert misfit(before, after, shift(4000, 0)) == float("inf")
+
+
+# -------------------------------------------------------------- whatever comes, the pose is sound
+
+
+SMALL = (60, 80)
+NUMBERS = st.floats(width=32) | st.integers(-90, 90).map(float)
+
+
+def small_frame(kind: str, number: int) -> np.ndarray:
+    """A frame of a size that is quick: of the scene, without texture, of noise, or of NaN."""
+    rng = np.random.default_rng(number)
+    if kind == "scene":
+        return view(shift(*rng.uniform(300, 330, 2)) @ about_centre(rng.uniform(-3, 3)), SMALL)
+    if kind == "noise":
+        return rng.integers(0, 256, (*SMALL, 3), np.uint8)
+    if kind == "even":
+        return np.full((*SMALL, 3), number, np.uint8)
+    return rng.choice(np.array([np.nan, np.inf, 0.5, 1e30], np.float32), (*SMALL, 3))
+
+
+def homographies() -> st.SearchStrategy[np.ndarray]:
+    anything = st.lists(NUMBERS, min_size=9, max_size=9).map(lambda n: np.array(n).reshape(3, 3))
+    little = st.tuples(st.floats(-4, 4), st.floats(0.5, 2), st.integers(-200, 200)).map(
+        lambda n: shift(n[2], -n[2] / 3) @ about_centre(n[0], n[1], SMALL)
+    )
+    return anything | little
+
+
+def vectors() -> st.SearchStrategy[Vectors]:
+    blocks = st.lists(st.tuples(*[NUMBERS] * 4, st.just(64)), max_size=40).map(
+        lambda rows: np.array(rows, np.float32).reshape(-1, 5)
+    )
+    alike = st.tuples(NUMBERS, NUMBERS).map(
+        lambda way: np.array([(x, y, *way, 64) for x in range(4, 80, 8) for y in range(4, 60, 8)])
+    )
+    return st.builds(Vectors, blocks | alike, st.just(SMALL), st.booleans())
+
+
+@seed(5)
+@settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from([*ESTIMATORS, None]),
+    frames=st.lists(
+        st.tuples(
+            st.sampled_from(["scene", "scene", "noise", "even", "nan"]), st.integers(0, 255),
+            st.none() | vectors(), st.none() | homographies(), st.sampled_from(RELATIVE_TO),
+        ),
+        min_size=2, max_size=10,
+    ),
+)  # fmt: skip
+def test_a_pose_is_sound_whatever_comes(name: str | None, frames: list) -> None:
+    estimator = None if name is None else ESTIMATORS[name]()
+    follow, origin = Aligner(SMALL, (96, 128), (16, 16), estimator), (0, 0)
+    for kind, number, said, homography, relative_to in frames:
+        frame = small_frame(kind, number)
+        try:
+            placed = follow.place(
+                frame, vectors=said, homography=homography, relative_to=relative_to
+            )
+        except FrameError:
+            assert homography is not None
+            continue
+        assert np.isfinite(placed.pose).all()
+        assert np.linalg.det(placed.pose) > 0
+        assert 0 <= placed.motion.confidence <= 1
+        if placed.anchored:
+            assert placed.origin == placed.moved == (0, 0)
+        else:
+            assert 0.79 < scale_of(placed.pose, SMALL) < 1.26
+            assert all(n % 16 == 0 for n in placed.origin)
+            steps = zip(placed.origin, origin, placed.moved, strict=True)
+            assert all(now - before == moved for now, before, moved in steps)
+            assert placed.mask().sum() > 0.5 * SMALL[0] * SMALL[1]
+        origin = placed.origin
+        assert placed.warp(frame).shape == (96, 128, 3)

@@ -31,6 +31,7 @@ from torchdelta.motion.homography import (
 )
 from torchdelta.motion.thumb import Thumb, misfit
 from torchdelta.motion.vectors import Vectors
+from torchdelta.motion.warp import Scratch
 
 # a motion of less confidence counts where the pictures fit so much better with it
 LEAST_DOUBTFUL, CLEARLY_BETTER = 0.25, 0.8
@@ -44,6 +45,8 @@ MOST_CORRECTION_PX = 12.0
 LEAST_COMMON = 0.6
 
 RELATIVE_TO = ("previous", "reference")
+# one of ANCHORS' names, and the numbers behind it
+Why = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ class Limits:
     confidence: of a motion that is believed without looking further
     """
 
-    scale: float = 1.18
-    stretch: float = 1.33
-    turn_degrees: float = 8.0
+    scale: float = 1.25
+    stretch: float = 1.5
+    turn_degrees: float = 12.0
     inside: float = 0.9
     confidence: float = 0.5
 
@@ -94,6 +97,7 @@ class Aligner:
         self._range = value_range
         self.choice = Choice(self._limits.scale, self._limits.turn_degrees)
         self._registrar = Features()
+        self._scratch = Scratch()
         self.reset()
 
     def reset(self) -> None:
@@ -153,19 +157,19 @@ class Aligner:
         # thumbs of earlier frames would be compared across a gap
         self._thumb = self._kept = self._trusted = None
         if self._last is None:
-            return self._anchored("first frame", Motion())
+            return self._anchored(Motion(), "first frame")
         if given is None:
-            return self._anchored("no homography came with the frame", unknown("none given"))
+            return self._anchored(unknown("none given"), "no homography")
         return self._moved(Motion(given))
 
     def _place_estimated(self, thumb: Thumb, vectors: Vectors | None) -> Aligned:
         previous, self._thumb = self._thumb, thumb
         if self._last is None or previous is None:
-            placement = self._anchored("first frame", Motion())
+            placement = self._anchored(Motion(), "first frame")
         else:
-            motion, cut = self._motion(previous, thumb, vectors)
+            motion, why = self._motion(previous, thumb, vectors)
             self.choice.look(previous, thumb, motion.homography)
-            placement = self._anchored(cut, motion) if cut else self._moved(motion)
+            placement = self._anchored(motion, *why) if why else self._moved(motion)
             self._trusted = motion.homography if motion.confidence else None
         if placement.anchored or self._kept is None or self.choice.shift_only:
             self._keep(placement)
@@ -175,7 +179,7 @@ class Aligner:
 
     def _motion(
         self, previous: Thumb, current: Thumb, vectors: Vectors | None
-    ) -> tuple[Motion, str | None]:
+    ) -> tuple[Motion, Why | None]:
         """Estimate the motion; where it is doubtful, choose what makes the pictures fit.
 
         returns: the motion to go on with, and why to begin anew instead
@@ -195,9 +199,9 @@ class Aligner:
             best, homography = still, np.eye(3)
         doubt = Motion(homography, motion.confidence, motion.reason)
         if best > FOREIGN_LEVELS:
-            return doubt, f"scene cut: {best:.0f} grey levels differ"
+            return doubt, ("scene cut", f"{best:.0f} grey levels differ")
         if best > MOSTLY_NEW_LEVELS:
-            return doubt, f"confidence {motion.confidence:.2f}: {motion.reason}"
+            return doubt, ("low confidence", f"{motion.confidence:.2f}: {motion.reason}")
         return doubt, None
 
     def _moved(self, motion: Motion) -> Aligned:
@@ -208,23 +212,24 @@ class Aligner:
         pose = scaled(self._last.pose @ followed)
         why = self._too_far(pose)
         if why is not None:
-            return self._anchored(why, motion)
+            return self._anchored(motion, *why)
         return self._placed(pose, motion)
 
-    def _too_far(self, pose: Homography) -> str | None:
+    def _too_far(self, pose: Homography) -> Why | None:
         """Say why a pose calls for a new reference."""
         depths = corners(self._frame) @ pose[2, :2] + 1
         if not np.isfinite(pose).all() or not (depths > 0).all():
-            return "the frame's pose is singular"
+            return "singular pose", f"depths at the corners {depths.round(2).tolist()}"
         limits, scale = self._limits, scale_of(pose, self._frame)
         least, most = stretch(pose, self._frame)
         turn = turn_degrees(pose, self._frame)
         if not 1 / limits.scale <= scale <= limits.scale:
-            return f"scale {scale:.2f}, kept within {limits.scale:g} either way"
+            return "scale", f"{scale:.2f}, kept within {limits.scale:g} either way"
         if not (1 / limits.stretch <= least and most <= limits.stretch):
-            return f"stretch {least:.2f} to {most:.2f}, kept within {limits.stretch:g} either way"
+            said = f"{least:.2f} to {most:.2f}, kept within {limits.stretch:g} either way"
+            return "stretch", said
         if abs(turn) > limits.turn_degrees:
-            return f"rotation {turn:.1f} degrees, kept within {limits.turn_degrees:g}"
+            return "rotation", f"{turn:.1f} degrees, kept within {limits.turn_degrees:g}"
         return None
 
     def _placed(self, pose: Homography, motion: Motion) -> Aligned:
@@ -236,20 +241,24 @@ class Aligner:
         left = _origin(origin[1], quad[:, 0], self._window[1], self._stride[1])
         moved = (top - origin[0], left - origin[1])
         if abs(moved[0]) >= self._window[0] or abs(moved[1]) >= self._window[1]:
-            return self._anchored(f"jump by {farthest_px(motion.homography, self._frame):.0f} px",
-                                  motion)  # fmt: skip
+            far_px = farthest_px(motion.homography, self._frame)
+            return self._anchored(motion, "jump", f"by {far_px:.0f} px")
         inside = inside_share(quad - (left, top), self._window)
         if inside < self._limits.inside:
-            return self._anchored(f"{inside:.0%} of the frame in the window", motion)
-        return Aligned(self._frame, self._window, pose, (top, left), moved, None, motion)
+            return self._anchored(motion, "outside the window", f"{inside:.0%} of the frame inside")
+        return Aligned(
+            self._frame, self._window, pose, (top, left), moved, motion=motion,
+            scratch=self._scratch,
+        )  # fmt: skip
 
-    def _anchored(self, why: str, motion: Motion) -> Aligned:
+    def _anchored(self, motion: Motion, why: str, detail: str | None = None) -> Aligned:
         """Make the frame the reference, in the middle of a new window."""
         room = [w - f for w, f in zip(self._window, self._frame, strict=True)]
         self._anchor = shift(room[1] // 2, room[0] // 2)
         self._kept = None
         return Aligned(
-            self._frame, self._window, self._anchor, anchored=why, motion=motion
+            self._frame, self._window, self._anchor, anchored=why, detail=detail, motion=motion,
+            scratch=self._scratch,
         )  # fmt: skip
 
     def _keep(self, placement: Aligned) -> None:

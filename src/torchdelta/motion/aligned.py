@@ -12,9 +12,23 @@ from torch import Tensor
 
 from torchdelta.motion.estimate import Motion
 from torchdelta.motion.homography import Homography, Points, Size, inverse, resizing, through
-from torchdelta.motion.warp import Mask, sampling_grid, to_window, valid_mask, warp
+from torchdelta.motion.warp import Mask, Scratch, sampling_grid, to_window, valid_mask, warp
 
 Array = TypeVar("Array", np.ndarray, Tensor)
+
+# why a frame becomes a new reference: its pose starts anew, and everything is computed
+ANCHORS = {
+    "first frame": "there is nothing to refer to",
+    "scene cut": "the frame does not show what the one before showed",
+    "low confidence": "the motion is doubtful, and without it most of the frame would be new",
+    "no homography": "homographies are given, and none came with the frame",
+    "singular pose": "the frame's pose is not finite, or folds the frame",
+    "scale": "the frame would be shrunk or enlarged too much",
+    "stretch": "the same in one direction, or in a corner",
+    "rotation": "the frame would be turned too far",
+    "jump": "the frame lies beyond the window, nothing of which would be left",
+    "outside the window": "too little of the frame lies in the window",
+}
 
 
 @dataclass(frozen=True)
@@ -25,8 +39,10 @@ class Aligned:
     pose:     the frame's pixel centres (x, y, 1) to the world's; the reference frame's is a shift
     origin:   the window's corner in the world (y, x), a multiple of the plan's total stride
     moved:    what the origin moved by since the last frame (dy, dx); (0, 0) with a new reference
-    anchored: why this frame is a new reference, None where it is none
+    anchored: why this frame is a new reference, one of ANCHORS' names; None where it is none
+    detail:   the numbers behind that
     motion:   the camera's motion since the previous frame
+    scratch:  the stream's, for warps
     """
 
     frame: Size
@@ -35,7 +51,12 @@ class Aligned:
     origin: tuple[int, int] = (0, 0)
     moved: tuple[int, int] = (0, 0)
     anchored: str | None = None
+    detail: str | None = None
     motion: Motion = field(default_factory=Motion)
+    scratch: Scratch = field(default_factory=Scratch, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        assert self.anchored is None or self.anchored in ANCHORS, self.anchored
 
     @property
     def to_window(self) -> Homography:
@@ -47,8 +68,11 @@ class Aligned:
         return valid_mask(self.to_window, self.frame, self.window)
 
     def warp(self, frame: Array) -> Array:
-        """Bring the frame [h, w, C] into the window: [H, W, C], same kind, dtype and device."""
-        return warp(frame, self.to_window, self.window)
+        """Bring the frame [h, w, C] into the window: [H, W, C], same kind, dtype and device.
+
+        Pixels beyond the frame are 0.
+        """
+        return warp(frame, self.to_window, self.window, self.scratch)
 
     def to_frame_points(self, points: Any, stride: float = 1) -> Points:
         """Bring points of the network's output into the frame's pixels.

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from torchdelta.motion.estimate import Estimator, Motion, verified
+from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
 from torchdelta.motion.features import Features, without_still
 from torchdelta.motion.fit import fit
 from torchdelta.motion.homography import Homography, Size, inverse, resized, scaled
@@ -25,12 +25,16 @@ LEAST_AGREEING = 0.5
 
 
 class Codec(Estimator):
-    """A homography fitted to the decoder's vectors; corners where there are none that fit."""
+    """A homography fitted to the decoder's vectors; corners where there are none that fit.
+
+    fallback: why corners were followed in the last frame, None where its vectors were used
+    """
 
     name: ClassVar[str] = "codec"
 
     def __init__(self) -> None:
         self._features = Features()
+        self.fallback: str | None = None
         # from the previous frame to the last one that later frames may be made of
         self._to_kept: Homography | None = None
         self._kept: bool = True
@@ -42,13 +46,15 @@ class Codec(Estimator):
 
     def estimate(self, previous: Thumb, current: Thumb, vectors: Vectors | None = None) -> Motion:
         """Estimate the motion from the current frame back to the previous one."""
-        motion = None
+        motion = unknown("the frame has no motion vectors")
         if vectors is not None and len(vectors.blocks):
             motion = self._from_vectors(previous, current, vectors)
-        if motion is None or motion.confidence < LEAST_AGREEING:
-            motion = self._features.estimate(previous, current)
-        else:
+        self.fallback = None
+        if motion.confidence >= LEAST_AGREEING:
             self._features.reset()
+        else:
+            self.fallback = motion.reason
+            motion = self._features.estimate(previous, current)
         self._chain(motion, vectors)
         return motion
 
@@ -59,13 +65,13 @@ class Codec(Estimator):
         elif self._to_kept is not None:
             self._to_kept = scaled(self._to_kept @ motion.homography)
 
-    def _from_vectors(self, previous: Thumb, current: Thumb, vectors: Vectors) -> Motion | None:
+    def _from_vectors(self, previous: Thumb, current: Thumb, vectors: Vectors) -> Motion:
         blocks = chosen_blocks(vectors, current.coarse)
         start = blocks[:, :2]
         end = start + blocks[:, 2:4]
         found = fit(start, end, OFF_PX, vectors.size)
         if found is None:
-            return None
+            return unknown(f"no map fits {len(blocks)} motion vectors")
         homography, agree = without_still(start, end, found, OFF_PX, vectors.size)
         said = None
         confidence = float(agree.mean())
@@ -85,8 +91,9 @@ def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
 
     Raises nothing: returns [n, 5] like `Vectors.blocks`, possibly empty
     """
-    blocks = vectors.blocks
     h, w = grey.shape
+    # nothing sensible lies farther away than the picture is long; NaN does not either
+    blocks = vectors.blocks[(np.abs(vectors.blocks[:, :4]) <= max(vectors.size)).all(1)]
     gradient = cv2.blur(
         np.abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=0.25))
         + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25)),

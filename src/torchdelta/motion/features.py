@@ -16,8 +16,9 @@ from torchdelta.motion.vectors import Vectors
 
 # one corner per cell, so that no part of the picture outvotes the others; pixels of the small one
 CELL_PX = 24
-# of a corner, in OpenCV's unit for 8-bit pictures: what noise of 1.5 grey levels stays below
-LEAST_CORNER = 4e-5
+# least eigenvalue of the structure around a corner, in OpenCV's units for 8-bit pictures: worth a
+# look, and around it what noise of 1.5 grey levels stays below, on an even slope as well
+LEAST_CORNER, LEAST_TEXTURE = 1e-5, 4e-4
 WINDOW, LEVELS = (17, 17), 3
 STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 12, 0.02)
 # a corner followed there and back must end where it began
@@ -49,11 +50,11 @@ class Features(Estimator):
     def estimate(self, previous: Thumb, current: Thumb, vectors: Vectors | None = None) -> Motion:
         """Estimate the motion from the current frame back to the previous one."""
         start, cells = self._corners(previous.fine)
-        tried = len(start)
+        end, back, texture = self._follow(previous.fine, current.fine, start)
+        tried = int(np.count_nonzero(texture >= LEAST_TEXTURE))
         if tried == 0:
             return self._lost("no texture to follow")
-        end, back = self._follow(previous.fine, current.fine, start)
-        good = np.linalg.norm(back - start, axis=1) <= BACK_PX
+        good = (np.linalg.norm(back - start, axis=1) <= BACK_PX) & (texture >= LEAST_TEXTURE)
         start, end, cells = start[good], end[good], cells[good]
         size = current.fine.shape
         found = fit(end, start, OFF_PX, size)
@@ -107,18 +108,20 @@ class Features(Estimator):
 
     def _follow(
         self, previous: Grey, current: Grey, start: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Follow corners to the current picture and back: their places there, and back here.
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Follow corners to the current picture and back, from where the last motion takes them.
 
-        The search begins where the last motion would take them.
+        returns: their places there, back here, and how much texture there is around them
         """
+        if len(start) == 0:
+            return start, start, np.empty(0, np.float32)
         ahead = np.eye(3) if self._last is None else inverse(self._last)
         guess = through(ahead, start.astype(np.float64)).astype(np.float32)
-        end, found = _flow(previous, current, start, guess)
+        end, found, texture = _flow(previous, current, start, guess)
         guess = through(inverse(ahead), end.astype(np.float64)).astype(np.float32)
-        back, found_back = _flow(current, previous, end, guess)
+        back, found_back, _ = _flow(current, previous, end, guess)
         back[~(found & found_back)] = np.inf
-        return end, back
+        return end, back, texture
 
     def _remember(self, cells: NDArray[np.intp], agree: Flags) -> None:
         assert self._unfit is not None
@@ -129,12 +132,13 @@ class Features(Estimator):
 
 def _flow(
     a: Grey, b: Grey, start: NDArray[np.float32], guess: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], Flags]:
-    end, status, _ = cv2.calcOpticalFlowPyrLK(
+) -> tuple[NDArray[np.float32], Flags, NDArray[np.float32]]:
+    end, status, texture = cv2.calcOpticalFlowPyrLK(
         a, b, start[:, None], guess[:, None].copy(), winSize=WINDOW, maxLevel=LEVELS,
-        criteria=STOP, flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
+        criteria=STOP, flags=cv2.OPTFLOW_USE_INITIAL_FLOW | cv2.OPTFLOW_LK_GET_MIN_EIGENVALS,
     )  # fmt: skip
-    return np.asarray(end[:, 0], np.float32), np.asarray(status[:, 0] > 0)
+    end, texture = (np.asarray(found[:, 0], np.float32) for found in (end, texture))
+    return end, np.asarray(status[:, 0] > 0), texture
 
 
 def without_still(

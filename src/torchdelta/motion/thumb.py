@@ -76,7 +76,8 @@ def _grey(frame: NDArray[Any], lo: float, hi: float) -> Grey:
     values = frame.astype(np.float32) @ weights
     if frame.dtype != np.uint8:
         values = (values - lo) * (255 / (hi - lo))
-    return np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    # a frame of NaN is refused elsewhere, and is a grey one here
+    return np.rint(np.clip(np.nan_to_num(values, nan=127), 0, 255)).astype(np.uint8)
 
 
 def _reduced_there(frame: Tensor, size: Size, lo: float, hi: float) -> Grey:
@@ -86,7 +87,7 @@ def _reduced_there(frame: Tensor, size: Size, lo: float, hi: float) -> Grey:
     values = frame.float() @ torch.tensor(weights, device=frame.device)
     if frame.is_floating_point():
         values = (values - lo) * (255 / (hi - lo))
-    small = F.interpolate(values[None, None], size=size, mode="area")[0, 0]
+    small = F.interpolate(values.nan_to_num(127)[None, None], size=size, mode="area")[0, 0]
     return np.asarray(small.clamp_(0, 255).round_().to(torch.uint8).cpu().numpy())
 
 
@@ -96,26 +97,44 @@ def misfit(previous: Thumb, current: Thumb, homography: Homography) -> float:
     homography: pixel centres of the current frame to the previous one, at the frames' size
     Only what both frames show counts; infinity where that is less than a quarter of the frame.
     """
-    found = _differences(previous, current, homography)
-    return float("inf") if found is None else float(np.minimum(found, CLIPPED).mean())
+    found, seen = _differences(previous, current, homography)
+    if seen is None:
+        return float("inf")
+    return clipped_mean(found, seen)
+
+
+def clipped_mean(differences: Grey, seen: Grey | None = None) -> float:
+    """Average what differs, no more than CLIPPED at a pixel, where `seen` is not 0."""
+    return float(cv2.mean(np.minimum(differences, CLIPPED), mask=seen)[0])
 
 
 def differing_share(previous: Thumb, current: Thumb, homography: Homography) -> float:
     """Measure which share of what both frames show differs by more than CHANGED levels."""
-    found = _differences(previous, current, homography)
-    return 1.0 if found is None else float(np.count_nonzero(found > CHANGED) / found.size)
+    found, seen = _differences(previous, current, homography)
+    if seen is None:
+        return 1.0
+    changed = np.count_nonzero(np.minimum(found, seen) > CHANGED)
+    return float(changed / np.count_nonzero(seen))
 
 
-def _differences(previous: Thumb, current: Thumb, homography: Homography) -> Grey | None:
-    """Give the absolute differences where both frames show something; None where they hardly do."""
+def _differences(
+    previous: Thumb, current: Thumb, homography: Homography
+) -> tuple[Grey, Grey | None]:
+    """Give the absolute differences, and 255 where both frames show something.
+
+    None for the latter where that is less than a quarter of the frame.
+    """
     here = current.coarse
-    there = resized(homography, current.size, here.shape)
     h, w = here.shape
+    if np.array_equal(homography, np.eye(3)):
+        return np.asarray(cv2.absdiff(here, previous.coarse), np.uint8), _full((h, w))
+    there = resized(homography, current.size, here.shape)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped = cv2.warpPerspective(previous.coarse, there, (w, h), flags=flags)
-    seen = cv2.warpPerspective(_full((h, w)), there, (w, h), flags=flags) == 255
-    count = int(np.count_nonzero(seen))
-    return cv2.absdiff(here, warped)[seen] if 4 * count >= h * w else None
+    shown = cv2.warpPerspective(_full((h, w)), there, (w, h), flags=flags)
+    seen = (shown == 255).astype(np.uint8) * np.uint8(255)
+    enough = 4 * cv2.countNonZero(seen) >= h * w
+    return np.asarray(cv2.absdiff(here, warped), np.uint8), seen if enough else None
 
 
 @cache

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
 from torchdelta.motion.homography import Size, resized, shift
-from torchdelta.motion.thumb import CLIPPED, Grey, Thumb, misfit
+from torchdelta.motion.thumb import CLIPPED, Grey, Thumb, clipped_mean
 
 # of grey levels; below, there is nothing to correlate
 LEAST_DEVIATION = 2.0
@@ -19,8 +19,10 @@ LEAST_DEVIATION = 2.0
 NO_PEAK, CLEAR_PEAK = 0.02, 0.1
 # peaks that are tried
 PEAKS = 3
-# refinement at the finer size: differences beyond these grey levels are objects', round by round
-OBJECTS = (CLIPPED, CLIPPED, 12)
+# refinement at both sizes: differences beyond these grey levels are objects' or text's, round by
+# round, until a round moves less than this
+COARSE_ROUNDS, FINE_ROUNDS = (CLIPPED, CLIPPED, 8, 8, 8, 8, 8, 8), (8, 8)
+SETTLED_PX = 0.02
 
 
 class Translation(Estimator):
@@ -36,15 +38,14 @@ class Translation(Estimator):
         peaks = _peaks(a, b)
         size, coarse = current.size, b.shape
         # an object may be sharper than the world behind it: what makes the pictures fit is right
-        motions = [resized(shift(dx, dy), coarse, size) for dx, dy, _ in peaks]
-        best = min(range(len(peaks)), key=lambda n: misfit(previous, current, motions[n]))
-        height = peaks[best][2]
+        *by, height = min(peaks, key=lambda peak: _misfit(a, b, int(peak[0]), int(peak[1])))
         confidence = float(np.clip((height - NO_PEAK) / (CLEAR_PEAK - NO_PEAK), 0, 1))
         if confidence == 0:
             return unknown(f"no clear peak in the correlation ({height:.3f} of its energy)")
+        dx, dy = _refined(a, b, by[0], by[1], COARSE_ROUNDS)
         fine = current.fine.shape
-        found = resized(motions[best], size, fine)
-        dx, dy = _refined(previous.fine, current.fine, float(found[0, 2]), float(found[1, 2]))
+        dx, dy = map(float, resized(shift(dx, dy), coarse, fine)[:2, 2])
+        dx, dy = _refined(previous.fine, current.fine, dx, dy, FINE_ROUNDS)
         said = f"a weak peak in the correlation ({height:.3f} of its energy)"
         homography = resized(shift(dx, dy), fine, size)
         motion = Motion(homography, confidence, said if confidence < 0.5 else None)
@@ -57,14 +58,15 @@ def _peaks(previous: Grey, current: Grey) -> list[tuple[float, float, float]]:
     The height is the correlation's sum over the 3x3 around a peak, 1 for a picture and itself.
     """
     window = _window(current.shape)
-    spectra = [np.fft.rfft2(picture * window) for picture in (previous, current)]
+    # with its mean the window itself would correlate, at no shift
+    spectra = [np.fft.rfft2((p - p.mean(dtype=np.float32)) * window) for p in (previous, current)]
     cross = spectra[0] * spectra[1].conj()
     cross /= np.maximum(np.abs(cross), 1e-9)
     surface = np.fft.irfft2(cross, s=current.shape)
     h, w = surface.shape
-    found = []
+    found, left = [], surface.copy()
     for _ in range(PEAKS):
-        y, x = divmod(int(surface.argmax()), w)
+        y, x = divmod(int(left.argmax()), w)
         rows, columns = np.arange(y - 1, y + 2) % h, np.arange(x - 1, x + 2) % w
         around = surface[np.ix_(rows, columns)]
         found.append(
@@ -72,8 +74,18 @@ def _peaks(previous: Grey, current: Grey) -> list[tuple[float, float, float]]:
              float(around.sum()))
         )  # fmt: skip
         rows, columns = np.arange(y - 2, y + 3) % h, np.arange(x - 2, x + 3) % w
-        surface[np.ix_(rows, columns)] = -1
+        left[np.ix_(rows, columns)] = -1
     return found
+
+
+def _misfit(previous: Grey, current: Grey, dx: int, dy: int) -> float:
+    """Measure what differs where both pictures show something; infinity where that is little."""
+    h, w = current.shape
+    (x0, x1), (y0, y1) = (max(0, -dx), min(w, w - dx)), (max(0, -dy), min(h, h - dy))
+    if 4 * (x1 - x0) * (y1 - y0) < h * w:
+        return float("inf")
+    there = previous[y0 + dy : y1 + dy, x0 + dx : x1 + dx]
+    return clipped_mean(np.asarray(cv2.absdiff(current[y0:y1, x0:x1], there), np.uint8))
 
 
 @cache
@@ -81,32 +93,39 @@ def _window(size: Size) -> NDArray[np.float32]:
     return np.asarray(cv2.createHanningWindow(size[::-1], cv2.CV_32F), np.float32)
 
 
-def _refined(previous: Grey, current: Grey, dx: float, dy: float) -> tuple[float, float]:
-    """Move the shift to where the squared differences are least, objects left out."""
+def _refined(
+    previous: Grey, current: Grey, dx: float, dy: float, rounds: tuple[int, ...]
+) -> tuple[float, float]:
+    """Move the shift (dx, dy) to where the squared differences are least, objects left out."""
     h, w = current.shape
-    for most in OBJECTS:
-        inside = _overlap(w, dx), _overlap(h, dy)
-        if inside[0][1] - inside[0][0] < 8 or inside[1][1] - inside[1][0] < 8:
+    here = current.astype(np.float32)
+    # the slopes of the current picture: once, not of the other one in each round
+    slopes = (
+        cv2.Scharr(here, cv2.CV_32F, 1, 0, scale=1 / 32),
+        cv2.Scharr(here, cv2.CV_32F, 0, 1, scale=1 / 32),
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    for most in rounds:
+        (x0, x1), (y0, y1) = _overlap(w, dx), _overlap(h, dy)
+        if x1 - x0 < 8 or y1 - y0 < 8:
             break
-        (x0, x1), (y0, y1) = inside
-        warped = cv2.warpAffine(
-            previous, shift(dx, dy)[:2], (w, h), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        )[y0:y1, x0:x1]
-        difference = current[y0:y1, x0:x1].astype(np.float32) - warped
-        gx = cv2.Scharr(warped, cv2.CV_32F, 1, 0, scale=1 / 32)
-        gy = cv2.Scharr(warped, cv2.CV_32F, 0, 1, scale=1 / 32)
-        away = np.abs(difference) > most
-        gx[away] = gy[away] = 0
+        part = slice(y0, y1), slice(x0, x1)
+        warped = cv2.warpAffine(previous, shift(dx, dy)[:2], (w, h), flags=flags)[part]
+        difference = here[part] - warped
+        world = (np.abs(difference) <= most).astype(np.float32)
+        gx, gy = (slope[part] * world for slope in slopes)
         xx, xy, yy = (float(np.vdot(p, q)) for p, q in ((gx, gx), (gx, gy), (gy, gy)))
         normal = np.array([[xx, xy], [xy, yy]])
         if np.linalg.det(normal) < 1e-3 * max(1.0, xx * yy):
             break
         right = np.array([float(np.vdot(gx, difference)), float(np.vdot(gy, difference))])
         step = np.linalg.solve(normal, right)
-        # the coarse shift is less than a pixel off; more is not what this is for
+        # the shift is about right already; more is not what this is for
         if np.abs(step).max() > 2:
             break
         dx, dy = dx + float(step[0]), dy + float(step[1])
+        if most < CLIPPED and np.abs(step).max() < SETTLED_PX:
+            break
     return dx, dy
 
 

@@ -24,6 +24,20 @@ ROUNDING_PX = 1e-6
 Mask = NDArray[np.bool_]
 
 
+class Scratch:
+    """Memory used again for each frame of a stream: new pages cost more than the warp itself."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def of(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Give an array with any content, valid until the same is asked for again."""
+        found = self._arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            found = self._arrays[name] = np.empty(shape, dtype)
+        return found
+
+
 def to_window(pose: Homography, origin: tuple[int, int]) -> Homography:
     """Map the frame's pixel centres to those of the window at origin (y, x)."""
     return scaled(shift(-origin[1], -origin[0]) @ pose)
@@ -42,68 +56,84 @@ def valid_mask(to_window: Homography, frame: Size, window: Size) -> Mask:
     ]
     rows = np.arange(window[0], dtype=np.float64)
     first, last = np.zeros(window[0]), np.full(window[0], window[1] - 1.0)
-    # each edge cuts a row at one place
-    for slope, per_row, rest in edges:
-        value = per_row * rows + rest
-        if slope > 0:
-            first = np.maximum(first, np.ceil(-value / slope))
-        elif slope < 0:
-            last = np.minimum(last, np.floor(value / -slope))
-        else:
-            last = np.where(value >= 0, last, -1)
-    first = np.minimum(first, window[1]).astype(np.int32)
-    last = np.maximum(last, -1).astype(np.int32)
-    columns = np.arange(window[1], dtype=np.int32)
-    return (columns >= first[:, None]) & (columns <= last[:, None])
+    # each edge cuts a row at one place, perhaps at infinity
+    with np.errstate(over="ignore"):
+        for slope, per_row, rest in edges:
+            value = per_row * rows + rest
+            if slope > 0:
+                first = np.maximum(first, np.ceil(-value / slope))
+            elif slope < 0:
+                last = np.minimum(last, np.floor(value / -slope))
+            else:
+                last = np.where(value >= 0, last, -1)
+    kind = np.int16 if window[1] < 2**15 else np.int32
+    columns: NDArray[Any] = np.arange(window[1]).astype(kind)
+    begins: NDArray[Any] = np.minimum(first, window[1]).astype(kind)[:, None]
+    ends: NDArray[Any] = np.maximum(last, -1).astype(kind)[:, None]
+    return np.asarray((columns >= begins) & (columns <= ends))
 
 
 @overload
-def warp(frame: NDArray[Any], to_window: Homography, window: Size) -> NDArray[Any]: ...
+def warp(
+    frame: NDArray[Any], to_window: Homography, window: Size, scratch: Scratch | None = None
+) -> NDArray[Any]: ...
 @overload
-def warp(frame: Tensor, to_window: Homography, window: Size) -> Tensor: ...
-def warp(frame: Any, to_window: Homography, window: Size) -> Any:
-    """Sample a frame at the window's pixels, bilinear; beyond the frame its edge is repeated.
+def warp(
+    frame: Tensor, to_window: Homography, window: Size, scratch: Scratch | None = None
+) -> Tensor: ...
+def warp(frame: Any, to_window: Homography, window: Size, scratch: Scratch | None = None) -> Any:
+    """Sample a frame at the window's pixels, bilinear; 0 beyond the frame.
 
     frame:   [h, w, C] uint8 or float; an array or tensor on the CPU by OpenCV, others by PyTorch
+    scratch: the stream's
     returns: [H, W, C], same kind, dtype and device; copied where the map is a whole shift
     """
+    scratch = scratch or Scratch()
     whole = whole_shift(to_window)
     if isinstance(frame, Tensor):
         if whole is not None:
-            return _shifted_tensor(frame, whole, window)
+            return _copied(frame, whole, frame.new_zeros(*window, frame.shape[2]))
         if frame.device.type == "cpu" and frame.dtype in (torch.uint8, torch.float32):
-            return torch.from_numpy(_warp_opencv(frame.numpy(), to_window, window))
+            return torch.from_numpy(_warp_opencv(frame.numpy(), to_window, window, scratch))
         return _warp_torch(frame, to_window, window)
     if whole is not None:
-        return _shifted_tensor(torch.from_numpy(frame), whole, window).numpy()
-    return _warp_opencv(frame, to_window, window)
+        return _copied(frame, whole, np.zeros((*window, frame.shape[2]), frame.dtype))
+    return _warp_opencv(frame, to_window, window, scratch)
 
 
-def _shifted_tensor(frame: Tensor, whole: tuple[int, int], window: Size) -> Tensor:
-    y = (torch.arange(window[0], device=frame.device) - whole[1]).clamp_(0, frame.shape[0] - 1)
-    x = (torch.arange(window[1], device=frame.device) - whole[0]).clamp_(0, frame.shape[1] - 1)
-    return frame[y][:, x]
+def _copied(frame: Any, by: tuple[int, int], out: Any) -> Any:
+    """Copy a frame into a window, shifted by (dx, dy)."""
+    (h, w), (dx, dy) = frame.shape[:2], by
+    y0, y1 = max(0, dy), min(out.shape[0], h + dy)
+    x0, x1 = max(0, dx), min(out.shape[1], w + dx)
+    if y0 < y1 and x0 < x1:
+        out[y0:y1, x0:x1] = frame[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+    return out
 
 
-def _warp_opencv(frame: NDArray[Any], to_window: Homography, window: Size) -> NDArray[Any]:
+def _warp_opencv(
+    frame: NDArray[Any], to_window: Homography, window: Size, scratch: Scratch
+) -> NDArray[Any]:
     channels = frame.shape[2]
     if channels > 4:
         parts = [frame[:, :, c : c + 4] for c in range(0, channels, 4)]
-        return np.concatenate([_warp_opencv(p, to_window, window) for p in parts], axis=2)
+        return np.concatenate([_warp_opencv(p, to_window, window, scratch) for p in parts], axis=2)
+    if channels != 3:
+        out = cv2.warpPerspective(frame, to_window, window[::-1], flags=cv2.INTER_LINEAR)
+        return np.asarray(out).reshape(*window, channels)
     # OpenCV samples four channels more than twice as fast as three
-    padded = cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA) if channels == 3 else frame
-    out = cv2.warpPerspective(
-        padded, to_window, window[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    out = cv2.cvtColor(out, cv2.COLOR_RGBA2RGB) if channels == 3 else out
-    return np.asarray(out).reshape(*window, channels)
+    padded = scratch.of("padded", (*frame.shape[:2], 4), frame.dtype)
+    sampled = scratch.of("sampled", (*window, 4), frame.dtype)
+    cv2.cvtColor(frame, cv2.COLOR_RGB2RGBA, dst=padded)
+    cv2.warpPerspective(padded, to_window, window[::-1], dst=sampled, flags=cv2.INTER_LINEAR)
+    return np.asarray(cv2.cvtColor(sampled, cv2.COLOR_RGBA2RGB))
 
 
 def _warp_torch(frame: Tensor, to_window: Homography, window: Size) -> Tensor:
     planes = frame.permute(2, 0, 1)[None].float()
     size = (int(frame.shape[0]), int(frame.shape[1]))
     grid = sampling_grid(inverse(to_window), size, window, frame.device)
-    out = F.grid_sample(planes, grid, "bilinear", "border", align_corners=True)[0].permute(1, 2, 0)
+    out = F.grid_sample(planes, grid, "bilinear", "zeros", align_corners=True)[0].permute(1, 2, 0)
     if frame.dtype == torch.uint8:
         return out.round_().to(torch.uint8)
     return out.to(frame.dtype)
