@@ -103,5 +103,5 @@ def _in_world(rgb: Picture, result: Result, size: Size, mosaic: Mosaic) -> Pictu
     if aligned is None:
         return overlay.caption(picture, "the camera is not followed")
     y, x = aligned.origin
-    reason = result.stats.reason
-    return overlay.caption(picture, f"new reference: {reason}" if reason else f"window at {y}, {x}")
+    why = aligned.anchored
+    return overlay.caption(picture, f"new reference: {why}" if why else f"window at {y}, {x}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from array import array
 from collections import Counter
@@ -21,7 +20,6 @@ from torchdelta.runtime.stats import FrameStats
 from torchdelta.video.sink import VideoWriter
 
 Picture = NDArray[np.uint8]
-NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def _floats() -> array[float]:
@@ -36,7 +34,7 @@ class Track:
     refused: frames that the session did not take
     damage:  why the source broke off
     moves:   frames with which the window of a followed camera moved
-    reasons: why frames after the first were computed whole, and how many; numbers left out
+    reasons: why frames after the first were computed whole, and how many
     """
 
     name: str
@@ -60,7 +58,7 @@ class Track:
         self.moves += stats.moved
         if stats.first:
             if self.first_ms is not None:
-                self.reasons[NUMBER.sub("…", stats.reason or "")] += 1
+                self.reasons[stats.reason or ""] += 1
             self.first_ms = stats.ms if self.first_ms is None else self.first_ms
             if comparison is not None and self.first_dense_ms is None:
                 self.first_dense_ms = comparison.dense_ms
@@ -103,6 +101,7 @@ def _motion(aligned: Aligned) -> dict[str, Any]:
         "homography": aligned.motion.homography,
         "confidence": aligned.motion.confidence,
         "doubt": aligned.motion.reason,
+        "detail": aligned.detail,
     }
 
 

@@ -22,6 +22,8 @@ SUSPICIOUS, NEWEST = 0.08, 0.3
 PAUSE, LONGEST_PAUSE = 5, 80
 # more than that much more change than at the last look ends the pause
 MUCH_MORE = 1.6
+# pairs of frames of which one must show a motion; sources repeat frames now and then
+TRIES = 2
 # following must leave so much less to compute than staying still (share of it; of the frame)
 CLEARLY_LESS, LEAST_SAVING = 0.75, 0.04
 # and stops paying where it leaves nearly as much
@@ -83,14 +85,17 @@ class Watch:
         if previous is None:
             self._estimator.reset()
             self._choice.reset()
-            self._looked = False
+            self._confirmed, self._tries = False, TRIES
             return False
         motion = self._estimator.estimate(previous, current, vectors)
         moves = farthest_px(motion.homography, current.size) >= STILL_PX
-        if not self._looked and not (moves and motion.confidence >= self._limits.confidence):
-            self._give_up()
-            return False
-        self._looked = True
+        if not self._confirmed:
+            self._confirmed = moves and motion.confidence >= self._limits.confidence
+            self._tries -= 1
+            if not self._confirmed and not self._tries:
+                self._give_up()
+            if not self._confirmed:
+                return False
         self._choice.look(previous, current, motion.homography)
         costs = self._choice.costs
         if costs is None:
