@@ -175,14 +175,19 @@ class Counted:
         self.device: torch.device = engine.device
         self._report, self._shared_ms = report, shared_ms
         self._reason, self._moved = reason, moved
+        self._numbers: Counted | None = None
+        self._only_numbers = isinstance(report, SlotReport)
 
     def numbers(self) -> Counted:
         """Give the same without masks, which a device need not keep for the statistics."""
-        if isinstance(self._report, SlotReport):
+        if self._only_numbers:
             return self
-        alike = copy(self)
-        alike._report = self._report.numbers()
-        return alike
+        if self._numbers is None:
+            self._numbers = copy(self)
+            self._numbers._only_numbers = True
+            if not isinstance(self._report, SlotReport):
+                self._numbers._report = self._report.numbers()
+        return self._numbers
 
     @property
     def ready(self) -> bool:
@@ -196,9 +201,13 @@ class Counted:
             self._report = self._report.get()
         return self._report
 
-    @cached_property
+    @property
     def stats(self) -> FrameStats:
         """Counts of the frame; waits for the device."""
+        return self.numbers()._stats
+
+    @cached_property
+    def _stats(self) -> FrameStats:
         ms = self.report.ms + self._shared_ms
         return frame_stats(
             self.plan, self._whole, self.report, self.frame, ms, self._reason, self._moved
@@ -221,9 +230,9 @@ def frame_stats(
     if reason is not None:
         return FrameStats(frame, True, 1.0, larger, larger, ms, reason)
     # plain Python: after another network's run, the first call into a library takes 0.1 ms
-    spent, worked = (
-        larger * sum(map(mul, plan.mac_share_per_px, px))
-        for px in (report.active_px, report.work_px)
-    )
+    active, work = report.active_px, report.work_px
+    spent = worked = larger * sum(map(mul, plan.mac_share_per_px, active))
+    if work is not active:
+        worked = larger * sum(map(mul, plan.mac_share_per_px, work))
     changed = report.input_px / prod(whole.size)
     return FrameStats(frame, False, changed, spent, worked, ms, moved=moved)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,39 +35,42 @@ class FrameNumbers:
         self._engine, self._slots = engine, tuple(slots)
         self._info, self._bad, self._events = info, bad, events
         self._step_ms = step_ms
-        self._counts: np.ndarray | None = None
+        # by slot: pixels of all steps, then of the input
+        self._counts: list[list[int]] | None = None
+        self._ms = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether the device is done with the frame."""
-        return self._events is None or self._events[1].query()
+        return self._counts is not None or self._events is None or self._events[1].query()
 
-    def wait(self) -> np.ndarray:
-        """Wait for the frame; returns the counts [steps + 1, slots], the input's last."""
+    def _wait(self) -> list[list[int]]:
+        """Wait for the frame; returns its counts."""
         if self._counts is None:
             if self._events is not None:
                 self._events[1].synchronize()
+                self._ms = self._events[0].elapsed_time(self._events[1]) / len(self._slots)
             steps = len(self._engine.plan.steps)
-            self._counts = self._info.numpy().reshape(steps + 1, -1).copy()
+            self._counts = self._info.numpy().reshape(steps + 1, -1).T.tolist()
         return self._counts
 
     def report(
         self, slot: int, changed: Mapping[int, Tensor], active: dict[int, Tensor]
     ) -> SlotReport:
         """Wait, and say what the frame did in one slot."""
-        counts, plan = self.wait()[:, slot], self._engine.plan
-        active_px = counts[:-1].tolist()
-        work_px = list(active_px)
-        for i in self._engine.foreign:
-            work_px[i] = prod(plan.values[plan.steps[i].output].size)
-        ms = 0.0
-        if self._events is not None:
-            ms = self._events[0].elapsed_time(self._events[1]) / len(self._slots)
+        *active_px, input_px = self._wait()[slot]
+        work_px = active_px
+        if self._engine.foreign:
+            plan = self._engine.plan
+            work_px = [
+                prod(plan.values[plan.steps[i].output].size) if i in self._engine.foreign else px
+                for i, px in enumerate(active_px)
+            ]
         error = None
         if self._bad is not None and int(self._bad[slot]):
             error = "frame has NaN or infinite values, or values beyond the compute dtype's range"
         return SlotReport(
-            changed, active_px, work_px, int(counts[-1]), active, ms,
+            changed, active_px, work_px, input_px, active, self._ms,
             None if self._step_ms is None else [t / len(self._slots) for t in self._step_ms], error,
         )  # fmt: skip
 
