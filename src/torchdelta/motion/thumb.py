@@ -53,6 +53,14 @@ class Thumb:
         """The smaller one, for checks."""
         return _averaged(self.fine, reduced_size(self.size, COARSE_PX))
 
+    @cached_property
+    def spectrum(self) -> Tensor:
+        """The smaller one's, complex64, faded out towards its edges."""
+        grey = self.coarse
+        # with its mean left in, the fading itself would correlate, at no shift
+        faded = (grey - grey.mean(dtype=np.float32)) * _fading(grey.shape)
+        return torch.fft.rfft2(torch.from_numpy(faded))
+
 
 def reduced_size(size: Size, longest_px: int) -> Size:
     """Give the size (h, w) whose longest side is at most longest_px."""
@@ -135,6 +143,11 @@ def _differences(
     seen = (shown == 255).astype(np.uint8) * np.uint8(255)
     enough = 4 * cv2.countNonZero(seen) >= h * w
     return np.asarray(cv2.absdiff(here, warped), np.uint8), seen if enough else None
+
+
+@cache
+def _fading(size: Size) -> NDArray[np.float32]:
+    return np.asarray(cv2.createHanningWindow(size[::-1], cv2.CV_32F), np.float32)
 
 
 @cache

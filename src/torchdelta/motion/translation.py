@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import ClassVar
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
-from torchdelta.motion.homography import Size, resized, shift
+from torchdelta.motion.homography import resized, shift
 from torchdelta.motion.thumb import CLIPPED, Grey, Thumb, clipped_mean
 
 # of grey levels; below, there is nothing to correlate
@@ -21,7 +20,7 @@ NO_PEAK, CLEAR_PEAK = 0.02, 0.1
 PEAKS = 3
 # refinement at both sizes: differences beyond these grey levels are objects' or text's, round by
 # round, until a round moves less than this
-COARSE_ROUNDS, FINE_ROUNDS = (CLIPPED, CLIPPED, 8, 8, 8, 8, 8, 8), (8, 8)
+COARSE_ROUNDS, FINE_ROUNDS = (CLIPPED, CLIPPED, 8, 8, 8, 8, 8, 8), (8,)
 SETTLED_PX = 0.02
 
 
@@ -35,7 +34,7 @@ class Translation(Estimator):
         a, b = previous.coarse, current.coarse
         if min(float(a.std()), float(b.std())) < LEAST_DEVIATION:
             return unknown("no texture to correlate")
-        peaks = _peaks(a, b)
+        peaks = _peaks(previous, current)
         size, coarse = current.size, b.shape
         # an object may be sharper than the world behind it: what makes the pictures fit is right
         *by, height = min(peaks, key=lambda peak: _misfit(a, b, int(peak[0]), int(peak[1])))
@@ -52,18 +51,15 @@ class Translation(Estimator):
         return verified(motion, previous, current)
 
 
-def _peaks(previous: Grey, current: Grey) -> list[tuple[float, float, float]]:
+def _peaks(previous: Thumb, current: Thumb) -> list[tuple[float, float, float]]:
     """Correlate by phase: (dx, dy) of the current pixels to the previous ones, and the height.
 
     The height is the correlation's sum over the 3x3 around a peak, 1 for a picture and itself.
     """
-    window = _window(current.shape)
-    # with its mean the window itself would correlate, at no shift
-    spectra = [np.fft.rfft2((p - p.mean(dtype=np.float32)) * window) for p in (previous, current)]
-    cross = spectra[0] * spectra[1].conj()
-    cross /= np.maximum(np.abs(cross), 1e-9)
-    surface = np.fft.irfft2(cross, s=current.shape)
-    h, w = surface.shape
+    h, w = current.coarse.shape
+    cross = previous.spectrum * current.spectrum.conj()
+    cross /= cross.abs().clamp_(min=1e-9)
+    surface = torch.fft.irfft2(cross, s=(h, w)).numpy()
     found, left = [], surface.copy()
     for _ in range(PEAKS):
         y, x = divmod(int(left.argmax()), w)
@@ -86,11 +82,6 @@ def _misfit(previous: Grey, current: Grey, dx: int, dy: int) -> float:
         return float("inf")
     there = previous[y0 + dy : y1 + dy, x0 + dx : x1 + dx]
     return clipped_mean(np.asarray(cv2.absdiff(current[y0:y1, x0:x1], there), np.uint8))
-
-
-@cache
-def _window(size: Size) -> NDArray[np.float32]:
-    return np.asarray(cv2.createHanningWindow(size[::-1], cv2.CV_32F), np.float32)
 
 
 def _refined(
