@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from torchdelta.errors import EngineError
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
 
@@ -151,18 +150,3 @@ class Engine(ABC):
         state:  written in place. Masks, active sets and forced sets are in reading order of the
                 window; only the state's pixels lie on rings (`state.rings`)
         """
-
-
-def refuse_windows(
-    engine: str,
-    state: State,
-    frames: Mapping[int, Tensor],
-    moved: Mapping[int, Move] | None,
-    masks: Mapping[int, Tensor] | None,
-) -> None:
-    """Refuse what an engine without rings cannot run. Raises: EngineError."""
-    if moved or masks or any(state.rings[slot].any() for slot in frames):
-        raise EngineError(
-            f"the {engine} engine has no moving windows and no regions of interest yet; take the "
-            "torch engine"
-        )
