@@ -199,7 +199,9 @@ def test_blank_frames_give_low_confidence(name: str, blank: str) -> None:
         motion = ESTIMATORS[name]().estimate(*frames)
         # a ramp has no corners, and yet may tell that it stands still
         assert motion.confidence < 0.5 or blank == "ramp"
-        assert motion.confidence < 0.5 or off_px(motion.homography, np.eye(3)) < 1
+        off = off_px(motion.homography, np.eye(3))
+        # more noise than texture is counted against may shift what is found, but not by much
+        assert off < 0.5 if deviation <= 1.5 else motion.confidence < 0.5 or off < 1
         assert motion.reason or motion.confidence >= 0.5
 
 
