@@ -355,7 +355,8 @@ def test_new_strips_are_published_without_comparing(engine: str, tolerance: floa
     world.picture.fill_(0.5)
     before = (96, 96)
     step(session, world, before, "keep")
-    for origin in walk(fast.plan.total_stride, PAN, before):
+    # wide strips reach to where the edge does not show
+    for origin in walk(fast.plan.total_stride, [*PAN, (9, 0), (0, -12)], before):
         result = step(session, world, origin, "keep", record=True)
         strips = [
             cut(1 - inside(before, fast.plan.size, stride, 192), origin, fast.plan.size, stride)
