@@ -1,8 +1,7 @@
 """Frames brought into a window of the world, and maps brought back.
 
 Window pixel (y, x) shows the world at (x + origin x, y + origin y); the frame's pose maps the
-frame's pixel centres to the world's. Bilinear: on four moving clips bicubic changes as many pixels
-or more (docs/performance.md), and takes four times as long.
+frame's pixel centres to the world's. Why bilinear: docs/performance.md.
 """
 
 from __future__ import annotations
