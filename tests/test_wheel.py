@@ -14,7 +14,7 @@ from conftest import require
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "torchdelta/engines/cpu/libtorchdelta_native.so"
 BUILD_TIMEOUT_S = 600
-# one build for the tests of this file
+# builds take all cores: one after the other
 pytestmark = pytest.mark.xdist_group("wheel")
 
 SMOKE = """
@@ -57,11 +57,6 @@ def build_wheel(folder: Path, **env: str) -> Path:
     return wheel
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_wheel(tmp_path_factory.mktemp("wheel"))
-
-
 def run_installed(wheel: Path, folder: Path, code: str, *args: str) -> str:
     """Install a wheel into an empty folder and run code that sees it before the sources."""
     target = folder / "site"
@@ -75,7 +70,9 @@ def run_installed(wheel: Path, folder: Path, code: str, *args: str) -> str:
     return done.stdout
 
 
-def test_wheel_holds_package_library_and_license(wheel: Path) -> None:
+def test_wheel_holds_all_and_runs_on_the_cpu_engine(tmp_path: Path) -> None:
+    """Package, library and license; installed, it runs."""
+    wheel = build_wheel(tmp_path)
     assert wheel.name.startswith("torchdelta-")
     assert "-py3-none-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
@@ -85,9 +82,6 @@ def test_wheel_holds_package_library_and_license(wheel: Path) -> None:
     assert {"torchdelta/demo/demo_net.pt", f"{info}/entry_points.txt",
             f"{info}/licenses/LICENSE"} <= set(names)  # fmt: skip
     assert {n.split("/")[0] for n in names} == {"torchdelta", info}
-
-
-def test_the_installed_wheel_runs_on_the_cpu_engine(wheel: Path, tmp_path: Path) -> None:
     assert run_installed(wheel, tmp_path, SMOKE, "cpu").startswith("cpu ")
 
 
