@@ -47,6 +47,7 @@ class Blocks:
     """Pixels of a kernel's tiles, and up to which list's length the smaller ones are taken.
 
     stages: of the software pipelines of the small, middle and large tiles
+    width:  output channels of a tile, a multiple of those that lie together in the weights
     """
 
     small_m: int
@@ -55,6 +56,7 @@ class Blocks:
     small_rows: int
     middle_rows: int
     stages: tuple[int, int, int]
+    width: int
     warps: int = 4
 
     def split_tiles(self, capacity: int) -> tuple[int, int]:
@@ -395,7 +397,7 @@ def _launch(
             step=index,
         )
     blocks = choose_blocks(frame, packed, common["channels"])
-    columns = ceil(common["channels"] / packed.width)
+    columns = ceil(common["channels"] / blocks.width)
     partial, arrived = frame.partial_sums if packed.splits > 1 else (frame.dummy, frame.dummy)
     args |= {
         "steps": phase.weight.shape[1] // packed.chunk, "small_rows": blocks.small_rows,
@@ -405,11 +407,12 @@ def _launch(
         "CHANNELS": packed.channels, "BK": packed.chunk, "WN": packed.width,
         "SPLITS": packed.splits, "SPLIT_STEPS": packed.split_steps, "GATHER": packed.gather,
         "TAPS_H": phase.taps[0], "TAPS_W": phase.taps[1],
-        "GROUPED": packed.out_group != NO_GROUP, "EVEN": common["channels"] % packed.width == 0,
+        "GROUPED": packed.out_group != NO_GROUP, "EVEN": common["channels"] % blocks.width == 0,
         "SMALL_M": blocks.small_m, "MIDDLE_M": blocks.middle_m, "LARGE_M": blocks.large_m,
-        "BN": packed.width, "PRECISION": frame.precision, "capacity": rows,
+        "BN": blocks.width, "PRECISION": frame.precision, "capacity": rows,
         **dict(zip(("SMALL_STAGES", "MIDDLE_STAGES", "LARGE_STAGES"), blocks.stages, strict=True)),
         "MIDDLE_PARTS": packed.splits * packed.split_steps >= DEEP_STEPS,
+        "LARGE_EARLY": blocks.large_m <= 64,
         "CAST": frame.interpreted and frame.dtype == torch.bfloat16,
     }  # fmt: skip
     most = columns * max(
@@ -425,7 +428,7 @@ def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:
     """Choose the tiles of a convolution (measured on an H200, docs/performance.md)."""
     if frame.interpreted:
         # small pictures take all paths
-        return Blocks(16, 16, 32, 24, 60, (1, 1, 1))
+        return Blocks(16, 16, 32, 24, 60, (1, 1, 1), packed.width)
     columns = ceil(channels / packed.width)
     if frame.dtype == torch.float32 and frame.precision == "ieee":
         small, middle, large, stages = 16, 32, 64, (2, 2, 2)
@@ -437,4 +440,6 @@ def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:
     # a kind of tile is large enough when there are still enough of them for the device
     small_rows = small * 2 * frame.processors // (columns * packed.splits)
     middle_rows = large * frame.processors // columns
-    return Blocks(small, middle, large, small_rows, max(small_rows, middle_rows), stages)
+    return Blocks(
+        small, middle, large, small_rows, max(small_rows, middle_rows), stages, packed.width
+    )

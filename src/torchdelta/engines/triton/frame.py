@@ -265,10 +265,10 @@ class Frame:
             channels = self.plan.values[self.plan.steps[index].output].channels
             blocks = conv.choose_blocks(self, packed, channels)
             capacity = self.capacity(index)
-            columns = ceil(channels / packed.width)
+            columns = ceil(channels / blocks.width)
             own, rows_px = blocks.split_tiles(capacity)
             tiles = max(tiles, own * columns)
-            numbers = max(numbers, rows_px * columns * packed.width * packed.splits)
+            numbers = max(numbers, rows_px * columns * blocks.width * packed.splits)
         self.bytes += 4 * (numbers + tiles)
         return (
             torch.zeros(numbers, device=self.device),
@@ -327,8 +327,8 @@ class Frame:
         common = {
             **moving,
             "ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "x_ptr": place["x_ptr"],
-            "x_slot": place["x_slot"], "x_px": place["x_px"], "h": h, "w": w,
-            "blocks": memory.tiles, "factor_ptr": factor, "shift_ptr": shift, "C": plan.shape[0],
+            "x_slot": place["x_slot"], "X_PX": place["x_px"], "h": h, "w": w,
+            "blocks": memory.tiles, "factor_ptr": factor, "shift_ptr": shift, **self._lanes(),
             "BGR": plan.preprocess.color == "bgr", "TILE_W": memory.tile[1],
             "BS": memory.input_px,
         }  # fmt: skip
@@ -356,6 +356,16 @@ class Frame:
         )  # fmt: skip
         return [compare, find, publish]
 
+    def _lanes(self) -> dict[str, int]:
+        """Give the input's channels, in how many lanes kernels take them, and the room for them."""
+        value = self.plan.values[self.plan.input]
+        channels = value.channels
+        alone = self.plan.buffers[value.buffer].c == channels
+        lanes = 1 << (channels - 1).bit_length()
+        # what lies between the pixels of a buffer of its own may be written: with 0
+        room = min(lanes, conv.padded_channels(channels)) if alone else channels
+        return {"C": channels, "LANES": lanes, "ROOM": room}
+
     def check_frames(self) -> list[Work]:
         """Make the launches that refuse float frames with values that are not finite."""
         plan, memory = self.plan, self.memory
@@ -368,7 +378,7 @@ class Frame:
             gate_kernels.check_frames, blocks * self.slots,
             {"ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "h": h, "w": w,
              "blocks": blocks, "factor_ptr": factor, "shift_ptr": shift, "bad_ptr": memory.bad,
-             "x_ptr": place["x_ptr"], "C": plan.shape[0],
+             "x_ptr": place["x_ptr"], "C": plan.shape[0], "LANES": self._lanes()["LANES"],
              "BGR": plan.preprocess.color == "bgr", "BS": size},
         )  # fmt: skip
         most = 1 << (self.slots - 1).bit_length()

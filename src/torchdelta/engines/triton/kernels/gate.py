@@ -28,7 +28,6 @@ _PLAIN = [
     "w",
     "blocks",
     "zeros",
-    "x_slot",
     "frames_ptr",
     "stamp_ptr",
     "touch_ptr",
@@ -83,30 +82,38 @@ def _standing(y, x, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr
 
 
 @triton.jit
-def _value(address, stride_c, is_float, place, mask, channel, factor_ptr, shift_ptr, BGR, C):
-    """Read one channel of a frame at some pixels, normalised, float32.
+def _values(
+    address, stride_c, is_float, place, mask, factor_ptr, shift_ptr,
+    BGR: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Read a frame's pixels, normalised: float32 [BS, LANES], 0 beyond the C channels.
 
     factor_ptr, shift_ptr: [2, C], for uint8 and for float frames.
     """
+    channel = tl.arange(0, LANES)[None, :]
     source = channel
     if BGR:
         source = C - 1 - channel
-    at = place + source * stride_c
+    at = place[:, None] + source * stride_c
+    mask = mask[:, None] & (channel < C)
     if is_float != 0:
         raw = tl.load(address.to(tl.pointer_type(tl.float32)) + at, mask=mask, other=0.0)
     else:
         byte = tl.load(address.to(tl.pointer_type(tl.uint8)) + at, mask=mask, other=0)
         raw = byte.to(tl.float32)
     kind = is_float * C + channel
-    return raw * tl.load(factor_ptr + kind) + tl.load(shift_ptr + kind)
+    factor = tl.load(factor_ptr + kind, mask=channel < C, other=0.0)
+    shift = tl.load(shift_ptr + kind, mask=channel < C, other=0.0)
+    return tl.where(channel < C, raw * factor + shift, 0.0)
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def compare_input(
-    ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, scale_ptr,
+    ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, factor_ptr, shift_ptr, scale_ptr,
     difference_ptr, threshold_ptr, over_tiles_ptr, zeros_ptr, zeros,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
-    C: tl.constexpr, BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
+    X_PX: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
+    BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
     MOVING: tl.constexpr,
 ):  # fmt: skip
     """Measure how far each pixel lies from what was published; set the frame's counters to 0.
@@ -134,17 +141,20 @@ def compare_input(
         place = y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
         ring_y, ring_x = on_ring(y, x, slot, h, w, x_ring_ptr, MOVING)
         cell = ring_y * w + ring_x
-        stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * x_px
-        total = tl.zeros((BS,), tl.float32)
-        differs = tl.zeros((BS,), tl.int32)
-        for channel in tl.static_range(C):
-            new = _value(
-                address, stride_c, is_float, place, ok, channel, factor_ptr, shift_ptr, BGR, C
-            )
-            new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
-            old = tl.load(stored + channel, mask=ok, other=0.0).to(tl.float32)
-            total += tl.abs(new - old) * tl.load(scale_ptr + channel)
-            differs |= (new != old).to(tl.int32)
+        stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * X_PX
+        new = _values(
+            address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES
+        )
+        new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
+        lane = tl.arange(0, LANES)[None, :]
+        inside = ok[:, None]
+        if ROOM < LANES:
+            inside = inside & (lane < ROOM)
+        old = tl.load(stored[:, None] + lane, mask=inside, other=0.0)
+        old = tl.where(lane < C, old.to(tl.float32), 0.0)
+        scale = tl.load(scale_ptr + lane, mask=lane < C, other=0.0)
+        total = tl.sum(tl.abs(new - old) * scale, 1)
+        differs = tl.max((new != old).to(tl.int32), 1)
         result = tl.where(exact, differs.to(tl.float32), total)
         if MOVING:
             valid, unseen = _standing(
@@ -215,10 +225,11 @@ def find_hot(
 
 @triton.jit(do_not_specialize=_PLAIN)
 def publish_input(
-    ctl_ptr, frames_ptr, x_ptr, x_slot, x_px, h, w, blocks, factor_ptr, shift_ptr, hot_ptr,
+    ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, factor_ptr, shift_ptr, hot_ptr,
     hot_tiles_ptr, threshold_ptr, stamp_ptr, touch_ptr, tiles_ptr, changed_ptr,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
-    C: tl.constexpr, BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
+    X_PX: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
+    BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
     MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Publish the hot pixels and those beside them (threshold 0: the hot ones alone).
@@ -272,16 +283,18 @@ def publish_input(
             stride_c = tl.load(frame + 3)
             is_float = tl.load(frame + 4)
             place = y.to(tl.int64) * tl.load(frame + 1) + x.to(tl.int64) * tl.load(frame + 2)
-            stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * x_px
+            stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * X_PX
             mask = hot > 0
-            for channel in tl.static_range(C):
-                new = _value(
-                    address, stride_c, is_float, place, mask, channel, factor_ptr, shift_ptr,
-                    BGR, C,
-                )  # fmt: skip
-                if MOVING:
-                    new = tl.where(valid != 0, new, 0.0)
-                tl.store(stored + channel, new.to(x_ptr.dtype.element_ty), mask=mask)
+            new = _values(
+                address, stride_c, is_float, place, mask, factor_ptr, shift_ptr, BGR, C, LANES
+            )
+            if MOVING:
+                new = tl.where(valid[:, None] != 0, new, 0.0)
+            lane = tl.arange(0, LANES)[None, :]
+            inside = mask[:, None]
+            if ROOM < LANES:
+                inside = inside & (lane < ROOM)
+            tl.store(stored[:, None] + lane, new.to(x_ptr.dtype.element_ty), mask=inside)
             tl.store(stamp_ptr + slot * (h * w) + at, (hot * now).to(tl.uint8), mask=mask)
             tl.store(tiles_ptr + pid, now.to(tl.uint8))
             tl.store(touch_ptr + slot, now.to(tl.uint8))
@@ -290,7 +303,7 @@ def publish_input(
 @triton.jit(do_not_specialize=_PLAIN)
 def check_frames(
     ctl_ptr, frames_ptr, h, w, blocks, factor_ptr, shift_ptr, bad_ptr, x_ptr,
-    C: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr,
+    C: tl.constexpr, LANES: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Find float frames with values that are not finite once normalised, in the state's dtype.
 
@@ -307,15 +320,13 @@ def check_frames(
         ok = at < h * w
         y = at // w
         place = y.to(tl.int64) * tl.load(frame + 1) + (at - y * w).to(tl.int64) * tl.load(frame + 2)
-        bad = tl.zeros((BS,), tl.int32)
-        for channel in tl.static_range(C):
-            new = _value(
-                address, stride_c, is_float, place, ok, channel, factor_ptr, shift_ptr, BGR, C
-            )
-            new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
-            # infinity minus itself is not a number
-            bad |= ((new - new) != 0.0).to(tl.int32)
-        if tl.max(bad) > 0:
+        new = _values(
+            address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES
+        )
+        new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
+        # infinity minus itself is not a number
+        bad = ((new - new) != 0.0).to(tl.int32)
+        if tl.max(tl.max(bad, 1)) > 0:
             tl.store(bad_ptr + slot, 1)
 
 
