@@ -67,6 +67,8 @@ class Session:
         self._frames: dict[str, int] = {}
         # streams whose next frame is computed whole, and why
         self._whole: dict[str, str] = {}
+        # where streams' windows lie while nothing is said of them
+        self._resting: dict[str, Placement] = {}
         # streams whose window has moved with border="keep" since they were last computed whole
         self._kept: set[str] = set()
         self._all = StreamStats(engine.plan) if total is None else total
@@ -124,6 +126,7 @@ class Session:
     def _start(self, stream: str, reason: str) -> None:
         self._state.place(self._slots[stream], (0, 0))
         self._whole[stream] = reason
+        self._resting.pop(stream, None)
         self._late.pop(stream, None)
         self._stats[stream] = StreamStats(self._all.plan)
         self._frames[stream] = 0
@@ -143,6 +146,7 @@ class Session:
         self._known(stream)
         del self._slots[stream], self._stats[stream], self._frames[stream]
         self._whole.pop(stream, None)
+        self._resting.pop(stream, None)
         self._late.pop(stream, None)
 
     def hand_over(self, stream: str, to: Session, reason: str) -> None:
@@ -243,6 +247,8 @@ class Session:
 
     def _place(self, stream: str, window: Window | None, roi: Mask | None) -> Placement:
         """Work out how a stream's window moves, and which of the frame's pixels count."""
+        if window is None and roi is None and stream in self._resting:
+            return self._resting[stream]
         slot = self._slots.get(stream)
         y, x = (0, 0) if slot is None else self._state.origin[slot].tolist()
         whole = slot is None or stream in self._whole
@@ -322,33 +328,40 @@ class Session:
         begin = time.perf_counter()
         moved: dict[int, Move] = {}
         masks: dict[int, Tensor] = {}
-        for stream in frames:
+        by_slot: dict[int, Tensor] = {}
+        whole: dict[str, str] = {}
+        for stream, frame in frames.items():
             slot, at = self._slots[stream], placed[stream]
+            by_slot[slot] = frame
             self._settle(stream, at)
             if at.move is not None:
                 moved[slot] = at.move
             if at.mask is not None:
                 masks[slot] = at.mask
-        whole = {stream: self._whole[stream] for stream in frames if stream in self._whole}
+            if stream in self._whole:
+                whole[stream] = self._whole[stream]
+                self._thresholds.start(self._state, slot)
+        try:
+            reports = self.engine.step(
+                self._state,
+                by_slot,
+                frozenset(self._slots[s] for s in whole),
+                record=record,
+                timed=self._timed,
+                forced=forced,
+                moved=moved,
+                masks=masks,
+            )
+        except BaseException:
+            # it may have failed half-way: these streams start from scratch
+            for stream in frames:
+                self._whole.setdefault(stream, "the engine failed")
+            raise
         for stream in whole:
-            self._thresholds.start(self._state, self._slots[stream])
-        # should the engine fail half-way, these streams start from scratch
-        for stream in frames:
-            self._whole.setdefault(stream, "the engine failed")
-        reports = self.engine.step(
-            self._state,
-            {self._slots[s]: frame for s, frame in frames.items()},
-            frozenset(self._slots[s] for s in whole),
-            record=record,
-            timed=self._timed,
-            forced=forced,
-            moved=moved,
-            masks=masks,
-        )
-        for stream in frames:
             del self._whole[stream]
-            self._measure_scales(self._slots[stream])
-        outputs = self._outputs([self._slots[stream] for stream in frames])
+        for slot in by_slot:
+            self._measure_scales(slot)
+        outputs = self._outputs(list(by_slot))
         ready = [r for r in reports.values() if isinstance(r, SlotReport)]
         shared_ms = 0.0
         if ready:
@@ -374,6 +387,8 @@ class Session:
 
     def _settle(self, stream: str, at: Placement) -> None:
         """Let a stream's window lie where its frame says."""
+        if at is self._resting.get(stream) and stream not in self._whole:
+            return
         slot = self._slots[stream]
         if at.jump is not None:
             self._whole[stream] = at.jump
@@ -385,6 +400,7 @@ class Session:
             tuple(self._state.origin[slot]) != at.origin
         ):
             self._state.place(slot, at.origin)
+        self._resting[stream] = Placement(at.origin, None, None)
 
     def _measure_scales(self, slot: int) -> None:
         """Take a slot's scales at its first frame since it started that tells anything."""
@@ -399,30 +415,41 @@ class Session:
 
     def _outputs(self, slots: list[int]) -> dict[int, Any]:
         """Put together the model's results by slot, as copies unless views are wanted."""
-        copies: dict[int, Tensor] = {}
-        if len(slots) > 1 and not self.views and self.engine.device.type == "cuda":
-            # one copy for all streams instead of many small ones
-            given = {
-                o for o, s in zip(self.plan.outputs, self.plan.output_shapes, strict=True) if s
-            }
-            copies = {value: self._state.batch_view(value).clone() for value in given}
+        plan = self.plan
+        outs = list(zip(plan.outputs, plan.output_shapes, strict=True))
+        together = len(slots) > 1 and not self.views and self.engine.device.type == "cuda"
+        # one copy for all streams instead of many small ones
+        copies = {
+            out: self._copies(out, whole) for out, whole in outs if together and whole is not None
+        }
         results = {}
         for slot in slots:
-            leaves = []
-            for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
+            leaves: list[Any] = []
+            for out, whole in outs:
                 if whole is not None:
                     at = self._state.pixels(out, slot)
-                    turned, copied = isinstance(at, Ring), out in copies
-                    y = copies[out][slot] if copied and not turned else take_all(at)
-                    y = to_model_layout(y, self.plan.values[out].shape).reshape(whole)
-                    owned = turned or copied or self.views
-                    out = y if owned else y.clone(memory_format=torch.contiguous_format)
+                    turned = isinstance(at, Ring)
+                    if out in copies and not turned:
+                        y = copies[out][slot]
+                    else:
+                        y = to_model_layout(take_all(at), plan.values[out].shape).reshape(whole)
+                        if not (turned or self.views):
+                            y = y.clone(memory_format=torch.contiguous_format)
+                    leaves.append(y)
                 elif isinstance(out, Tensor):
                     # the plan is shared: nobody gets its own constants to write to
-                    out = out.to(self.engine.device, copy=True)
-                leaves.append(out)
-            results[slot] = pytree.tree_unflatten(leaves, self.plan.out_spec)
+                    leaves.append(out.to(self.engine.device, copy=True))
+                else:
+                    leaves.append(out)
+            results[slot] = pytree.tree_unflatten(leaves, plan.out_spec)
         return results
+
+    def _copies(self, value: int, whole: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Copy a value of all slots, in the order of its buffer: a view of the copy per slot."""
+        shape = self.plan.values[value].shape
+        batch = self._state.batch_view(value).clone()
+        batch = batch.permute(0, 3, 1, 2) if len(shape) == 3 else batch
+        return batch.reshape(self.slots, *whole).unbind(0)
 
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together.

@@ -377,8 +377,9 @@ def _launch(
     if number:
         args["list_ptr"] = args["list_ptr"][number * frame.capacity(index) :]
         args["count_ptr"] = args["count_ptr"][number:]
-    for name in ("num", "den", "bias", "first", "step"):
+    for name in ("num", "bias", "first", "step"):
         args[f"{name}_y"], args[f"{name}_x"] = getattr(phase, name)
+    args["DEN_Y"], args["DEN_X"] = phase.den
     args["weight_ptr"] = phase.weight
     rows = ceil(frame.capacity(index) / len(packed.phases))
     if packed.depthwise:
@@ -407,6 +408,7 @@ def _launch(
         "CHANNELS": packed.channels, "BK": packed.chunk, "WN": packed.width,
         "SPLITS": packed.splits, "SPLIT_STEPS": packed.split_steps, "GATHER": packed.gather,
         "TAPS_H": phase.taps[0], "TAPS_W": phase.taps[1],
+        "SAME": packed.gather == "channels" and _is_same_place(frame, index, phase),
         "GROUPED": packed.out_group != NO_GROUP, "EVEN": common["channels"] % blocks.width == 0,
         "SMALL_M": blocks.small_m, "MIDDLE_M": blocks.middle_m, "LARGE_M": blocks.large_m,
         "BN": blocks.width, "PRECISION": frame.precision, "capacity": rows,
@@ -422,6 +424,17 @@ def _launch(
     return Launch(
         kernels.convolution, frame.programs(most), args, warps=blocks.warps, stages=1, step=index
     )
+
+
+def _is_same_place(frame: Frame, index: int, phase: Phase) -> bool:
+    """Whether a pixel is made of the input's pixel at its own place alone, where that stays."""
+    step = frame.plan.steps[index]
+    sizes = {frame.plan.values[value].size for value in (step.inputs[0], step.output)}
+    plain = (phase.taps, phase.num, phase.den) == ((1, 1), (1, 1), (1, 1))
+    return (
+        plain and (phase.bias, phase.first) == ((0, 0), (0, 0)) and len(sizes) == 1
+        and frame.windows is None
+    )  # fmt: skip
 
 
 def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:

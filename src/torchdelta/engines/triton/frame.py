@@ -15,7 +15,7 @@ from torchdelta.engines.triton import conv, rows
 from torchdelta.engines.triton.kernels import gate as gate_kernels
 from torchdelta.engines.triton.kernels import select as select_kernels
 from torchdelta.engines.triton.kernels.shared import MODE
-from torchdelta.engines.triton.launch import Launch
+from torchdelta.engines.triton.launch import Launch, divider
 from torchdelta.engines.triton.schedule import (
     MOST_SOURCES,
     MOST_TAPS,
@@ -44,6 +44,8 @@ INPUT_TILE_PX, READER_TILE_PX = 64, 32
 COUNT_PX = 4096
 # stamps are bytes: after this many frames they are cleared
 LAST_STAMP = 255
+ALIGNED_BYTES = 16
+WORD_BYTES = 8
 
 # a launch, or a call into PyTorch
 Work = Launch | Callable[[], None]
@@ -64,6 +66,7 @@ class Memory:
     stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
     tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,
             hot_tiles, changed_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
+    thresholds, limits: float32 [slots, values];  forced: int32 [values], whose sets are forced
     """
 
     def __init__(self, engine: TritonEngine, state: State) -> None:
@@ -72,30 +75,34 @@ class Memory:
         self.ctl = torch.zeros(MODES_AT + slots * (1 + FRAME_ROW), dtype=torch.int64, device=device)
         self.frames = self.ctl[MODES_AT + slots :]
         self.thresholds = torch.zeros(slots, len(plan.values), device=device)
+        self.limits = torch.zeros_like(self.thresholds)
         self.input_threshold = torch.zeros(slots, device=device)
-        self.forced = torch.zeros(len(plan.steps), dtype=torch.int32, device=device)
+        self.forced = torch.zeros(len(plan.values), dtype=torch.int32, device=device)
         stamped = sorted(engine.stamped)
-        sizes = [slots * prod(plan.values[v].size) for v in stamped]
+        # kernels read stamps by words
+        sizes = [_aligned(slots * prod(plan.values[v].size)) for v in stamped]
         touch, area = len(plan.values) * slots, prod(plan.size)
         self.input_px = pixels_each(area, slots, engine.processors)
         self.tile = (self.input_px // INPUT_TILE_PX, INPUT_TILE_PX)
         self.tiles = prod(ceil(n / side) for n, side in zip(plan.size, self.tile, strict=True))
         of_input = [slots * area, *(3 * [slots * self.tiles])]
-        self._stamp_bytes = torch.zeros(
-            touch + sum(of_input) + sum(sizes), dtype=torch.uint8, device=device
-        )
+        parted = [_aligned(touch), *map(_aligned, of_input), *sizes]
+        self._stamp_bytes = torch.zeros(sum(parted), dtype=torch.uint8, device=device)
         # touch comes first: slots' bytes side by side
-        first, *parts = self._stamp_bytes.split([touch, *of_input, *sizes])
-        self.touch = first.view(len(plan.values), slots)
+        first, *parts = self._stamp_bytes.split(parted)
+        self.touch = first[:touch].view(len(plan.values), slots)
         self.hot, self.over_tiles, self.hot_tiles, self.changed_tiles = parts[:4]
-        self.stamps = dict(zip(stamped, parts[4:], strict=True))
+        self.stamps = {
+            v: part[: slots * prod(plan.values[v].size)]
+            for v, part in zip(stamped, parts[4:], strict=True)
+        }
         self.difference = torch.zeros(slots * area, device=device)
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
         self.now = 0
         self.frame = 0
         self.bytes = sum(
             t.numel() * t.element_size()
-            for t in (self.ctl, self.thresholds, self._stamp_bytes, self.difference)
+            for t in (self.ctl, self.thresholds, self.limits, self._stamp_bytes, self.difference)
         )
 
     def tick(self) -> None:
@@ -201,10 +208,10 @@ class Frame:
         return {
             "out_ptr": buffer[..., v.offset :] if v.offset else buffer,
             "out_slot": buffer.stride(0), "out_px": buffer.stride(2), "hw": prod(v.size),
-            "out_w": v.size[1], "out_ring_ptr": self.ring(output), **self.window_args(output),
-            "channels": v.channels, "threshold_ptr": self.memory.thresholds[:, output],
-            "threshold_stride": len(self.plan.values), "ctl_ptr": self.memory.ctl,
-            "forced_ptr": self.memory.forced[index:],
+            "hw_by": divider(prod(v.size)), "out_w": v.size[1], "out_w_by": divider(v.size[1]),
+            "out_ring_ptr": self.ring(output), **self.window_args(output),
+            "channels": v.channels, "limit_ptr": self.memory.limits[:, output],
+            "limit_stride": len(self.plan.values), "ctl_ptr": self.memory.ctl,
             "stamp_ptr": self.memory.touch if stamp is None else stamp,
             "touch_ptr": self.memory.touch[output], "NORM_MAX": self._norm == "max",
             "STAMP": stamp is not None, "TOUCH": output in self.engine.touched, "PDL": self._pdl,
@@ -324,11 +331,16 @@ class Frame:
             "masked_ptr": self.dummy if windows is None else windows.masked,
             "valid_ptr": self.dummy if windows is None else windows.valid,
         }  # fmt: skip
+        across = ceil(w / memory.tile[1])
+        tiles = {
+            "blocks": memory.tiles, "blocks_by": divider(memory.tiles), "across": across,
+            "across_by": divider(across),
+        }  # fmt: skip
         common = {
             **moving,
             "ctl_ptr": memory.ctl, "frames_ptr": memory.frames, "x_ptr": place["x_ptr"],
             "x_slot": place["x_slot"], "X_PX": place["x_px"], "h": h, "w": w,
-            "blocks": memory.tiles, "factor_ptr": factor, "shift_ptr": shift, **self._lanes(),
+            **tiles, "factor_ptr": factor, "shift_ptr": shift, **self._lanes(),
             "BGR": plan.preprocess.color == "bgr", "TILE_W": memory.tile[1],
             "BS": memory.input_px,
         }  # fmt: skip
@@ -336,15 +348,18 @@ class Frame:
             gate_kernels.compare_input, memory.tiles * self.slots,
             {**common, "scale_ptr": self.engine.to_full_scale, "zeros": self._zeros.numel(),
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
-             "over_tiles_ptr": memory.over_tiles, "zeros_ptr": self._zeros},
+             "over_tiles_ptr": memory.over_tiles, "zeros_ptr": self._zeros,
+             "thresholds_ptr": memory.thresholds, "forced_ptr": memory.forced,
+             "limits_ptr": memory.limits, "values": len(plan.values),
+             "limits": memory.limits.numel()},
         )  # fmt: skip
         find = Launch(
             gate_kernels.find_hot, memory.tiles * self.slots,
-            {"ctl_ptr": memory.ctl, "h": h, "w": w, "blocks": memory.tiles,
+            {"ctl_ptr": memory.ctl, "h": h, "w": w, **tiles,
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
              "over_tiles_ptr": memory.over_tiles, "hot_ptr": memory.hot,
              "hot_tiles_ptr": memory.hot_tiles, "TILE_W": memory.tile[1], "BS": memory.input_px,
-             "MOVING": moving["MOVING"], "PDL": self._pdl},
+             "MOVING": moving["MOVING"], "PDL": self._pdl}, warps=2,
         )  # fmt: skip
         publish = Launch(
             gate_kernels.publish_input, memory.tiles * self.slots,
@@ -442,7 +457,7 @@ class Frame:
                 "active_ptr": self.counts[index], "wide_list_ptr": wide.entries,
                 "wide_count_ptr": wide.count, "ctl_ptr": self.memory.ctl, "carry_ptr": carry,
                 "forced_ptr": mask, "found_ptr": self._found, "h": h, "w": w,
-                **self.window_args(step.output),
+                "w_by": divider(w), "blocks_by": divider(blocks), **self.window_args(step.output),
                 "blocks": blocks, "capacity": self.capacity(index), "OWN": len(part),
                 "SOURCES": len(sources), "PHASES_Y": phases[0], "PHASES_X": phases[1],
                 "CARRY_IN": number > 0, "CARRY_OUT": not last, "FORCED": index in self._forced,
@@ -476,7 +491,7 @@ class Frame:
                 if footprint is not None and not is_identity(footprint):
                     args |= self._footprint_args(n, footprint, numbers)
                     if value == self.plan.input and self._is_marked(args[f"KIND{n}"], footprint):
-                        args[f"KIND{n}"] = select_kernels.INPUT
+                        args[f"KIND{n}"] = self._input_kind(footprint)
         return {**args, **{f"s{n}_{k}": v for k, v in zip(names, numbers, strict=True)}}
 
     def _is_marked(self, kind: int, footprint: Footprint) -> bool:
@@ -486,6 +501,13 @@ class Frame:
             axis is not None and (axis.kernel - 1) * axis.dilation < side
             for axis, side in zip(axes, self.memory.tile, strict=True)
         )
+
+    def _input_kind(self, footprint: Footprint) -> int:
+        """Choose how windows of the input are looked through: by words where rows are such."""
+        cols = footprint.cols
+        assert cols is not None
+        words = self.plan.size[1] % WORD_BYTES == 0 and cols.dilation == 1
+        return select_kernels.WORDS if words and cols.kernel <= WORD_BYTES else select_kernels.INPUT
 
     def _footprint_args(self, n: int, footprint: Any, numbers: list[int]) -> dict[str, Any]:
         y, x = footprint.rows, footprint.cols
@@ -529,6 +551,11 @@ class Frame:
             "PDL": self._pdl,
         }  # fmt: skip
         return [Launch(select_kernels.count_stamps, len(jobs), args)]
+
+
+def _aligned(n: int) -> int:
+    """Round up to what a word's place must be a multiple of."""
+    return ceil(n / ALIGNED_BYTES) * ALIGNED_BYTES
 
 
 def pixels_each(area: int, slots: int, processors: int) -> int:

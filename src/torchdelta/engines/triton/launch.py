@@ -30,3 +30,14 @@ class Launch:
         if self.args.get("PDL"):
             options["launch_pdl"] = True
         self.kernel[(self.grid,)](**self.args, **options)
+
+
+def divider(n: int) -> int:
+    """Prepare the division of numbers 0 .. 2**31 - 1 by n >= 1 for `kernels.shared.divide`.
+
+    The quotient of x is (2 * x * factor) >> (32 + shift) (Granlund and Montgomery, "Division by
+    invariant integers using multiplication", 1994, theorem 4.2). The result holds the factor in its
+    low 32 bits and shift + 1 above: more than 32 bits, so that kernels always get an int64.
+    """
+    shift = (n - 1).bit_length()
+    return -(-(1 << (31 + shift)) // n) | (shift + 1) << 32

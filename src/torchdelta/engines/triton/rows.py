@@ -18,7 +18,7 @@ from torchdelta import ops
 from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.conv import FUNCTIONS, JOINS
 from torchdelta.engines.triton.kernels import rows as kernels
-from torchdelta.engines.triton.launch import Launch
+from torchdelta.engines.triton.launch import Launch, divider
 from torchdelta.ops.base import Op
 from torchdelta.ops.pool import TILE_PX
 from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
@@ -354,7 +354,8 @@ def _pool(frame: Frame, index: int) -> tuple[Any, Args]:
     args = {
         **_first_input(frame, index), **out,
         "rows_ptr": _integers(frame, rows), "cols_ptr": _integers(frame, cols),
-        "kernel_w": width, "taps": taps, "dilation_h": dilation[0], "dilation_w": dilation[1],
+        "kernel_w": width, "kernel_w_by": divider(width), "taps": taps,
+        "dilation_h": dilation[0], "dilation_w": dilation[1],
         "MAX": maximum,
     }  # fmt: skip
     # a reduced map may hold one long window or one pixel only: few blocks, so taps side by side

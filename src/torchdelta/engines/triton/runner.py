@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # frames that may be on their way at once
 RING = 4
 
+# how far apart a frame's numbers may lie: kernels count in 32 bits
+FARTHEST = 2**31 - 1
+
 # PyTorch captures one graph at a time
 CAPTURING = threading.Lock()
 
@@ -140,17 +143,23 @@ class Runner:
         numbers = [0] * control.numel()
         numbers[0] = memory.now
         rows_at = MODES_AT + memory.slots
+        c, h, w = self.engine.plan.shape
         kept = []
         floats = False
         for slot, given in frames.items():
-            frame = given if given.dtype in (torch.uint8, torch.float32) else given.float()
-            if self._staging is not None and frame.device.type == "cpu":
+            frame = given
+            is_float = frame.dtype != torch.uint8
+            if is_float:
+                frame, floats = frame.float(), True
+            if self._staging is not None and not frame.is_cuda:
                 frame = self._staging.send(slot, self._turn, frame)
-            is_float = frame.dtype == torch.float32
-            floats |= is_float
+            rows, columns, channels = frame.stride()
+            if rows * h + columns * w + channels * c > FARTHEST:
+                frame = frame.contiguous()
+                rows, columns, channels = frame.stride()
             numbers[MODES_AT + slot] = WHOLE if slot in whole else FRAME
             at = rows_at + slot * FRAME_ROW
-            numbers[at : at + FRAME_ROW] = (frame.data_ptr(), *frame.stride(), is_float)
+            numbers[at : at + FRAME_ROW] = (frame.data_ptr(), rows, columns, channels, is_float)
             kept.append(frame)
         control.numpy()[:] = numbers
         self._kept[self._turn] = kept
@@ -192,8 +201,9 @@ class Runner:
         if forced is self._forced or (not forced and not self._forced):
             return
         self._forced = forced
-        flags = torch.zeros(len(self.engine.plan.steps), dtype=torch.int32)
-        flags[list(forced)] = 1
+        steps = self.engine.plan.steps
+        flags = torch.zeros(self.memory.forced.shape, dtype=torch.int32)
+        flags[[steps[index].output for index in forced]] = 1
         self.memory.forced.copy_(flags)
         for index, mask in frame.forced_masks.items():
             mask.copy_(forced[index].flatten())

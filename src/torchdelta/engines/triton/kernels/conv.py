@@ -15,6 +15,7 @@ from torchdelta.engines.triton.kernels.shared import (
     apply_function,
     begin,
     combine,
+    divide,
     is_active,
     load_stored,
     on_ring,
@@ -26,25 +27,26 @@ from torchdelta.engines.triton.kernels.shared import (
 
 # arguments whose value should not make another variant of a kernel
 _PLAIN = [
-    "x_px", "out_px", "residual_px", "x_h", "x_w", "out_w", "hw", "threshold_stride", "steps",
-    "num_y", "num_x", "den_y", "den_x", "bias_y", "bias_x", "first_y", "first_x",
+    "x_px", "out_px", "residual_px", "x_h", "x_w", "out_w", "out_w_by", "hw", "hw_by",
+    "limit_stride", "steps", "num_y", "num_x", "bias_y", "bias_x", "first_y", "first_x",
     "step_y", "step_x", "capacity", "small_rows", "middle_rows", "out_group", "in_group",
     "last_channel",
     "channels",
-    "threshold_ptr", "forced_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
+    "limit_ptr", "touch_ptr", "stamp_ptr", "count_ptr",
     "filter0_ptr", "filter1_ptr", "list_ptr", "slope_ptr", "lines_ptr", "lines_slot",
     "x_ring_ptr", "out_ring_ptr", "residual_ring_ptr",
 ]  # fmt: skip
 
 
 @triton.jit
-def _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x):
+def _first_input(
+    place, out_w, out_w_by, num_y, num_x, bias_y, bias_x, DEN_Y: tl.constexpr, DEN_X: tl.constexpr
+):
     """Place of a pixel's first tap in the input, before the taps' own offsets."""
-    place = pixel - slot * hw
-    y = place // out_w
+    y = divide(place, out_w_by)
     x = place - y * out_w
-    y = (y * num_y + bias_y) // den_y
-    x = (x * num_x + bias_x) // den_x
+    y = (y * num_y + bias_y) // DEN_Y
+    x = (x * num_x + bias_x) // DEN_X
     return y, x
 
 
@@ -59,8 +61,9 @@ def _inside(first, step, ok, size, TAPS: tl.constexpr):
     else:
         bits = first * 0
     for i in tl.static_range(TAPS):
-        at = first + i * step
-        bits |= ((at >= 0) & (at < size) & ok).to(bits.dtype) << i
+        at = (first + i * step).to(tl.uint32)
+        # what lies before 0 is beyond any size without its sign
+        bits |= ((at < size.to(tl.uint32)) & ok).to(bits.dtype) << i
     return bits
 
 
@@ -79,28 +82,33 @@ def _multiply(
     BM: tl.constexpr, BN: tl.constexpr, CHANNELS: tl.constexpr, BK: tl.constexpr,
     WN: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, PART_STEPS: tl.constexpr,
     GATHER: tl.constexpr, PRECISION: tl.constexpr, CAST: tl.constexpr, MOVING: tl.constexpr,
-    STAGES: tl.constexpr,
+    SAME: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum the products of the steps begin_step .. end_step - 1: [BM, BN].
 
     What a step takes, GATHER says: "channels": BK channels of one tap; "row": a row of taps, whose
     TAPS_W * CHANNELS numbers lie side by side in the state; "each": BK pairs of tap and channel.
     PART_STEPS: so many steps make a part, and the parts are added; 0: all make one.
+    SAME: one tap, at the output's own place, which `x` holds.
     cols: [BN] output channels; depth: weights of one of them.
     """
     k = tl.arange(0, BK)
     # all that does not change from step to step comes first: a program is alone on its scheduler,
     # and each instruction of the loop is waited for
-    y += first_y
-    x += first_x
-    base = x_ptr + row + (y * x_w + x).to(tl.int64) * x_px
+    if SAME:
+        base = x_ptr + row + x.to(tl.int64) * x_px
+    else:
+        y += first_y
+        x += first_x
+        base = x_ptr + row + (y * x_w + x).to(tl.int64) * x_px
     if GATHER == "row":
         in_x = x[:, None] + (k // CHANNELS)[None, :]
         wanted = (in_x >= 0) & (in_x < x_w) & (k < TAPS_W * CHANNELS)[None, :]
         row_bits = _inside(y, step_y, ok, x_h, TAPS_H)
     elif GATHER == "channels":
-        row_bits = _inside(y, step_y, ok, x_h, TAPS_H)
-        col_bits = _inside(x, step_x, ok, x_w, TAPS_W)
+        if not SAME:
+            row_bits = _inside(y, step_y, ok, x_h, TAPS_H)
+            col_bits = _inside(x, step_x, ok, x_w, TAPS_W)
         base += first_channel
     pointers = base[:, None] + k[None, :]
     if MOVING:
@@ -116,7 +124,10 @@ def _multiply(
     CHUNKS: tl.constexpr = (CHANNELS + BK - 1) // BK
     for step in tl.range(begin_step, end_step, num_stages=STAGES):
         if GATHER == "channels":
-            if TAPS_H * TAPS_W == 1:
+            if SAME:
+                chunk = step
+                inside = ok
+            elif TAPS_H * TAPS_W == 1:
                 chunk = step
                 inside = row_bits & col_bits != 0
             else:
@@ -185,18 +196,18 @@ def _multiply(
 
 @triton.jit
 def _load_residual(
-    ok, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot, residual_px,
-    residual_ring_ptr, EVEN: tl.constexpr, MOVING: tl.constexpr,
+    ok, pixel, slot, cols, hw, channels, out_w, out_w_by, residual_ptr, residual_slot,
+    residual_px, residual_ring_ptr, EVEN: tl.constexpr, MOVING: tl.constexpr,
 ):  # fmt: skip
     """Read the residual's values of a block."""
-    place = place_of(pixel, slot, hw, out_w, residual_ring_ptr, MOVING)
+    place = place_of(pixel, slot, hw, out_w, out_w_by, residual_ring_ptr, MOVING)
     row = slot.to(tl.int64) * residual_slot + place.to(tl.int64) * residual_px
     return load_stored(residual_ptr + row, ok, cols, channels, EVEN)
 
 
 @triton.jit
 def _finish(
-    acc, old, other, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, bias_ptr,
+    acc, old, other, rows_ptr, limit, ok, pixel, slot, cols, channels, bias_ptr,
     slope_ptr, ctl_ptr, stamp_ptr, touch_ptr,
     BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
     TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr,
@@ -224,7 +235,7 @@ def _finish(
     elif POST != "":
         acc = apply_function(acc, POST, POST_A, POST_B, POST_C)
     publish_over(
-        acc, old, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
+        acc, old, rows_ptr, limit, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
         touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, EVEN,
     )  # fmt: skip
 
@@ -257,15 +268,16 @@ def _prefetch(
 def _walk(
     count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
     residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w,
-    out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr, filter1_ptr,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    partial_ptr, arrived_ptr, steps, num_y, num_x, den_y, den_x, bias_y, bias_x,
+    out_w_by,
+    out_ring_ptr, lines_ptr, lines_slot, hw, hw_by, channels, list_ptr, filter0_ptr, filter1_ptr,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
+    partial_ptr, arrived_ptr, steps, num_y, num_x, bias_y, bias_x,
     first_y, first_x, step_y, step_x, out_group, in_group, last_channel, early_pixel,
     BM: tl.constexpr, BN: tl.constexpr, STAGES: tl.constexpr, PARTS: tl.constexpr,
     EARLY: tl.constexpr, HAS_PIXEL: tl.constexpr,
     CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_STEPS: tl.constexpr, GATHER: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
-    GROUPED: tl.constexpr,
+    GROUPED: tl.constexpr, SAME: tl.constexpr, DEN_Y: tl.constexpr, DEN_X: tl.constexpr,
     PRECISION: tl.constexpr, CAST: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
     STAMP: tl.constexpr, TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr,
     PRE_A: tl.constexpr, PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr,
@@ -296,21 +308,25 @@ def _walk(
                 pixel = tl.load(list_ptr + at, mask=listed, other=0)
         else:
             pixel = tl.load(list_ptr + at, mask=listed, other=0)
-        slot = pixel // hw
-        # the product takes all that is listed, not to wait for the filters' stamps
-        ok = is_active(listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS)
-        rows_ptr, threshold, free = row_facts(
-            listed, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr,
-            lines_slot, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING,
+        slot = divide(pixel, hw_by)
+        rows_ptr, limit = row_facts(
+            listed, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_w_by, out_ring_ptr,
+            lines_ptr, lines_slot, limit_ptr, limit_stride, MOVING,
         )  # fmt: skip
+        ok = is_active(listed, pixel, limit, ctl_ptr, filter0_ptr, filter1_ptr, FILTERS)
         if EARLY and PARTS == 1:
             old = load_stored(rows_ptr, listed, cols, channels, EVEN)
             if JOIN != "":
                 other = _load_residual(
-                    listed, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot,
+                    listed, pixel, slot, cols, hw, channels, out_w, out_w_by, residual_ptr,
+                    residual_slot,
                     residual_px, residual_ring_ptr, EVEN, MOVING,
                 )  # fmt: skip
-        y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
+        place = pixel - slot * hw
+        y = place * 0
+        x = place
+        if not SAME:
+            y, x = _first_input(place, out_w, out_w_by, num_y, num_x, bias_y, bias_x, DEN_Y, DEN_X)
         first_channel = 0
         if GROUPED:
             first_channel = tl.minimum((block_n * BN // out_group) * in_group, last_channel)
@@ -321,11 +337,12 @@ def _walk(
         else:
             first_step = 0
             end_step = steps
+        # the product takes all that is listed, not to wait for the filters' stamps
         acc = _multiply(
             first_step, end_step, x_ptr, row, y, x, listed, weight_ptr, cols, first_channel, depth,
             x_px, x_h, x_w, first_y, first_x, step_y, step_x, slot, x_ring_ptr, BM, BN, CHANNELS,
             BK, WN, TAPS_H, TAPS_W, SPLIT_STEPS if SPLITS > PARTS else 0, GATHER, PRECISION, CAST,
-            MOVING, STAGES,
+            MOVING, SAME, STAGES,
         )  # fmt: skip
         last = True
         if PARTS > 1:
@@ -346,13 +363,14 @@ def _walk(
                 old = load_stored(rows_ptr, ok, cols, channels, EVEN)
                 if JOIN != "":
                     other = _load_residual(
-                        ok, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot,
+                        ok, pixel, slot, cols, hw, channels, out_w, out_w_by, residual_ptr,
+                        residual_slot,
                         residual_px, residual_ring_ptr, EVEN, MOVING,
                     )  # fmt: skip
             if JOIN == "":
                 other = old
             _finish(
-                acc, old, other, rows_ptr, threshold, free, ok, pixel, slot, cols, channels,
+                acc, old, other, rows_ptr, limit, ok, pixel, slot, cols, channels,
                 bias_ptr, slope_ptr, ctl_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP,
                 TOUCH, BIAS, PRE, PRE_A, PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A,
                 POST_B, POST_C, EVEN,
@@ -362,15 +380,16 @@ def _walk(
 @triton.jit(do_not_specialize=_PLAIN)
 def convolution(
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr, residual_slot,
-    residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_ring_ptr,
-    lines_ptr, lines_slot, hw, channels, list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    partial_ptr, arrived_ptr, steps, num_y, num_x, den_y, den_x, bias_y, bias_x,
+    residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_w_by,
+    out_ring_ptr,
+    lines_ptr, lines_slot, hw, hw_by, channels, list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
+    partial_ptr, arrived_ptr, steps, num_y, num_x, bias_y, bias_x,
     first_y, first_x, step_y, step_x, capacity, small_rows, middle_rows, out_group, in_group,
     last_channel,
     CHANNELS: tl.constexpr, BK: tl.constexpr, WN: tl.constexpr, SPLITS: tl.constexpr,
     SPLIT_STEPS: tl.constexpr, GATHER: tl.constexpr, TAPS_H: tl.constexpr, TAPS_W: tl.constexpr,
-    GROUPED: tl.constexpr,
+    GROUPED: tl.constexpr, SAME: tl.constexpr, DEN_Y: tl.constexpr, DEN_X: tl.constexpr,
     SMALL_M: tl.constexpr, MIDDLE_M: tl.constexpr, LARGE_M: tl.constexpr, BN: tl.constexpr,
     SMALL_STAGES: tl.constexpr, MIDDLE_STAGES: tl.constexpr, LARGE_STAGES: tl.constexpr,
     MIDDLE_PARTS: tl.constexpr, LARGE_EARLY: tl.constexpr,
@@ -408,13 +427,14 @@ def convolution(
         _walk(
             count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
             residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px,
-            out_w, out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr,
-            filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot, hw, hw_by, channels, list_ptr,
+            filter0_ptr, filter1_ptr, limit_ptr, limit_stride, ctl_ptr, stamp_ptr,
             touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
-            den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
+            bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
             last_channel, early_pixel, SMALL_M, BN, SMALL_STAGES, SPLITS, True, True, CHANNELS, BK,
             WN, SPLITS, SPLIT_STEPS,
-            GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH,
+            GATHER, TAPS_H, TAPS_W, GROUPED, SAME, DEN_Y, DEN_X, PRECISION, CAST, FILTERS, NORM_MAX,
+            STAMP, TOUCH,
             BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, MOVING,
         )  # fmt: skip
@@ -422,13 +442,14 @@ def convolution(
         _walk(
             count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
             residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px,
-            out_w, out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr,
-            filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot, hw, hw_by, channels, list_ptr,
+            filter0_ptr, filter1_ptr, limit_ptr, limit_stride, ctl_ptr, stamp_ptr,
             touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
-            den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
+            bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
             last_channel, early_pixel, MIDDLE_M, BN, MIDDLE_STAGES, SPLITS if MIDDLE_PARTS else 1,
             True, False, CHANNELS, BK, WN, SPLITS,
-            SPLIT_STEPS, GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX,
+            SPLIT_STEPS, GATHER, TAPS_H, TAPS_W, GROUPED, SAME, DEN_Y, DEN_X, PRECISION, CAST,
+            FILTERS, NORM_MAX,
             STAMP, TOUCH, BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, MOVING,
         )  # fmt: skip
@@ -436,13 +457,15 @@ def convolution(
         _walk(
             count, x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr,
             residual_slot, residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px,
-            out_w, out_ring_ptr, lines_ptr, lines_slot, hw, channels, list_ptr, filter0_ptr,
-            filter1_ptr, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot, hw, hw_by, channels, list_ptr,
+            filter0_ptr, filter1_ptr, limit_ptr, limit_stride, ctl_ptr, stamp_ptr,
             touch_ptr, partial_ptr, arrived_ptr, steps, num_y, num_x,
-            den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
-            last_channel, early_pixel, LARGE_M, BN, LARGE_STAGES, 1, LARGE_EARLY, False, CHANNELS, BK,
+            bias_y, bias_x, first_y, first_x, step_y, step_x, out_group, in_group,
+            last_channel, early_pixel, LARGE_M, BN, LARGE_STAGES, 1, LARGE_EARLY, False, CHANNELS,
+            BK,
             WN, SPLITS, SPLIT_STEPS,
-            GATHER, TAPS_H, TAPS_W, GROUPED, PRECISION, CAST, FILTERS, NORM_MAX, STAMP, TOUCH,
+            GATHER, TAPS_H, TAPS_W, GROUPED, SAME, DEN_Y, DEN_X, PRECISION, CAST, FILTERS, NORM_MAX,
+            STAMP, TOUCH,
             BIAS, PRE, PRE_A, PRE_B,
             PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN, MOVING,
         )  # fmt: skip
@@ -451,11 +474,13 @@ def convolution(
 @triton.jit(do_not_specialize=_PLAIN)
 def depthwise(
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr, residual_slot,
-    residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_ring_ptr,
-    lines_ptr, lines_slot, hw, channels, list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
-    num_y, num_x, den_y, den_x, bias_y, bias_x, first_y, first_x, step_y, step_x,
-    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, MULTIPLIER: tl.constexpr, BM: tl.constexpr,
+    residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_w_by,
+    out_ring_ptr,
+    lines_ptr, lines_slot, hw, hw_by, channels, list_ptr, count_ptr, filter0_ptr, filter1_ptr,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
+    num_y, num_x, bias_y, bias_x, first_y, first_x, step_y, step_x,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, DEN_Y: tl.constexpr, DEN_X: tl.constexpr,
+    MULTIPLIER: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
     TOUCH: tl.constexpr, BIAS: tl.constexpr, PRE: tl.constexpr, PRE_A: tl.constexpr,
     PRE_B: tl.constexpr, PRE_C: tl.constexpr, JOIN: tl.constexpr, ALPHA: tl.constexpr,
@@ -481,10 +506,13 @@ def depthwise(
         cols = (block - block_m * blocks_n) * BN + tl.arange(0, BN)
         inside_n = cols < channels
         pixel, slot, ok = take_block(
-            list_ptr, count, block_m * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+            list_ptr, count, block_m * BM, hw_by, limit_ptr, limit_stride, ctl_ptr, filter0_ptr,
+            filter1_ptr,
             FILTERS, BM,
         )  # fmt: skip
-        y, x = _first_input(pixel, slot, hw, out_w, num_y, num_x, den_y, den_x, bias_y, bias_x)
+        y, x = _first_input(
+            pixel - slot * hw, out_w, out_w_by, num_y, num_x, bias_y, bias_x, DEN_Y, DEN_X
+        )
         source = x_ptr + (slot.to(tl.int64) * x_slot)[:, None] + (cols // MULTIPLIER)[None, :]
         acc = tl.zeros((BM, BN), tl.float32)
         for tap_y in tl.static_range(TAPS_H):
@@ -502,19 +530,19 @@ def depthwise(
                     other=0.0,
                 )  # fmt: skip
                 acc += value.to(tl.float32) * weight.to(tl.float32)[None, :]
-        rows_ptr, threshold, free = row_facts(
-            ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr,
-            lines_slot, threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING,
+        rows_ptr, limit = row_facts(
+            ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_w_by, out_ring_ptr,
+            lines_ptr, lines_slot, limit_ptr, limit_stride, MOVING,
         )  # fmt: skip
         old = load_stored(rows_ptr, ok, cols, channels, EVEN)
         other = old
         if JOIN != "":
             other = _load_residual(
-                ok, pixel, slot, cols, hw, channels, out_w, residual_ptr, residual_slot,
+                ok, pixel, slot, cols, hw, channels, out_w, out_w_by, residual_ptr, residual_slot,
                 residual_px, residual_ring_ptr, EVEN, MOVING,
             )  # fmt: skip
         _finish(
-            acc, old, other, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, bias_ptr,
+            acc, old, other, rows_ptr, limit, ok, pixel, slot, cols, channels, bias_ptr,
             slope_ptr, ctl_ptr, stamp_ptr, touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, BIAS, PRE,
             PRE_A, PRE_B, PRE_C, JOIN, ALPHA, JOIN_FIRST, POST, POST_A, POST_B, POST_C, EVEN,
         )  # fmt: skip

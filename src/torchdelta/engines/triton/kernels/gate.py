@@ -16,6 +16,7 @@ from torchdelta.engines.triton.kernels.shared import (
     IS_WHOLE,
     MODE,
     begin,
+    divide,
     moved_level,
     on_ring,
 )
@@ -27,7 +28,15 @@ _PLAIN = [
     "h",
     "w",
     "blocks",
+    "blocks_by",
+    "across",
+    "across_by",
     "zeros",
+    "thresholds_ptr",
+    "forced_ptr",
+    "limits_ptr",
+    "values",
+    "limits",
     "frames_ptr",
     "stamp_ptr",
     "touch_ptr",
@@ -46,25 +55,30 @@ _PLAIN = [
 
 
 @triton.jit
-def _tile_pixels(block, h, w, TILE_W: tl.constexpr, BS: tl.constexpr):
+def _tile(pid, blocks, blocks_by, across, across_by):
+    """Find a program's slot, and its tile's row and column among those of the frame."""
+    slot = divide(pid, blocks_by)
+    block = pid - slot * blocks
+    row = divide(block, across_by)
+    return slot, row, block - row * across
+
+
+@triton.jit
+def _tile_pixels(row, column, h, w, TILE_W: tl.constexpr, BS: tl.constexpr):
     """Place a tile's pixels: y, x, and whether they lie in the frame, [BS] each."""
-    across = tl.cdiv(w, TILE_W)
-    row = block // across
     n = tl.arange(0, BS)
     y = row * (BS // TILE_W) + n // TILE_W
-    x = (block - row * across) * TILE_W + n % TILE_W
+    x = column * TILE_W + n % TILE_W
     return y, x, (y < h) & (x < w)
 
 
 @triton.jit
-def _marked_near(tiles_ptr, slot, block, blocks, w, now, TILE_W: tl.constexpr):
+def _marked_near(tiles_ptr, slot, row, column, blocks, across, now):
     """Whether a tile or one of those around it is marked."""
-    across = tl.cdiv(w, TILE_W)
-    down = blocks // across
     n = tl.arange(0, 16)
-    row = block // across + n // 3 - 1
-    column = block % across + n % 3 - 1
-    inside = (n < 9) & (row >= 0) & (row < down) & (column >= 0) & (column < across)
+    row = row + n // 3 - 1
+    column = column + n % 3 - 1
+    inside = (n < 9) & (row >= 0) & (row * across < blocks) & (column >= 0) & (column < across)
     marks = tl.load(tiles_ptr + slot * blocks + row * across + column, mask=inside, other=0)
     return tl.max((marks.to(tl.int32) == now).to(tl.int32)) > 0
 
@@ -109,14 +123,19 @@ def _values(
 
 @triton.jit(do_not_specialize=_PLAIN)
 def compare_input(
-    ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, factor_ptr, shift_ptr, scale_ptr,
+    ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, blocks_by, across, across_by, factor_ptr,
+    shift_ptr, scale_ptr,
     difference_ptr, threshold_ptr, over_tiles_ptr, zeros_ptr, zeros,
+    thresholds_ptr, forced_ptr, limits_ptr, values, limits,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
     X_PX: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
     MOVING: tl.constexpr,
 ):  # fmt: skip
     """Measure how far each pixel lies from what was published; set the frame's counters to 0.
+
+    Also write the limits [slots, values] of this frame: the thresholds, -1 where slots are WHOLE or
+    forced_ptr [values] says that a value's active set is forced.
 
     difference_ptr: float32 [slots, h, w]: mean over the channels of |frame - published|, share of
     full scale; where the slot's threshold is 0: whether they differ at all. -1: what cannot be
@@ -127,24 +146,28 @@ def compare_input(
     for first in range(pid * BS, zeros, tl.num_programs(0) * BS):
         at = first + tl.arange(0, BS)
         tl.store(zeros_ptr + at, tl.zeros((BS,), tl.int32), mask=at < zeros)
-    slot = pid // blocks
+    for first in range(pid * BS, limits, tl.num_programs(0) * BS):
+        at = first + tl.arange(0, BS)
+        mask = at < limits
+        free = tl.load(ctl_ptr + MODE + at // values, mask=mask, other=0) == IS_WHOLE
+        free |= tl.load(forced_ptr + at % values, mask=mask, other=0) != 0
+        limit = tl.load(thresholds_ptr + at, mask=mask, other=0.0)
+        tl.store(limits_ptr + at, tl.where(free, -1.0, limit), mask=mask)
+    slot, row, column = _tile(pid, blocks, blocks_by, across, across_by)
     if tl.load(ctl_ptr + MODE + slot) == 1:
         frame = frames_ptr + slot * FRAME_ROW
         address = tl.load(frame)
-        stride_y = tl.load(frame + 1)
-        stride_x = tl.load(frame + 2)
-        stride_c = tl.load(frame + 3)
+        stride_c = tl.load(frame + 3).to(tl.int32)
         is_float = tl.load(frame + 4)
         threshold = tl.load(threshold_ptr + slot)
         exact = threshold == 0.0
-        y, x, ok = _tile_pixels(pid - slot * blocks, h, w, TILE_W, BS)
-        place = y.to(tl.int64) * stride_y + x.to(tl.int64) * stride_x
+        y, x, ok = _tile_pixels(row, column, h, w, TILE_W, BS)
+        # a frame's own offsets fit into 32 bits (runner)
+        place = y * tl.load(frame + 1).to(tl.int32) + x * tl.load(frame + 2).to(tl.int32)
         ring_y, ring_x = on_ring(y, x, slot, h, w, x_ring_ptr, MOVING)
         cell = ring_y * w + ring_x
-        stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * X_PX
-        new = _values(
-            address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES
-        )
+        stored = x_ptr + slot.to(tl.int64) * x_slot + cell * X_PX
+        new = _values(address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES)
         new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
         lane = tl.arange(0, LANES)[None, :]
         inside = ok[:, None]
@@ -170,7 +193,8 @@ def compare_input(
 
 @triton.jit(do_not_specialize=_PLAIN)
 def find_hot(
-    ctl_ptr, h, w, blocks, difference_ptr, threshold_ptr, over_tiles_ptr, hot_ptr, hot_tiles_ptr,
+    ctl_ptr, h, w, blocks, blocks_by, across, across_by, difference_ptr, threshold_ptr,
+    over_tiles_ptr, hot_ptr, hot_tiles_ptr,
     TILE_W: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Mark the pixels whose 3x3 box (what of it can be compared) exceeds the threshold.
@@ -180,14 +204,13 @@ def find_hot(
     """
     begin(PDL)
     pid = tl.program_id(0)
-    slot = pid // blocks
-    block = pid - slot * blocks
+    slot, row, column = _tile(pid, blocks, blocks_by, across, across_by)
     now = tl.load(ctl_ptr).to(tl.int32)
     if (tl.load(ctl_ptr + MODE + slot) == 1) & _marked_near(
-        over_tiles_ptr, slot, block, blocks, w, now, TILE_W
+        over_tiles_ptr, slot, row, column, blocks, across, now
     ):
         threshold = tl.load(threshold_ptr + slot)
-        y, x, ok = _tile_pixels(block, h, w, TILE_W, BS)
+        y, x, ok = _tile_pixels(row, column, h, w, TILE_W, BS)
         at = y * w + x
         differences = difference_ptr + slot * (h * w)
         own = tl.load(differences + at, mask=ok, other=0.0)
@@ -225,7 +248,8 @@ def find_hot(
 
 @triton.jit(do_not_specialize=_PLAIN)
 def publish_input(
-    ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, factor_ptr, shift_ptr, hot_ptr,
+    ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, blocks_by, across, across_by, factor_ptr,
+    shift_ptr, hot_ptr,
     hot_tiles_ptr, threshold_ptr, stamp_ptr, touch_ptr, tiles_ptr, changed_ptr,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
     X_PX: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
@@ -239,8 +263,7 @@ def publish_input(
     """
     begin(PDL)
     pid = tl.program_id(0)
-    slot = pid // blocks
-    block = pid - slot * blocks
+    slot, row, column = _tile(pid, blocks, blocks_by, across, across_by)
     mode = tl.load(ctl_ptr + MODE + slot)
     now = tl.load(ctl_ptr).to(tl.int32)
     wanted = mode == IS_WHOLE
@@ -248,10 +271,10 @@ def publish_input(
         # what was never seen is published anywhere
         wanted = mode != 0
     elif mode == 1:
-        wanted = _marked_near(hot_tiles_ptr, slot, block, blocks, w, now, TILE_W)
+        wanted = _marked_near(hot_tiles_ptr, slot, row, column, blocks, across, now)
     if wanted:
         reach = (tl.load(threshold_ptr + slot) != 0.0).to(tl.int32)
-        y, x, ok = _tile_pixels(block, h, w, TILE_W, BS)
+        y, x, ok = _tile_pixels(row, column, h, w, TILE_W, BS)
         at = y * w + x
         hots = hot_ptr + slot * (h * w)
         hot = tl.zeros((BS,), tl.int32)
@@ -280,10 +303,10 @@ def publish_input(
             tl.atomic_add(changed_ptr + slot, total)
             frame = frames_ptr + slot * FRAME_ROW
             address = tl.load(frame)
-            stride_c = tl.load(frame + 3)
+            stride_c = tl.load(frame + 3).to(tl.int32)
             is_float = tl.load(frame + 4)
-            place = y.to(tl.int64) * tl.load(frame + 1) + x.to(tl.int64) * tl.load(frame + 2)
-            stored = x_ptr + slot.to(tl.int64) * x_slot + cell.to(tl.int64) * X_PX
+            place = y * tl.load(frame + 1).to(tl.int32) + x * tl.load(frame + 2).to(tl.int32)
+            stored = x_ptr + slot.to(tl.int64) * x_slot + cell * X_PX
             mask = hot > 0
             new = _values(
                 address, stride_c, is_float, place, mask, factor_ptr, shift_ptr, BGR, C, LANES
@@ -320,9 +343,7 @@ def check_frames(
         ok = at < h * w
         y = at // w
         place = y.to(tl.int64) * tl.load(frame + 1) + (at - y * w).to(tl.int64) * tl.load(frame + 2)
-        new = _values(
-            address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES
-        )
+        new = _values(address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES)
         new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
         # infinity minus itself is not a number
         bad = ((new - new) != 0.0).to(tl.int32)

@@ -4,7 +4,8 @@ Every kernel runs over the same list (`take_block`) and ends in the same gate (`
 begins with the same arguments:
 
 list_ptr, count_ptr, filter0_ptr, filter1_ptr: the active pixels (shared.take_block)
-out_ptr .. touch_ptr: the output's state and its gate (shared.publish); out_w: columns of its map
+out_ptr .. touch_ptr: the output's state and its gate (shared.publish); hw, out_w: pixels and
+    columns of its map, hw_by and out_w_by to divide by them (shared.divide)
 x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr: the input's state; pixel (y, x), channel c of slot n lies
     at x_ptr + n * x_slot + (y * x_w + x) * x_px + c, where no window has moved
 slope_ptr, POST, A, B, C: an elementwise function of the result (`_activate`)
@@ -21,6 +22,7 @@ from torchdelta.engines.triton.kernels.shared import (
     apply_function,
     begin,
     combine,
+    divide,
     on_ring,
     place_of,
     publish,
@@ -30,7 +32,8 @@ from torchdelta.engines.triton.kernels.shared import (
 # fmt: off
 # numbers that differ between steps without making other code worth its compilation
 PLAIN = [
-    "hw", "out_w", "threshold_stride", "x_h", "x_w", "lines_slot", "lines_ptr", "out_ring_ptr",
+    "hw", "hw_by", "out_w", "out_w_by", "limit_stride", "x_h", "x_w",
+    "lines_slot", "lines_ptr", "out_ring_ptr",
 ]
 # taps that a pool loads at once
 UNROLL = tl.constexpr(4)
@@ -66,8 +69,9 @@ def _activate(
 @triton.jit(do_not_specialize=PLAIN)
 def pointwise(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_ring_ptr,
     PRE: tl.constexpr, PRE_A: tl.constexpr, PRE_B: tl.constexpr, PRE_C: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
@@ -81,19 +85,19 @@ def pointwise(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        place = place_of(pixel, slot, hw, out_w, out_w_by, x_ring_ptr, MOVING)
         start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=mask, other=0).to(tl.float32)
         new = _activate(x, cols, channels, slope_ptr, PRE, PRE_A, PRE_B, PRE_C)
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -101,8 +105,9 @@ def pointwise(
 @triton.jit(do_not_specialize=PLAIN)
 def affine(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_ring_ptr, scale_ptr, shift_ptr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
@@ -115,11 +120,11 @@ def affine(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         inside = cols < channels
-        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        place = place_of(pixel, slot, hw, out_w, out_w_by, x_ring_ptr, MOVING)
         start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=ok[:, None] & inside[None, :], other=0)
         scale = tl.load(scale_ptr + cols, mask=inside, other=0).to(tl.float32)
@@ -128,8 +133,8 @@ def affine(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -137,8 +142,9 @@ def affine(
 @triton.jit(do_not_specialize=PLAIN)
 def scalar(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_ring_ptr, number,
     FN: tl.constexpr, NUMBER_FIRST: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
@@ -152,11 +158,11 @@ def scalar(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        place = place_of(pixel, slot, hw, out_w, out_w_by, x_ring_ptr, MOVING)
         start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=mask, other=0).to(tl.float32)
         other = tl.zeros((BM, BN), tl.float32) + number
@@ -164,8 +170,8 @@ def scalar(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -173,8 +179,9 @@ def scalar(
 @triton.jit(do_not_specialize=PLAIN)
 def binary(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     a_ptr, a_slot, a_row, a_col, a_ch, a_ring_ptr,
     b_ptr, b_slot, b_row, b_col, b_ch, b_ring_ptr,
     FN: tl.constexpr, ALPHA: tl.constexpr,
@@ -189,11 +196,11 @@ def binary(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        y = (pixel - slot * hw) // out_w
+        y = divide(pixel - slot * hw, out_w_by)
         x = pixel - slot * hw - y * out_w
         a_y, a_x = on_ring(y, x, slot, hw // out_w, out_w, a_ring_ptr, MOVING)
         b_y, b_x = on_ring(y, x, slot, hw // out_w, out_w, b_ring_ptr, MOVING)
@@ -205,8 +212,8 @@ def binary(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -214,8 +221,9 @@ def binary(
 @triton.jit(do_not_specialize=PLAIN)
 def softmax(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_ring_ptr,
     LOG: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
@@ -229,10 +237,10 @@ def softmax(
     inside = (cols < channels)[None, :]
     for block in range(tl.program_id(0), tl.cdiv(count, BM), tl.num_programs(0)):
         pixel, slot, ok = take_block(
-            list_ptr, count, block * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, block * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
-        place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+        place = place_of(pixel, slot, hw, out_w, out_w_by, x_ring_ptr, MOVING)
         start = _at(x_ptr, slot, x_slot, place * x_px)
         x = tl.load(start[:, None] + cols[None, :], mask=ok[:, None] & inside, other=0)
         x = tl.where(inside, x.to(tl.float32), float("-inf"))
@@ -244,8 +252,8 @@ def softmax(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -259,8 +267,9 @@ def _lerp(a, b, weight):
 @triton.jit(do_not_specialize=[*PLAIN, "out_h"])
 def bilinear(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, row_parts_ptr, col_parts_ptr,
     out_h,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
@@ -278,11 +287,11 @@ def bilinear(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        y = (pixel - slot * hw) // out_w
+        y = divide(pixel - slot * hw, out_w_by)
         x = pixel - slot * hw - y * out_w
         top, left = on_ring(
             tl.load(rows_ptr + y), tl.load(cols_ptr + x), slot, x_h, x_w, x_ring_ptr, MOVING
@@ -304,8 +313,8 @@ def bilinear(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -313,8 +322,9 @@ def bilinear(
 @triton.jit(do_not_specialize=PLAIN)
 def remap(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, channels_ptr, fill,
     PLACES: tl.constexpr, CHANNELS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
@@ -332,8 +342,8 @@ def remap(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         source = cols
         if CHANNELS:
@@ -341,8 +351,9 @@ def remap(
         mask = ok[:, None] & (cols < channels)[None, :]
         place = pixel - slot * hw
         if PLACES:
-            y = tl.load(rows_ptr + place // out_w)
-            x = tl.load(cols_ptr + place % out_w)
+            y = divide(place, out_w_by)
+            x = tl.load(cols_ptr + place - y * out_w)
+            y = tl.load(rows_ptr + y)
             found = (y >= 0) & (x >= 0)
             y, x = on_ring(y, x, slot, x_h, x_w, x_ring_ptr, MOVING)
             start = _at(x_ptr, slot, x_slot, tl.where(found, y * x_w + x, 0) * x_px)
@@ -350,13 +361,13 @@ def remap(
             filling = tl.full((BM, BN), fill, tl.float32).to(moved.dtype)
             new = tl.where(found[:, None], moved, filling)
         else:
-            place = place_of(pixel, slot, hw, out_w, x_ring_ptr, MOVING)
+            place = place_of(pixel, slot, hw, out_w, out_w_by, x_ring_ptr, MOVING)
             start = _at(x_ptr, slot, x_slot, place * x_px)
             new = tl.load(start[:, None] + source[None, :], mask=mask, other=0)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -364,8 +375,9 @@ def remap(
 @triton.jit(do_not_specialize=[*PLAIN, "factor"])
 def pixel_shuffle(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, factor,
     UNSHUFFLE: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
@@ -382,11 +394,11 @@ def pixel_shuffle(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        y = (pixel - slot * hw) // out_w
+        y = divide(pixel - slot * hw, out_w_by)
         x = pixel - slot * hw - y * out_w
         if UNSHUFFLE:
             i = cols // factor % factor
@@ -405,8 +417,8 @@ def pixel_shuffle(
         new = tl.load(start[:, None] + inner, mask=mask, other=0)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -414,8 +426,9 @@ def pixel_shuffle(
 @triton.jit(do_not_specialize=[*PLAIN, "x_hw"])
 def reshape(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_w, x_ring_ptr, x_hw,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
     STAMP: tl.constexpr, TOUCH: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
@@ -430,8 +443,8 @@ def reshape(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
         number = (cols * hw)[None, :] + (pixel - slot * hw)[:, None]
@@ -447,13 +460,13 @@ def reshape(
         new = tl.load(start[:, None] + inner, mask=mask, other=0)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
 
-WINDOWS = [*PLAIN, "out_h", "kernel_w", "taps", "dilation_h", "dilation_w"]
+WINDOWS = [*PLAIN, "out_h", "kernel_w", "kernel_w_by", "taps", "dilation_h", "dilation_w"]
 
 
 @triton.jit
@@ -467,10 +480,11 @@ def _window(table_ptr, n_out, o):
 @triton.jit(do_not_specialize=WINDOWS)
 def pool(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, out_h,
-    kernel_w, taps, dilation_h, dilation_w,
+    kernel_w, kernel_w_by, taps, dilation_h, dilation_w,
     MAX: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
@@ -488,11 +502,11 @@ def pool(
     for block in range(tl.program_id(0), total, tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row * BM, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, BM,
+            list_ptr, count, row * BM, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, BM,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        y = (pixel - slot * hw) // out_w
+        y = divide(pixel - slot * hw, out_w_by)
         x = pixel - slot * hw - y * out_w
         top, height, divisor_h = _window(rows_ptr, out_h, y)
         left, width, divisor_w = _window(cols_ptr, out_w, x)
@@ -505,10 +519,10 @@ def pool(
             new = tl.full((BM, BN), float("-inf"), tl.float32)
         else:
             new = tl.zeros((BM, BN), tl.float32)
-        for first in range(0, taps, UNROLL):
-            for k in tl.static_range(UNROLL):
-                ky = (first + k) // kernel_w
-                kx = (first + k) % kernel_w
+        ky = kernel_w * 0
+        kx = kernel_w * 0
+        for _ in range(0, taps, UNROLL):
+            for _ in tl.static_range(UNROLL):
                 found = mask & ((ky < height) & (kx < width))[:, None]
                 if MOVING:
                     in_y, in_x = on_ring(
@@ -523,13 +537,17 @@ def pool(
                     new = tl.where((v > new) | (v != v), v, new)
                 else:
                     new += tl.load(start + step, mask=found, other=0).to(tl.float32)
+                kx += 1
+                end = (kx >= kernel_w).to(tl.int32)
+                ky += end
+                kx -= end * kernel_w
         if not MAX:
             new = new / (divisor_h * divisor_w)[:, None]
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             BM, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )
 
@@ -537,10 +555,11 @@ def pool(
 @triton.jit(do_not_specialize=WINDOWS)
 def reduce(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
+    lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, out_h,
-    kernel_w, taps, dilation_h, dilation_w,
+    kernel_w, kernel_w_by, taps, dilation_h, dilation_w,
     MAX: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BT: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
@@ -555,11 +574,11 @@ def reduce(
     for block in range(tl.program_id(0), count * tl.cdiv(channels, BN), tl.num_programs(0)):
         row, cols = _columns(block, channels, BN)
         pixel, slot, ok = take_block(
-            list_ptr, count, row, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
-            FILTERS, 1,
+            list_ptr, count, row, hw_by, limit_ptr, limit_stride, ctl_ptr,
+            filter0_ptr, filter1_ptr, FILTERS, 1,
         )
         mask = ok[:, None] & (cols < channels)[None, :]
-        y = (pixel - slot * hw) // out_w
+        y = divide(pixel - slot * hw, out_w_by)
         x = pixel - slot * hw - y * out_w
         top, height, divisor_h = _window(rows_ptr, out_h, y)
         left, width, divisor_w = _window(cols_ptr, out_w, x)
@@ -574,8 +593,8 @@ def reduce(
             parts = tl.zeros((BT, BN), tl.float32)
         for first in range(0, taps, BT):
             tap = first + tl.arange(0, BT)
-            ky = tap // kernel_w
-            kx = tap % kernel_w
+            ky = divide(tap, kernel_w_by)
+            kx = tap - ky * kernel_w
             found = ((ky < height) & (kx < width))[:, None] & mask
             in_y = ky * dilation_h
             in_x = kx * dilation_w
@@ -597,7 +616,7 @@ def reduce(
         new = _activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
-            out_w, out_ring_ptr, lines_ptr, lines_slot,
-            threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+            out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+            limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
             1, BN, NORM_MAX, STAMP, TOUCH, MOVING,
         )

@@ -5,12 +5,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.shared import IS_WHOLE, MODE, begin, moved_level
+from torchdelta.engines.triton.kernels.shared import (
+    IS_WHOLE,
+    MODE,
+    begin,
+    divide,
+    moved_level,
+)
 
 # how a source's changes reach the output: at their own place, through a window, all at once, or
 # by a table of the inputs that each output row and column reads, or through a window of the
-# network's input, whose tiles are marked (kernels/gate.py)
-IDENTITY, WINDOW, TOUCH, TABLE, INPUT = 0, 1, 2, 3, 4
+# network's input, whose tiles are marked (kernels/gate.py); WORDS: the same, eight stamps at once
+IDENTITY, WINDOW, TOUCH, TABLE, INPUT, WORDS = 0, 1, 2, 3, 4, 5
 
 _SOURCE = (
     "ptr",
@@ -28,7 +34,9 @@ _SOURCE = (
 _PLAIN = [
     "h",
     "w",
+    "w_by",
     "blocks",
+    "blocks_by",
     "capacity",
     "list_ptr",
     "count_ptr",
@@ -62,6 +70,43 @@ def _any_tap(
 
 
 @triton.jit
+def _any_word(
+    slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
+    KH: tl.constexpr, KW: tl.constexpr,
+):  # fmt: skip
+    """Whether some pixel of a window was published: int32 [BS]; eight stamps at once.
+
+    KW <= 8, w is a multiple of 8, no dilation of columns. A word has a byte 0 where
+    (word - 0x01..01) & ~word & 0x80..80 is not 0.
+    """
+    words = ptr.to(tl.pointer_type(tl.uint64))
+    across = w // 8
+    first = x * stride_x - pad_x
+    word = first >> 3
+    bits = ((first & 7) * 8).to(tl.uint64)
+    WINDOW_BITS: tl.constexpr = (1 << (8 * KW - 1)) * 2 - 1
+    low_mask = (y * 0).to(tl.uint64) + WINDOW_BITS
+    # a shift by 64 is undefined: by 8 bits less, and by 8 more
+    high_mask = (low_mask >> (56 - bits)) >> 8
+    low_mask = low_mask << bits
+    wanted = (y * 0 + now).to(tl.uint64) * 0x0101010101010101
+    found = low_mask * 0
+    in_low = ok & (word >= 0) & (word < across)
+    in_high = ok & (word + 1 >= 0) & (word + 1 < across) & (high_mask != 0)
+    for i in tl.static_range(KH):
+        at_y = y * stride_y + (i * dilation_y - pad_y)
+        inside = (at_y >= 0) & (at_y < h)
+        at = words + (slot * h + at_y) * across + word
+        low = tl.load(at, mask=inside & in_low, other=0)
+        high = tl.load(at + 1, mask=inside & in_high, other=0)
+        low = (low ^ wanted) | ~low_mask
+        high = (high ^ wanted) | ~high_mask
+        found |= (low - 0x0101010101010101) & ~low
+        found |= (high - 0x0101010101010101) & ~high
+    return ((found >> 7) & 0x0101010101010101 != 0).to(tl.int32)
+
+
+@triton.jit
 def _hit(
     slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y, dilation_x,
     rows_ptr, cols_ptr, tiles_ptr, KIND: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
@@ -71,7 +116,7 @@ def _hit(
 
     ptr: stamps [slots, h, w], or a byte per slot (TOUCH). KH, KW: taps of a window, or entries per
     output of the tables rows_ptr and cols_ptr (-1: none). tiles_ptr: marks of the input's tiles of
-    TILE_H x TILE_W pixels, no smaller than a window (INPUT).
+    TILE_H x TILE_W pixels, no smaller than a window (INPUT, WORDS).
     """
     hit = tl.zeros_like(y)
     if KIND == 0:
@@ -82,7 +127,7 @@ def _hit(
             slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
             dilation_x, KH, KW,
         )  # fmt: skip
-    elif KIND == 4:
+    elif KIND >= 4:
         # a window lies in four tiles at most, those of its corners
         across = tl.cdiv(w, TILE_W)
         marks = tiles_ptr + slot * (tl.cdiv(h, TILE_H) * across)
@@ -95,10 +140,16 @@ def _hit(
                 mark = tl.load(marks + at_y * across + at_x, mask=ok, other=0)
                 hit |= (mark.to(tl.int32) == now).to(tl.int32)
         if tl.max(hit) > 0:
-            hit = _any_tap(
-                slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
-                dilation_x, KH, KW,
-            )  # fmt: skip
+            if KIND == 5:
+                hit = _any_word(
+                    slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
+                    KH, KW,
+                )  # fmt: skip
+            else:
+                hit = _any_tap(
+                    slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
+                    dilation_x, KH, KW,
+                )  # fmt: skip
     elif KIND == 2:
         touched = tl.load(ptr + slot).to(tl.int32) == now
         hit += touched.to(tl.int32)
@@ -131,7 +182,7 @@ def _append(active, pixel, list_ptr, count_ptr):
 @triton.jit(do_not_specialize=_PLAIN)
 def select(
     list_ptr, count_ptr, active_ptr, wide_list_ptr, wide_count_ptr, ctl_ptr, carry_ptr, forced_ptr,
-    found_ptr, h, w, blocks, capacity, lines_ptr, lines_slot, tiles_ptr,
+    found_ptr, h, w, w_by, blocks, blocks_by, capacity, lines_ptr, lines_slot, tiles_ptr,
     s0_ptr, s0_h, s0_w, s0_stride_y, s0_stride_x, s0_pad_y, s0_pad_x, s0_dilation_y,
     s0_dilation_x, s0_rows_ptr, s0_cols_ptr,
     s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y, s1_pad_x, s1_dilation_y,
@@ -161,7 +212,7 @@ def select(
     """
     begin(PDL)
     pid = tl.program_id(0)
-    slot = pid // blocks
+    slot = divide(pid, blocks_by)
     mode = tl.load(ctl_ptr + MODE + slot)
     now = tl.load(ctl_ptr).to(tl.int32)
     n = tl.arange(0, BS)
@@ -176,7 +227,7 @@ def select(
     else:
         at = block * BS + n
         ok = at < h * w
-        y = at // w
+        y = divide(at, w_by)
         x = at - y * w
     pixel = slot * (h * w) + at
     active = _hit(

@@ -4,7 +4,9 @@ Conventions. A *pixel* is a flat index over all slots of a session: slot * H * W
 step's output map. `ctl` is the control block that the host sends with every frame: `ctl[0]` is the
 frame's number `now` (1..255, what stamps are set to), `ctl[MODE + slot]` says what a slot has
 (NOTHING, FRAME, or WHOLE: everything is active and published without comparing). A *stamp* is a
-byte per pixel of a value, `now` where it was published in this frame.
+byte per pixel of a value, `now` where it was published in this frame. A *limit* is what a value's
+gate compares with in this frame, [slots, values]: its threshold, or -1 where all that is computed
+is published (WHOLE slots, forced active sets); the first kernel of a frame writes them.
 
 Where windows move (MOVING), a value of slot n begins at (y, x) = ring[n] of its buffer and goes on
 at the other side behind its edge; pixels, stamps and lists stay in the window's coordinates.
@@ -42,36 +44,43 @@ def begin(PDL: tl.constexpr):
 
 
 @triton.jit
-def is_active(
-    listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS: tl.constexpr
-):
+def divide(n, by):
+    """Divide numbers 0 .. 2**31 - 1 by what `launch.divider` made of a divisor: three instructions.
+
+    What divisors are is known only while kernels run, and a division by such takes twenty.
+    """
+    factor = (by & 0xFFFFFFFF).to(tl.uint32).to(tl.uint64)
+    high = ((n.to(tl.uint32) * 2).to(tl.uint64) * factor) >> 32
+    return (high.to(tl.uint32) >> ((by >> 32) - 1).to(tl.uint32)).to(tl.int32)
+
+
+@triton.jit
+def is_active(listed, pixel, limit, ctl_ptr, filter0_ptr, filter1_ptr, FILTERS: tl.constexpr):
     """Whether listed pixels are active: with FILTERS the list holds more than the active set.
 
-    Then a pixel is active where one of the given stamps is `now`.
+    Then a pixel is active where one of the given stamps is `now`, or its limit is below 0.
     """
     if FILTERS > 0:
         now = tl.load(ctl_ptr).to(tl.int32)
         wanted = tl.load(filter0_ptr + pixel, mask=listed, other=0).to(tl.int32) == now
         if FILTERS > 1:
             wanted |= tl.load(filter1_ptr + pixel, mask=listed, other=0).to(tl.int32) == now
-        wanted |= tl.load(ctl_ptr + MODE + slot, mask=listed, other=0) == IS_WHOLE
-        # slot * 0: the interpreter cannot splat a scalar truth value
-        wanted |= slot * 0 + tl.load(forced_ptr) != 0
-        listed &= wanted
+        listed &= wanted | (limit < 0.0)
     return listed
 
 
 @triton.jit
 def take_block(
-    list_ptr, count, start, hw, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr,
+    list_ptr, count, start, hw_by, limit_ptr, limit_stride, ctl_ptr, filter0_ptr, filter1_ptr,
     FILTERS: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Take BM pixels from a list: their flat index, slot, and whether they are active."""
     at = start + tl.arange(0, BM)
     listed = at < count
     pixel = tl.load(list_ptr + at, mask=listed, other=0)
-    slot = pixel // hw
-    ok = is_active(listed, pixel, slot, ctl_ptr, forced_ptr, filter0_ptr, filter1_ptr, FILTERS)
+    slot = divide(pixel, hw_by)
+    limit = tl.load(limit_ptr + slot * limit_stride, mask=listed, other=0.0)
+    ok = is_active(listed, pixel, limit, ctl_ptr, filter0_ptr, filter1_ptr, FILTERS)
     return pixel, slot, ok
 
 
@@ -90,11 +99,12 @@ def on_ring(y, x, slot, h, w, ring_ptr, MOVING: tl.constexpr):
 
 
 @triton.jit
-def place_of(pixel, slot, hw, w, ring_ptr, MOVING: tl.constexpr):
+def place_of(pixel, slot, hw, w, w_by, ring_ptr, MOVING: tl.constexpr):
     """Find where in a buffer of the map's size listed pixels lie: y * w + x."""
     place = pixel - slot * hw
     if MOVING:
-        y, x = on_ring(place // w, place % w, slot, hw // w, w, ring_ptr, MOVING)
+        y = divide(place, w_by)
+        y, x = on_ring(y, place - y * w, slot, hw // w, w, ring_ptr, MOVING)
         place = y * w + x
     return place
 
@@ -110,23 +120,19 @@ def moved_level(y, x, slot, h, ok, lines_ptr, lines_slot):
 
 @triton.jit
 def row_facts(
-    ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING: tl.constexpr,
+    ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_w_by, out_ring_ptr, lines_ptr,
+    lines_slot, limit_ptr, limit_stride, MOVING: tl.constexpr,
 ):  # fmt: skip
-    """Give a block's places in the state, its thresholds, and whether it is published anyway."""
-    place = place_of(pixel, slot, hw, out_w, out_ring_ptr, MOVING)
+    """Give a block's places in the state, and its limits: below 0 where it is published anyway."""
+    place = place_of(pixel, slot, hw, out_w, out_w_by, out_ring_ptr, MOVING)
     rows_ptr = out_ptr + slot.to(tl.int64) * out_slot + place.to(tl.int64) * out_px
-    threshold = tl.load(threshold_ptr + slot * threshold_stride, mask=ok, other=0.0)
-    free = tl.load(ctl_ptr + MODE + slot, mask=ok, other=0) == IS_WHOLE
-    # slot * 0: the interpreter cannot splat a scalar truth value
-    free |= slot * 0 + tl.load(forced_ptr) != 0
+    limit = tl.load(limit_ptr + slot * limit_stride, mask=ok, other=0.0)
     if MOVING:
         place = pixel - slot * hw
-        level = moved_level(
-            place // out_w, place % out_w, slot, hw // out_w, ok, lines_ptr, lines_slot
-        )
-        free |= level == IS_UNSEEN
-    return rows_ptr, threshold, free
+        y = divide(place, out_w_by)
+        level = moved_level(y, place - y * out_w, slot, hw // out_w, ok, lines_ptr, lines_slot)
+        limit = tl.where(level == IS_UNSEEN, -1.0, limit)
+    return rows_ptr, limit
 
 
 @triton.jit
@@ -142,26 +148,26 @@ def load_stored(rows_ptr, ok, cols, channels, EVEN: tl.constexpr):
 @triton.jit
 def publish(
     new, ok, pixel, slot, cols,
-    out_ptr, out_slot, out_px, hw, channels, out_w, out_ring_ptr, lines_ptr, lines_slot,
-    threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, stamp_ptr, touch_ptr,
+    out_ptr, out_slot, out_px, hw, channels, out_w, out_w_by, out_ring_ptr, lines_ptr, lines_slot,
+    limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
     TOUCH: tl.constexpr, MOVING: tl.constexpr, EVEN: tl.constexpr = False,
 ):  # fmt: skip
     """Gate and publish a block (see `publish_over`)."""
-    rows_ptr, threshold, free = row_facts(
-        ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_ring_ptr, lines_ptr, lines_slot,
-        threshold_ptr, threshold_stride, ctl_ptr, forced_ptr, MOVING,
+    rows_ptr, limit = row_facts(
+        ok, pixel, slot, out_ptr, out_slot, out_px, hw, out_w, out_w_by, out_ring_ptr, lines_ptr,
+        lines_slot, limit_ptr, limit_stride, MOVING,
     )  # fmt: skip
     old = load_stored(rows_ptr, ok, cols, channels, EVEN)
     publish_over(
-        new, old, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
+        new, old, rows_ptr, limit, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
         touch_ptr, BM, BN, NORM_MAX, STAMP, TOUCH, EVEN,
     )  # fmt: skip
 
 
 @triton.jit
 def publish_over(
-    new, old, rows_ptr, threshold, free, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
+    new, old, rows_ptr, limit, ok, pixel, slot, cols, channels, ctl_ptr, stamp_ptr,
     touch_ptr,
     BM: tl.constexpr, BN: tl.constexpr, NORM_MAX: tl.constexpr, STAMP: tl.constexpr,
     TOUCH: tl.constexpr, EVEN: tl.constexpr,
@@ -183,16 +189,19 @@ def publish_over(
     difference = new.to(tl.float32) - old.to(tl.float32)
     if not EVEN:
         difference = tl.where(inside, difference, 0.0)
-    size = tl.where(inside, 1.0, 0.0)
     if BN > GROUP:
         # one flag per group of the block
         G: tl.constexpr = BN // GROUP
-        hit = _moved(
-            tl.reshape(difference, (BM, G, GROUP)), tl.reshape(size, (1, G, GROUP)),
-            threshold[:, None], 2, NORM_MAX,
-        )  # fmt: skip
+        size = GROUP
+        if not EVEN:
+            size = tl.sum(tl.reshape(tl.where(inside, 1.0, 0.0), (1, G, GROUP)), 2)
+        difference = tl.reshape(difference, (BM, G, GROUP))
+        hit = _moved(difference, size, limit[:, None], 2, NORM_MAX, old.dtype.is_fp16())
     else:
-        hit = _moved(difference, size, threshold, 1, NORM_MAX)
+        size = BN
+        if not EVEN:
+            size = tl.sum(tl.where(inside, 1.0, 0.0), 1)
+        hit = _moved(difference, size, limit, 1, NORM_MAX, old.dtype.is_fp16())
     if not old.dtype.is_floating() or old.dtype.is_fp64():
         # float32 would hide small differences; such values are never gated by a norm
         exact = tl.where(mask & (new != old), 1, 0)
@@ -201,12 +210,10 @@ def publish_over(
         else:
             hit |= tl.max(exact, 1) > 0
     if BN > GROUP:
-        hit |= free[:, None]
         wide = tl.broadcast_to(hit[:, :, None], (BM, BN // GROUP, GROUP))
         tl.store(at, new, mask=mask & tl.reshape(wide, (BM, BN)))
         row = (tl.max(hit.to(tl.int32), 1) > 0) & ok
     else:
-        hit |= free
         tl.store(at, new, mask=mask & hit[:, None])
         row = hit & ok
     if STAMP:
@@ -216,19 +223,24 @@ def publish_over(
 
 
 @triton.jit
-def _moved(difference, inside, threshold, AXIS: tl.constexpr, NORM_MAX: tl.constexpr):
-    """Whether a group is published: its norm is not <= threshold; at 0, whether any value differs.
+def _moved(
+    difference, size, limit, AXIS: tl.constexpr, NORM_MAX: tl.constexpr, COARSE: tl.constexpr
+):
+    """Whether a group is published: its norm is not <= limit; at 0, whether any value differs.
 
-    Written this way round a NaN publishes.
+    Below 0 all are. Written this way round a NaN publishes. size: numbers of a group; COARSE: no
+    difference is so small that its square is 0.
     """
-    largest = tl.max(tl.abs(difference), AXIS)
     square = tl.sum(difference * difference, AXIS)
+    largest = square
+    if NORM_MAX or not COARSE:
+        largest = tl.max(tl.abs(difference), AXIS)
     if NORM_MAX:
         norm = largest
     else:
-        norm = tl.sqrt(square / tl.maximum(tl.sum(inside, AXIS), 1.0))
+        norm = tl.sqrt(square / tl.maximum(size, 1.0))
     # the sum keeps a NaN, which a maximum may lose
-    return tl.where(threshold == 0.0, largest > 0.0, norm > threshold) | (square != square)
+    return tl.where(limit == 0.0, largest > 0.0, norm > limit) | (square != square)
 
 
 @triton.jit
