@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,19 @@ class Deferred(ABC):
     @abstractmethod
     def numbers(self) -> Deferred:
         """Give the same report without masks and active sets, which need not be kept for it."""
+
+    @property
+    @abstractmethod
+    def in_doubt(self) -> bool:
+        """Whether the device may refuse the frame."""
+
+    @abstractmethod
+    def counts(self) -> tuple[np.ndarray, float] | None:
+        """Wait, and give what many frames' statistics are made of: numbers [steps + 1], and ms.
+
+        The numbers are `active_px`, then `input_px`, and `work_px` is no other. None: the report
+        holds more than that.
+        """
 
 
 class Engine(ABC):

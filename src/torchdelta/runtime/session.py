@@ -25,7 +25,7 @@ from torchdelta.runtime.state import State
 from torchdelta.runtime.stats import Counted, StreamStats
 from torchdelta.runtime.windows import Mask, Placement, Window, place
 
-# frames whose statistics may wait for the device
+# frames of each slot whose statistics may wait
 MOST_UNCOUNTED = 64
 
 # engines keep a slot's number in 16 bits
@@ -75,6 +75,8 @@ class Session:
         # frames that are not in the statistics yet, and what devices refused after all
         self._uncounted: deque[tuple[str, StreamStats, Counted]] = deque()
         self._late: dict[str, FrameError] = {}
+        # whether a device may still refuse some of them
+        self._in_doubt = False
         self._forced: Mapping[int, Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -269,21 +271,28 @@ class Session:
 
     def _take_late(self, streams: Iterable[str]) -> dict[str, FrameError]:
         """Take the errors of earlier frames that have become known by now."""
-        self._count(wait=False)
+        # what a device has counted can wait until it is read: together it is cheaper
+        if self._in_doubt or not self.engine.asynchronous:
+            self._count(wait=False)
         return {s: self._late.pop(s) for s in streams if s in self._late}
 
     def _count(self, *, wait: bool) -> None:
         """Add finished frames to the statistics, in order."""
+        frames: dict[int, tuple[StreamStats, list[Counted]]] = {}
         while self._uncounted and (wait or self._uncounted[0][2].ready):
             stream, stats, counted = self._uncounted.popleft()
-            error = counted.report.error
+            error = counted.report.error if counted.in_doubt else None
             if error is not None:
                 if self._stats.get(stream) is stats:
                     text = f"stream {stream!r}: frame {counted.frame}: {error}; it was left out"
                     self._late[stream] = FrameError(text)
                 continue
-            stats.add(counted.stats, counted.report)
-            self._all.add(counted.stats, counted.report)
+            frames.setdefault(id(stats), (stats, []))[1].append(counted)
+        for stats, of_stream in frames.values():
+            stats.add_all(of_stream)
+            self._all.add_all(of_stream)
+        if not self._uncounted:
+            self._in_doubt = False
 
     @staticmethod
     def _check_named(frames: Mapping[str, Any], *given: Mapping[str, Any]) -> None:
@@ -377,11 +386,13 @@ class Session:
                 shared_ms / len(frames) + spent_ms.get(stream, 0.0), self._all.plan,
             )  # fmt: skip
             self._frames[stream] += 1
-            self._uncounted.append((stream, self._stats[stream], counted.numbers()))
+            numbers = counted.numbers()
+            self._uncounted.append((stream, self._stats[stream], numbers))
+            self._in_doubt |= numbers.in_doubt
             results[stream] = Result(
                 stream, outputs[slot], counted, record=record, origin=placed[stream].origin
             )
-        if len(self._uncounted) > MOST_UNCOUNTED:
+        if len(self._uncounted) > MOST_UNCOUNTED * self.slots:
             self._count(wait=True)
         return results
 

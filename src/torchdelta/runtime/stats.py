@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from operator import add, mul
 
+import numpy as np
 import torch
 
 from torchdelta.engines import Deferred, Engine, SlotReport
@@ -96,6 +98,34 @@ class StreamStats:
         if report.step_ms is not None:
             self.step_ms = _plus(self.step_ms, report.step_ms)
 
+    def add_all(self, frames: Sequence[Counted]) -> None:
+        """Count frames of one session in order; together they cost little more than one."""
+        rows: list[np.ndarray] = []
+        ms = 0.0
+        for counted in frames:
+            counts = counted.counts()
+            if counts is None:
+                self.add(counted.stats, counted.report)
+            else:
+                rows.append(counts[0])
+                ms += counts[1]
+        if not rows:
+            return
+        plan, whole = frames[-1].plan, frames[-1].whole
+        totals: list[int] = np.stack(rows).sum(0, dtype=np.int64).tolist()
+        active, changed = totals[:-1], totals[-1]
+        share = _larger(plan, whole) * sum(map(mul, plan.mac_share_per_px, active))
+        sums = {
+            "changed_input": changed / prod(whole.size), "mac_share": share, "work_share": share,
+            "ms": ms,
+        }  # fmt: skip
+        for key, amount in sums.items():
+            self.sums[key] = self.sums.get(key, 0.0) + amount
+        self.active_px = _plus(self.active_px, active)
+        self.frames += len(rows)
+        self.later += len(rows)
+        self.last = frames[-1].stats
+
     def copy(self) -> StreamStats:
         """Copy what has been counted so far."""
         return replace(
@@ -171,7 +201,7 @@ class Counted:
         self, engine: Engine, report: SlotReport | Deferred, frame: int, reason: str | None,
         moved: bool, shared_ms: float, whole: Plan,
     ) -> None:  # fmt: skip
-        self.plan, self.frame, self._whole = engine.plan, frame, whole
+        self.plan, self.frame, self.whole = engine.plan, frame, whole
         self.device: torch.device = engine.device
         self._report, self._shared_ms = report, shared_ms
         self._reason, self._moved = reason, moved
@@ -195,6 +225,20 @@ class Counted:
         return isinstance(self._report, SlotReport) or self._report.ready
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether the frame may be refused after all."""
+        if isinstance(self._report, SlotReport):
+            return self._report.error is not None
+        return self._report.in_doubt
+
+    def counts(self) -> tuple[np.ndarray, float] | None:
+        """Give the frame's numbers and its time (`Deferred.counts`), where it is like any other."""
+        if isinstance(self._report, SlotReport) or self._reason is not None or self._moved:
+            return None
+        counts = self._report.counts()
+        return None if counts is None else (counts[0], counts[1] + self._shared_ms)
+
+    @property
     def report(self) -> SlotReport:
         """What the engine did; waits for the device."""
         if not isinstance(self._report, SlotReport):
@@ -210,12 +254,17 @@ class Counted:
     def _stats(self) -> FrameStats:
         ms = self.report.ms + self._shared_ms
         return frame_stats(
-            self.plan, self._whole, self.report, self.frame, ms, self._reason, self._moved
+            self.plan, self.whole, self.report, self.frame, ms, self._reason, self._moved
         )
 
 
 def _plus(a: list, b: list) -> list:
     return list(map(add, a, b)) if a else list(b)
+
+
+def _larger(plan: Plan, whole: Plan) -> float:
+    """Say how many times more the network costs on what ran than on a frame."""
+    return 1.0 if plan is whole else plan.macs / (whole.macs or 1)
 
 
 def frame_stats(
@@ -226,7 +275,7 @@ def frame_stats(
 
     plan: what ran, on the frame or on a window;  whole: the network on the frame
     """
-    larger = 1.0 if plan is whole else plan.macs / (whole.macs or 1)
+    larger = _larger(plan, whole)
     if reason is not None:
         return FrameStats(frame, True, 1.0, larger, larger, ms, reason)
     # plain Python: after another network's run, the first call into a library takes 0.1 ms

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,30 +36,46 @@ class FrameNumbers:
         self._engine, self._slots = engine, tuple(slots)
         self._info, self._bad, self._events = info, bad, events
         self._step_ms = step_ms
-        # by slot: pixels of all steps, then of the input
+        # [steps + 1, slots], and by slot: pixels of all steps, then of the input
+        self._table: np.ndarray = np.empty(0)
         self._counts: list[list[int]] | None = None
+        self._finished = False
         self._ms = 0.0
 
     @property
     def ready(self) -> bool:
         """Whether the device is done with the frame."""
-        return self._counts is not None or self._events is None or self._events[1].query()
+        return self._finished or self._events is None or self._events[1].query()
 
-    def _wait(self) -> list[list[int]]:
-        """Wait for the frame; returns its counts."""
-        if self._counts is None:
+    def _wait(self) -> None:
+        """Wait for the frame."""
+        if not self._finished:
             if self._events is not None:
                 self._events[1].synchronize()
                 self._ms = self._events[0].elapsed_time(self._events[1]) / len(self._slots)
-            steps = len(self._engine.plan.steps)
-            self._counts = self._info.numpy().reshape(steps + 1, -1).T.tolist()
-        return self._counts
+            self._table = self._info.numpy().reshape(len(self._engine.plan.steps) + 1, -1)
+            self._finished = True
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the device may have refused a frame."""
+        return self._bad is not None
+
+    def counts(self, slot: int) -> tuple[np.ndarray, float] | None:
+        """Wait, and give a slot's active pixels of all steps, then of the input, and its time."""
+        if self._bad is not None or self._step_ms is not None or self._engine.foreign:
+            return None
+        self._wait()
+        return self._table[:, slot], self._ms
 
     def report(
         self, slot: int, changed: Mapping[int, Tensor], active: dict[int, Tensor]
     ) -> SlotReport:
         """Wait, and say what the frame did in one slot."""
-        *active_px, input_px = self._wait()[slot]
+        self._wait()
+        if self._counts is None:
+            self._counts = self._table.T.tolist()
+        *active_px, input_px = self._counts[slot]
         work_px = active_px
         if self._engine.foreign:
             plan = self._engine.plan
@@ -150,6 +167,15 @@ class DeviceReport(Deferred):
     def numbers(self) -> DeviceReport:
         """Give the same report without masks and active sets, which need not be kept for it."""
         return DeviceReport(self._numbers, None, self._slot)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the device may have refused the frame."""
+        return self._numbers.in_doubt
+
+    def counts(self) -> tuple[np.ndarray, float] | None:
+        """Wait, and give the frame's numbers (see `Deferred`)."""
+        return self._numbers.counts(self._slot)
 
     def get(self) -> SlotReport:
         """Wait for the frame and give its report."""
