@@ -232,6 +232,37 @@ void find_different(const InputJob& job, const Pattern& pattern, int y, float* r
   input_ring<const T>(job).stretches(y, 0, job.program->input.w, compare);
 }
 
+// Fills in the cells of rows y0 .. y1, which begin and end with a row of cells.
+template <class T>
+void measure_cells(const InputJob& job, const Pattern& pattern, int y0, int y1, Scratch& scratch) {
+  const Input& in = job.program->input;
+  const Cells& cells = job.cells;
+  const bool all = !job.slot->valid && !job.slot->moved;
+  const float limit = float(job.slot->input_threshold);
+  const size_t n = size_t(in.w) * in.c + 2 * kWidth;
+  uint64_t* const words = static_cast<uint64_t*>(
+      scratch.get(2 * sizeof(uint64_t) * job.words + (n + in.w + kWidth) * sizeof(float)));
+  float* const row = reinterpret_cast<float*>(words + 2 * job.words);
+  float* const flat = row + n;
+  for (int y = y0; y < y1; ++y) {
+    Cell* const line = cells.at + size_t(y / cells.grain) * cells.across;
+    if (y % cells.grain == 0) std::fill_n(line, cells.across, Cell{0, 0});
+    row_difference<T>(job, pattern, y, row, flat);
+    fill_row(words, in.w);
+    if (!all) keep_comparable(job, y, words, words + job.words);
+    for (int i = 0; i < cells.across; ++i) {
+      const int x1 = std::min(in.w, (i + 1) * cells.grain);
+      Cell cell = line[i];
+      for (int x = i * cells.grain; x < x1; ++x) {
+        if (!(words[x / 64] >> (x % 64) & 1)) continue;
+        cell.excess += flat[x] - limit;
+        ++cell.known;
+      }
+      line[i] = cell;
+    }
+  }
+}
+
 // Marks rows y0 .. y1: pixels whose 3x3 box moved by more than the threshold (threshold 0: pixels
 // that differ at all).
 template <class T>
@@ -239,6 +270,7 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   if (y0 >= y1) return;
   const Input& in = job.program->input;
   const Pattern pattern(in, job.slot->frame_is_float);
+  if (job.by_cell()) return measure_cells<T>(job, pattern, y0, y1, scratch);
   std::fill_n(job.hot + size_t(y0) * job.words, size_t(y1 - y0) * job.words, 0);
   const auto hot = [&](int y) { return job.hot + size_t(y) * job.words; };
   if (!(job.slot->input_threshold > 0)) {

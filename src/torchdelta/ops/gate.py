@@ -30,6 +30,7 @@ def input_gate(
     *,
     mask: Tensor | None = None,
     unseen: Tensor | None = None,
+    grain: int = 1,
 ) -> Tensor:
     """Mark the input pixels to publish.
 
@@ -42,22 +43,46 @@ def input_gate(
                  the box's valid pixels
     unseen:      bool [H, W], where `stored` is of another place: no difference exists there, for
                  the mean neither; all are published (outside the mask as 0, by whoever writes)
+    grain:       side in pixels of the cells that the box and the dilation are counted in: cells lie
+                 side by side from the first pixel on, those at the end are cut off, and the mean is
+                 over all pixels of the 3x3 cells. Threshold 0 knows no cells
     returns:     bool [H, W]
     """
     known = _known(mask, unseen)
     if threshold == 0:
         return _confine((new != stored).any(-1), known, unseen)
     diff = (new.float() - stored.float()).abs_() @ (to_full_scale / new.shape[-1])
+    if grain > 1:
+        return _confine(_changed_cells(diff, threshold, known, grain), mask, unseen)
     if known is None:
         box = F.avg_pool2d(diff[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
     else:
         parts = torch.stack([torch.where(known, diff, 0.0), known.float()])
         total, count = F.avg_pool2d(parts, 3, 1, 1, divisor_override=1)
         box = torch.where(known, total / count, 0.0)
-    hot = ~(box <= threshold)
-    h, w = new.shape[:2]
-    wide = Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot, 0), 1)
-    return _confine(wide, mask, unseen)
+    return _confine(_dilated(~(box <= threshold)), mask, unseen)
+
+
+def _changed_cells(diff: Tensor, threshold: float, known: Tensor | None, grain: int) -> Tensor:
+    """Mark the pixels of cells of grain x grain pixels whose 3x3 cells changed, dilated by a cell.
+
+    diff: float32 [H, W], shares of full scale;  known: bool [H, W], pixels that count; None: all
+    """
+    h, w = diff.shape
+    known = torch.ones_like(diff, dtype=torch.bool) if known is None else known
+    parts = torch.stack([torch.where(known, diff, 0.0), known.float()])
+    parts = F.pad(parts, (0, -w % grain, 0, -h % grain))
+    cells = F.avg_pool2d(parts, grain, divisor_override=1)
+    total, count = F.avg_pool2d(cells, 3, 1, 1, divisor_override=1)
+    # a cell without pixels that count is not hot by itself
+    hot = ~(total / count <= threshold) & (cells[1] > 0)
+    return _dilated(hot).repeat_interleave(grain, 0).repeat_interleave(grain, 1)[:h, :w]
+
+
+def _dilated(hot: Tensor) -> Tensor:
+    """Grow marks [H, W] by one in all directions."""
+    h, w = hot.shape
+    return Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot, 0), 1)
 
 
 def _known(mask: Tensor | None, unseen: Tensor | None) -> Tensor | None:
