@@ -52,7 +52,9 @@ void dilate_row(const uint64_t* mask, int y, int h, int w, uint64_t* out, uint64
 namespace {
 
 bool is_hot(const Cells& cells, int y, int x) {
-  if (!cells.at[size_t(y) * cells.across + x].known) return false;
+  const Cell& own = cells.at[size_t(y) * cells.across + x];
+  if (own.fine) return true;
+  if (!own.known) return false;
   float excess = 0;
   for (int i = std::max(0, y - 1); i <= std::min(cells.down - 1, y + 1); ++i)
     for (int j = std::max(0, x - 1); j <= std::min(cells.across - 1, x + 1); ++j)

@@ -152,9 +152,9 @@ inline void keep_comparable(const InputJob& job, int y, uint64_t* row, uint64_t*
 template <class T>
 class Boxes {
  public:
-  Boxes(const InputJob& job, const Pattern& pattern, Scratch& scratch)
+  Boxes(const InputJob& job, const Pattern& pattern, float limit, Scratch& scratch)
       : job_(job), pattern_(pattern), h_(job.program->input.h), w_(job.program->input.w),
-        limit_(vset(float(job.slot->input_threshold))), all_(!job.slot->valid && !job.slot->moved),
+        limit_(vset(limit)), all_(!job.slot->valid && !job.slot->moved),
         line_(size_t(round_up(w_, kWidth)) + 2 * kWidth) {
     const size_t n = size_t(w_) * job.program->input.c + 2 * kWidth;
     const size_t numbers = (n + 4 * line_ + kWidth) * sizeof(float);
@@ -181,6 +181,22 @@ class Boxes {
     float* const out = sums_ + y % 3 * line_;
     for (int x = 0; x < w_; x += kWidth)
       vstore(out + x, vadd(vadd(vload(flat_ + x - 1), vload(flat_ + x)), vload(flat_ + x + 1)));
+  }
+
+  // Adds row y, loaded last, to its cells. rest: the boxes' limit beyond the cells'
+  void add_to_cells(int y, float rest) const {
+    const Cells& cells = job_.cells;
+    Cell* const line = cells.line(y);
+    for (int i = 0; i < cells.across; ++i) {
+      const int x1 = std::min(w_, (i + 1) * cells.grain);
+      Cell cell = line[i];
+      for (int x = i * cells.grain; x < x1; ++x) {
+        if (!all_ && !(words_[x / 64] >> (x % 64) & 1)) continue;
+        cell.excess += flat_[x] + rest;
+        ++cell.known;
+      }
+      line[i] = cell;
+    }
   }
 
   // Marks the pixels of row y whose box is beyond the threshold; rows y - 1 .. y + 1 are loaded.
@@ -232,45 +248,14 @@ void find_different(const InputJob& job, const Pattern& pattern, int y, float* r
   input_ring<const T>(job).stretches(y, 0, job.program->input.w, compare);
 }
 
-// Fills in the cells of rows y0 .. y1, which begin and end with a row of cells.
-template <class T>
-void measure_cells(const InputJob& job, const Pattern& pattern, int y0, int y1, Scratch& scratch) {
-  const Input& in = job.program->input;
-  const Cells& cells = job.cells;
-  const bool all = !job.slot->valid && !job.slot->moved;
-  const float limit = float(job.slot->input_threshold);
-  const size_t n = size_t(in.w) * in.c + 2 * kWidth;
-  uint64_t* const words = static_cast<uint64_t*>(
-      scratch.get(2 * sizeof(uint64_t) * job.words + (n + in.w + kWidth) * sizeof(float)));
-  float* const row = reinterpret_cast<float*>(words + 2 * job.words);
-  float* const flat = row + n;
-  for (int y = y0; y < y1; ++y) {
-    Cell* const line = cells.at + size_t(y / cells.grain) * cells.across;
-    if (y % cells.grain == 0) std::fill_n(line, cells.across, Cell{0, 0});
-    row_difference<T>(job, pattern, y, row, flat);
-    fill_row(words, in.w);
-    if (!all) keep_comparable(job, y, words, words + job.words);
-    for (int i = 0; i < cells.across; ++i) {
-      const int x1 = std::min(in.w, (i + 1) * cells.grain);
-      Cell cell = line[i];
-      for (int x = i * cells.grain; x < x1; ++x) {
-        if (!(words[x / 64] >> (x % 64) & 1)) continue;
-        cell.excess += flat[x] - limit;
-        ++cell.known;
-      }
-      line[i] = cell;
-    }
-  }
-}
-
 // Marks rows y0 .. y1: pixels whose 3x3 box moved by more than the threshold (threshold 0: pixels
-// that differ at all).
+// that differ at all). By cells: fills in those of these rows, which begin and end with a row of cells;
+// the marks are left over.
 template <class T>
 void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   if (y0 >= y1) return;
   const Input& in = job.program->input;
   const Pattern pattern(in, job.slot->frame_is_float);
-  if (job.by_cell()) return measure_cells<T>(job, pattern, y0, y1, scratch);
   std::fill_n(job.hot + size_t(y0) * job.words, size_t(y1 - y0) * job.words, 0);
   const auto hot = [&](int y) { return job.hot + size_t(y) * job.words; };
   if (!(job.slot->input_threshold > 0)) {
@@ -279,12 +264,26 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
     for (int y = y0; y < y1; ++y) find_different<T>(job, pattern, y, row, hot(y));
     return;
   }
-  Boxes<T> boxes(job, pattern, scratch);
-  boxes.load(y0 - 1);
-  boxes.load(y0);
+  const float threshold = float(job.slot->input_threshold);
+  const bool by_cell = job.by_cell();
+  const float limit = by_cell ? kFineThresholds * threshold : threshold;
+  Boxes<T> boxes(job, pattern, limit, scratch);
+  const auto load = [&](int y) {
+    boxes.load(y);
+    if (!by_cell || y < y0 || y >= y1) return;
+    if (y % job.cells.grain == 0) std::fill_n(job.cells.line(y), job.cells.across, Cell{});
+    boxes.add_to_cells(y, limit - threshold);
+  };
+  load(y0 - 1);
+  load(y0);
   for (int y = y0; y < y1; ++y) {
-    boxes.load(y + 1);
+    load(y + 1);
     boxes.find_hot(y, hot(y));
+    if (!by_cell) continue;
+    Cell* const line = job.cells.line(y);
+    for_runs(hot(y), job.words, [&](int x0, int x1) {
+      for (int i = x0 / job.cells.grain; i <= (x1 - 1) / job.cells.grain; ++i) line[i].fine = 1;
+    });
   }
 }
 
