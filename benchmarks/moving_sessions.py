@@ -100,14 +100,18 @@ def shown(fast: CompiledModel, result: Result, frame: np.ndarray, published: Ten
 
 
 def run(
-    fast: CompiledModel, modes: list[str], frames: list[np.ndarray], vectors: list[Vectors | None]
+    fast: CompiledModel,
+    modes: list[str],
+    frames: list[np.ndarray],
+    vectors: list[Vectors | None],
+    samples: int,
 ) -> dict[str, dict[str, object]]:
     """Run a session per mode in turns, each compared with the first; gives the figures."""
     sessions = {mode: open_session(fast, mode) for mode in modes}
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     layers: dict[str, list[float]] = {mode: [] for mode in modes}
     errors: dict[str, list[float]] = {mode: [] for mode in modes}
-    sampled = set(np.linspace(1, len(frames) - 1, min(SAMPLES, len(frames) - 1)).astype(int))
+    sampled = set(np.linspace(1, len(frames) - 1, min(samples, len(frames) - 1)).astype(int))
     for n, frame in enumerate(track(frames, console=Console(stderr=True), transient=True)):
         order = modes if n % 2 else modes[::-1]
         for mode in order:
@@ -144,6 +148,7 @@ def main() -> None:
     parser.add_argument("--modes", default="none,features,auto")
     parser.add_argument("--frames", type=int)
     parser.add_argument("--size", default="384x640")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--tolerance", type=float, default=0.04)
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -159,7 +164,7 @@ def main() -> None:
             loaded, np.stack(frames[:CALIBRATION_FRAMES]), tolerance=options.tolerance,
             engine=Engine.auto, dtype=Dtype.fp32, profile=None,
         )  # fmt: skip
-        found = run(fast, modes, frames, vectors)
+        found = run(fast, modes, frames, vectors, options.samples)
         base = found[modes[0]]["ms_mean"]
         for mode, figures in found.items():
             line = {

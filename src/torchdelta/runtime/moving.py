@@ -38,9 +38,9 @@ Motion = Literal["auto", "features", "codec", "translation", "given"]
 ESTIMATORS: dict[str, type[Estimator] | None] = {
     "auto": Codec, "features": Features, "codec": Codec, "translation": Translation, "given": None,
 }  # fmt: skip
-# total stride over the side of the input gate's cells: the box of 3x3 cells is then 3/4 of a stride
+# sides of the input gate's cells for networks below and from this total stride on, pixels
 # (docs/performance.md, "The input gate's cells")
-STRIDE_PER_GRAIN = 4
+GRAINS, COARSE_STRIDE = (4, 8), 32
 THE_CAMERA_MOVES = "the camera moves"
 
 
@@ -479,9 +479,10 @@ def default_grain(stride: Size) -> int:
     stride: the plan's total stride. A frame that was brought into the window never fits what is
     there to the pixel: edges all over the picture differ a little. A network computes what reaches
     over many pixels for each of them, so it should see such differences only where they add up over
-    a neighbourhood that it sees as one.
+    a neighbourhood.
     """
-    return max(1, min(stride) // STRIDE_PER_GRAIN)
+    fine, coarse = GRAINS
+    return coarse if min(stride) >= COARSE_STRIDE else fine
 
 
 def window_size(size: Size, stride: Size) -> Size:
