@@ -293,7 +293,7 @@ def test_wrong_settings() -> None:
 def edges(side: int = 420) -> Picture:
     """Make a large picture of thin lines, uint8 [side, side, 3]."""
     picture = np.full((side, side, 3), 40, np.uint8)
-    picture[::9], picture[:, ::13] = 120, 160
+    picture[::9], picture[:, ::29] = 120, 160
     return picture
 
 
@@ -306,9 +306,9 @@ def test_followed_cameras_are_gated_in_cells(engine: str) -> None:
         session = fast.session(motion="given", grain=grain)
         assert session.grain == grain or session.grain == 4
         for n in range(8):
-            # the homography that is told is 0.3 px off what the camera does
-            frame = edges()[100:160, 100 + n // 2 : 184 + n // 2].copy()
-            told = shift((n % 2) * 0.6 - 0.3, 0.0)
+            # the camera stands still, and is said to move by 0.3 px there and back
+            frame = edges()[100:160, 100:184].copy()
+            told = shift(0.3 if n % 2 else -0.3, 0.0)
             result = session.step({"a": frame}, homographies={"a": told} if n else {})["a"]
             assert result.aligned is not None
             shown = fast.preprocess(result.aligned.warp(frame))[0].permute(1, 2, 0)
@@ -319,7 +319,8 @@ def test_followed_cameras_are_gated_in_cells(engine: str) -> None:
                 shown, published, 8.01 / 255, torch.ones(3), mask=mask, grain=session.grain
             ).any()
         changed[session.grain] = session.stats("a").changed_input
-    assert changed[4] < 0.5 * changed[1]
+    assert changed[1] > 0.1
+    assert changed[4] < 0.02
 
 
 def test_fixed_cameras_are_gated_in_pixels() -> None:
