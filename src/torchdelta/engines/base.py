@@ -76,12 +76,10 @@ class Engine(ABC):
 
     asynchronous: `step` returns before the device is done: its reports are `Deferred`; frames may
                   lie on the host, and float frames on the device need no check for finite values
-    counts_cells: its input gate counts in cells of more than a pixel (`State.input_grain`)
     """
 
     name: ClassVar[str]
     asynchronous: ClassVar[bool] = False
-    counts_cells: ClassVar[bool] = True
 
     def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
         self.plan, self.device, self.dtype = plan, device, dtype

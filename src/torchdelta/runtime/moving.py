@@ -117,23 +117,11 @@ class MovingSession:
         # why no camera can be followed
         self._only_still: str | None = None
         self.notes: list[str] = []
-        self.grain = self._settle_grain(grain)
+        self.grain = default_grain(self.plan.total_stride) if grain is None else grain
+        check_grain(self.grain)
         self._lock = threading.Lock()
         if motion != "auto":
             self._moving_engine = self._make_window()
-
-    def _settle_grain(self, wanted: int | None) -> int:
-        if wanted is not None:
-            check_grain(wanted)
-            return wanted
-        grain = default_grain(self.plan.total_stride)
-        if grain > 1 and not self._still_engine.counts_cells:
-            self.notes.append(
-                f"the {self._still_engine.name} engine's input gate counts in pixels, not in cells "
-                f"of {grain}x{grain}: more of a moving camera's frames is computed again"
-            )
-            return 1
-        return grain
 
     @property
     def plan(self) -> Plan:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchdelta.engines import Engine, Move, SlotReport
-from torchdelta.errors import EngineError, FrameError, StreamError
+from torchdelta.errors import FrameError, StreamError
 from torchdelta.ops.base import Ring, take_all
 from torchdelta.ops.move import to_model_layout
 from torchdelta.plan import Plan, explain
@@ -60,11 +60,6 @@ class Session:
     ) -> None:
         check_slots(slots)
         check_grain(grain)
-        if grain > 1 and not engine.counts_cells:
-            raise EngineError(
-                f"the {engine.name} engine's input gate does not count in cells; take grain=1, or "
-                "another engine"
-            )
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(
             engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room(),

@@ -35,7 +35,6 @@ class TritonEngine(Engine):
 
     name: ClassVar[str] = "triton"
     asynchronous: ClassVar[bool] = True
-    counts_cells: ClassVar[bool] = False
 
     def __init__(
         self, plan: Plan, device: torch.device, dtype: torch.dtype, tf32: bool = False
