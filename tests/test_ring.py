@@ -21,6 +21,7 @@ from support import (
     ENGINE_NAMES,
     GPU_NAMES,
     LONG,
+    make_engine,
     new_session,
     same_bits,
     snapshot,
