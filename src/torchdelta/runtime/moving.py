@@ -184,7 +184,7 @@ class MovingSession:
         camera = _Camera(None, None)
         if self.motion == "auto":
             estimator = Codec()
-            camera.watch = Watch(estimator, self._growth, self._value_range)
+            camera.watch = Watch(estimator, self._growth, self._value_range, self.grain)
         else:
             camera.aligner = self._new_aligner()
         self._cameras[stream] = camera
