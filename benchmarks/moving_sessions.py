@@ -4,25 +4,31 @@
         [--clips rollercoaster,bag] [--modes none,features,auto] [--frames N] [--size HxW]
 
 DATA is the folder with clips/ and weights/; OUT gets a JSON line per network, clip and mode. All
-modes run in turns on the same frames, and are compared with the first one. A frame's time includes
-estimation and warp, not decoding; the first frame is left out. Errors are against the dense network
-on the published input (what the session's window shows), on evenly spaced frames.
+modes run in turns on the same frames, and are compared with the first one; "none@0.08" is a mode
+with a tolerance of its own, "features/1" one with a grain of its own. A frame's time includes
+estimation and warp, not decoding; the first frame is left out. Errors are those of evenly spaced
+frames, against the dense network: layer_error on the published input (what the session's window
+shows), error on the frame (of a followed camera warped into the window, with what was published
+around it).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import json
 import time
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 import torchdelta
 from torchdelta.api import CompiledModel, relative_error
@@ -30,6 +36,9 @@ from torchdelta.capture.load import load_model
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.options import Dtype, Engine
 from torchdelta.motion.vectors import Vectors
+from torchdelta.runtime.moving import MovingSession
+from torchdelta.runtime.result import Result
+from torchdelta.runtime.session import Session
 from torchdelta.video.source import open_source
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,33 +78,63 @@ def frames_of(
     return frames, vectors
 
 
+def open_session(fast: CompiledModel, mode: str) -> Session | MovingSession:
+    """Open a session for a mode, perhaps with a tolerance and a grain of its own."""
+    mode, _, tolerance = mode.partition("@")
+    motion, _, grain = mode.partition("/")
+    if tolerance:
+        fast = copy.copy(fast)
+        fast.tolerance = float(tolerance)
+    if motion == "none":
+        return fast.session()
+    return fast.session(motion=motion, grain=int(grain) if grain else None)  # type: ignore[call-overload]
+
+
+def shown(fast: CompiledModel, result: Result, frame: np.ndarray, published: Tensor) -> Tensor:
+    """Give the frame as the network would see all of it."""
+    at = result.aligned
+    if at is None:
+        return fast.preprocess(frame)
+    whole = fast.preprocess(at.warp(frame))
+    return torch.where(torch.from_numpy(at.mask()), whole, published)
+
+
 def run(
-    fast: CompiledModel, modes: list[str], frames: list[np.ndarray], vectors: list[Vectors | None]
+    fast: CompiledModel,
+    modes: list[str],
+    frames: list[np.ndarray],
+    vectors: list[Vectors | None],
+    samples: int,
 ) -> dict[str, dict[str, object]]:
     """Run a session per mode in turns, each compared with the first; gives the figures."""
-    sessions = {mode: fast.session(motion=mode) for mode in modes}
+    sessions = {mode: open_session(fast, mode) for mode in modes}
     times: dict[str, list[float]] = {mode: [] for mode in modes}
+    layers: dict[str, list[float]] = {mode: [] for mode in modes}
     errors: dict[str, list[float]] = {mode: [] for mode in modes}
-    sampled = set(np.linspace(1, len(frames) - 1, min(SAMPLES, len(frames) - 1)).astype(int))
+    sampled = set(np.linspace(1, len(frames) - 1, min(samples, len(frames) - 1)).astype(int))
     for n, frame in enumerate(track(frames, console=Console(stderr=True), transient=True)):
         order = modes if n % 2 else modes[::-1]
         for mode in order:
             session = sessions[mode]
-            given = {} if mode == "none" else {"vectors": {STREAM: vectors[n]}}
+            moving = isinstance(session, MovingSession)
+            given: dict[str, Any] = {"vectors": {STREAM: vectors[n]}} if moving else {}
             begin = time.perf_counter()
             result = session.step({STREAM: frame}, **given)[STREAM]
             times[mode].append((time.perf_counter() - begin) * 1e3)
             if n in sampled:
-                expected = fast.dense(session.published(STREAM))
-                errors[mode].append(relative_error(result.output, expected))
+                seen = session.published(STREAM)
+                layers[mode].append(relative_error(result.output, fast.dense(seen)))
+                whole = fast.dense(shown(fast, result, frame, seen))
+                errors[mode].append(relative_error(result.output, whole))
     found = {}
     for mode, session in sessions.items():
         stats = session.stats(STREAM)
         found[mode] = {
             "mode": mode, "frames": len(frames), "ms_mean": fmean(times[mode][1:]),
             "ms_median": median(times[mode][1:]), "mac_share": stats.mac_share,
-            "changed_input": stats.changed_input, "layer_error": fmean(errors[mode]),
-            "moves": stats.moves, "reasons": stats.reasons, "state_bytes": session.state_bytes,
+            "changed_input": stats.changed_input, "layer_error": fmean(layers[mode]),
+            "error": fmean(errors[mode]), "moves": stats.moves, "reasons": stats.reasons,
+            "state_bytes": session.state_bytes,
         }  # fmt: skip
     return found
 
@@ -109,6 +148,7 @@ def main() -> None:
     parser.add_argument("--modes", default="none,features,auto")
     parser.add_argument("--frames", type=int)
     parser.add_argument("--size", default="384x640")
+    parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--tolerance", type=float, default=0.04)
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -124,7 +164,7 @@ def main() -> None:
             loaded, np.stack(frames[:CALIBRATION_FRAMES]), tolerance=options.tolerance,
             engine=Engine.auto, dtype=Dtype.fp32, profile=None,
         )  # fmt: skip
-        found = run(fast, modes, frames, vectors)
+        found = run(fast, modes, frames, vectors, options.samples)
         base = found[modes[0]]["ms_mean"]
         for mode, figures in found.items():
             line = {
@@ -139,6 +179,7 @@ def main() -> None:
                 f"{network:18} {clip:14} {mode:12} {figures['ms_mean']:7.1f} ms "
                 f"({line['faster']:.2f}x)  MACs {figures['mac_share']:.3f}  "
                 f"input {figures['changed_input']:.3f}  layer error {figures['layer_error']:.4f}  "
+                f"error {figures['error']:.4f}  "
                 f"{figures['moves']} moves  {figures['reasons']}",
                 flush=True,
             )

@@ -98,10 +98,11 @@ def new_session(
     slots: int = 1,
     profile: torchdelta.Profile | None = None,
     dtype: torch.dtype = torch.float32,
+    grain: int = 1,
 ) -> Session:
     """Open a session on the engine of a case; its state starts out as NaN."""
     ready = make_engine(engine, fast.plan, fast.device, dtype)
-    session = Session(ready, slots, tolerance, profile or torchdelta.Profile())
+    session = Session(ready, slots, tolerance, profile or torchdelta.Profile(), grain=grain)
     for buffer in session._state.buffers:
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))

@@ -207,11 +207,14 @@ def test_layouts_of_a_frame_give_the_same_state(
 @pytest.mark.parametrize("engine", CPU_CASES)
 @pytest.mark.parametrize("size", [(1, 1), (7, 63), (13, 64), (9, 130), (63, 1), (2, 65)])
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_input_gate_is_the_torch_engines(engine: str, size: tuple[int, int], channels: int) -> None:
+@pytest.mark.parametrize("grain", [1, 2, 5, 16])
+def test_input_gate_is_the_torch_engines(
+    engine: str, size: tuple[int, int], channels: int, grain: int
+) -> None:
     """On changes that are far from the threshold both publish the same pixels."""
     h, w = size
     fast = one_conv((channels, h, w), mean=(0.4,) * channels, std=(0.2,) * channels)
-    sessions = [new_session(fast, case, 0.04) for case in ("torch", engine)]
+    sessions = [new_session(fast, case, 0.04, grain=grain) for case in ("torch", engine)]
     generator = torch.Generator().manual_seed(2)
     x = 0.2 + 0.2 * torch.rand(1, channels, h, w, generator=generator)
     # 62 and 65: the gate's box reaches to the end of a mask's word, its dilation beyond

@@ -120,6 +120,57 @@ def test_input_gate_sees_changes_that_cancel() -> None:
     assert gate_frame(new, old, 0.19).all()
 
 
+def gate_in_cells(new: torch.Tensor, old: torch.Tensor, threshold: float) -> torch.Tensor:
+    return input_gate(new, old, threshold, torch.ones(new.shape[-1]), grain=4)
+
+
+def test_input_gate_in_cells_overlooks_what_is_thin_and_scattered() -> None:
+    old = torch.zeros(40, 40, 1)
+    new = old.clone()
+    # an edge that lies beside where it was: a line of one pixel, 0.25 of each 3x3 box on it
+    new[:, 21] = 0.75
+    assert gate_frame(new, old, 0.1).any()
+    assert not gate_in_cells(new, old, 0.1).any()
+    # and all of it where the same adds up: 12 pixels of 144
+    assert gate_in_cells(new, old, 0.06).any()
+
+
+def test_input_gate_in_cells_sees_what_is_small_and_strong() -> None:
+    old = torch.zeros(40, 40, 1)
+    new = old.clone()
+    new[21:24, 21:24] = 0.41
+    cells = torch.zeros(40, 40, dtype=torch.bool)
+    cells[16:28, 16:28] = True
+    assert torch.equal(gate_in_cells(new, old, 0.1), cells)
+    new[21:24, 21:24] = 0.39
+    assert not gate_in_cells(new, old, 0.1).any()
+
+
+def test_input_gate_in_cells_publishes_whole_cells_and_their_neighbours() -> None:
+    old = torch.zeros(42, 41, 1)
+    new = old.clone()
+    # two cells of 4x4: 3x3 cells around them and around those at their sides hold 32 of 144 pixels
+    new[8:16, 8:12] = 0.5
+    cells = torch.zeros(42, 41, dtype=torch.bool)
+    cells[4:20, 0:20] = True
+    assert torch.equal(gate_in_cells(new, old, 0.11), cells)
+    assert not gate_in_cells(new, old, 0.13).any()
+    # the last cells are cut off, and the mean is over the pixels that there are
+    new = old.clone()
+    new[36:, 36:] = 0.1
+    cells = torch.zeros(42, 41, dtype=torch.bool)
+    cells[36:, 36:] = True
+    assert torch.equal(gate_in_cells(new, old, 0.099), cells)
+    assert not gate_in_cells(new, old, 0.101).any()
+
+
+def test_input_gate_in_cells_at_zero_is_exact() -> None:
+    old = torch.rand(9, 9, 3)
+    new = old.clone()
+    new[3, 5, 1] += 1e-6
+    assert gate_in_cells(new, old, 0.0).nonzero().tolist() == [[3, 5]]
+
+
 def test_input_gate_at_zero_is_exact() -> None:
     old = torch.rand(9, 9, 3)
     new = old.clone()

@@ -20,6 +20,7 @@ from torchdelta.motion.features import Features
 from torchdelta.motion.homography import shift
 from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.vectors import Vectors
+from torchdelta.ops.gate import input_gate
 from torchdelta.runtime import watch
 
 ENGINES = ("torch", "cpu")
@@ -274,6 +275,11 @@ def test_wrong_settings() -> None:
             fast.session(motion=motion, border="soft")  # type: ignore[call-overload]
     with pytest.raises(StreamError, match="0"):
         fast.session(0, motion="given")
+    for grain in (0, 2.5, True, 1000):
+        with pytest.raises(ValueError, match="expected a whole number of pixels"):
+            fast.session(motion="given", grain=grain)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="grain is for followed cameras"):
+        fast.session(grain=8)
     with pytest.raises(ValueError, match='motion="given", this session has motion="features"'):
         fast.session(motion="features").step({"a": view(0, 0)}, homographies={"a": np.eye(3)})
     fixed = torchdelta.compile(
@@ -281,6 +287,50 @@ def test_wrong_settings() -> None:
     )
     with pytest.raises(ValueError, match="fixed_size"):
         fixed.session(motion="auto")
+
+
+@cache
+def edges(side: int = 420) -> Picture:
+    """Make a large picture of thin lines, uint8 [side, side, 3]."""
+    picture = np.full((side, side, 3), 40, np.uint8)
+    picture[::9], picture[:, ::29] = 120, 160
+    return picture
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_followed_cameras_are_gated_in_cells(engine: str) -> None:
+    """Edges that lie a part of a pixel off are no change, and what is hidden is bounded."""
+    fast = compiled(engine, 0.04)
+    changed = {}
+    for grain in (1, None):
+        session = fast.session(motion="given", grain=grain)
+        assert session.grain == grain or session.grain == 4
+        for n in range(8):
+            # the camera stands still, and is said to move by 0.3 px there and back
+            frame = edges()[100:160, 100:184].copy()
+            told = shift(0.3 if n % 2 else -0.3, 0.0)
+            result = session.step({"a": frame}, homographies={"a": told} if n else {})["a"]
+            assert result.aligned is not None
+            shown = fast.preprocess(result.aligned.warp(frame))[0].permute(1, 2, 0)
+            published = session.published("a")[0].permute(1, 2, 0)
+            mask = torch.from_numpy(result.aligned.mask())
+            # nothing is left that the gate would let through
+            assert not input_gate(
+                shown, published, 8.01 / 255, torch.ones(3), mask=mask, grain=session.grain
+            ).any()
+        changed[session.grain] = session.stats("a").changed_input
+    assert changed[1] > 0.1
+    assert changed[4] < 0.02
+
+
+def test_fixed_cameras_are_gated_in_pixels() -> None:
+    fast = compiled("torch", 0.04)
+    session = fast.session(motion="auto")
+    for n in range(3):
+        session.step({"a": view(100, 100 + n)})
+    assert session._still is not None
+    assert session._still._state.input_grain == 1
+    assert fast.session()._state.input_grain == 1
 
 
 @pytest.mark.parametrize("engine", ENGINES)

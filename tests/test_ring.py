@@ -29,7 +29,7 @@ from support import (
 from test_properties import P1_FP32, dense, quick
 from torchdelta import FrameError, StreamError, Window
 from torchdelta.ops import OPS
-from torchdelta.ops.gate import input_gate
+from torchdelta.ops.gate import FINE, input_gate
 from torchdelta.plan import Plan
 from torchdelta.plan.shift import BORDER, KEPT, UNSEEN, shift_stride
 from torchdelta.runtime.session import Session
@@ -533,62 +533,90 @@ def test_results_are_in_reading_order_as_views_too(engine: str) -> None:
 
 
 def gate_by_hand(
-    new: np.ndarray, old: np.ndarray, threshold: float, mask: np.ndarray, unseen: np.ndarray
-) -> np.ndarray:
+    new: np.ndarray, old: np.ndarray, threshold: float, mask: np.ndarray, unseen: np.ndarray,
+    grain: int,
+) -> np.ndarray:  # fmt: skip
     """Do what `input_gate` says, pixel by pixel; new and old: [H, W, C], full scale 1."""
     h, w = mask.shape
     known = mask & ~unseen
-    hot = np.zeros((h, w), bool)
-    for y, x in product(range(h), range(w)):
+    diff = np.abs(new - old).mean(-1)
+
+    def exceeds(rows: range, columns: range, limit: float) -> bool:
         box = [
-            np.abs(new[j, i] - old[j, i]).mean()
-            for j in range(max(0, y - 1), min(h, y + 2))
-            for i in range(max(0, x - 1), min(w, x + 2))
-            if known[j, i]
+            diff[j, i] for j in rows for i in columns if 0 <= j < h and 0 <= i < w and known[j, i]
         ]
-        if threshold == 0:
-            hot[y, x] = known[y, x] and bool((new[y, x] != old[y, x]).any())
-        else:
-            hot[y, x] = known[y, x] and np.mean(box) > threshold
+        return bool(box) and np.mean(box) > limit
+
     if threshold == 0:
-        return hot | unseen
-    wide = hot.copy()
+        return (known & (new != old).any(-1)) | unseen
+    around = (-1, 0, 1)
+    hot = np.zeros((-(-h // grain), -(-w // grain)), bool)
+    for y, x in product(*map(range, hot.shape)):
+        rows, columns = range(y * grain, (y + 1) * grain), range(x * grain, (x + 1) * grain)
+        own = [(j, i) for j in rows for i in columns if j < h and i < w and known[j, i]]
+        wide = [range(n.start - grain, n.stop + grain) for n in (rows, columns)]
+        hot[y, x] = bool(own) and exceeds(*wide, threshold)
+        if grain > 1:
+            hot[y, x] |= any(
+                exceeds(range(j - 1, j + 2), range(i - 1, i + 2), FINE * threshold) for j, i in own
+            )
+    marked = np.zeros((h, w), bool)
     for y, x in zip(*np.nonzero(hot), strict=True):
-        wide[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = True
-    return (wide & mask) | unseen
+        for j, i in product(around, around):
+            rows, columns = max(0, y + j) * grain, max(0, x + i) * grain
+            if y + j >= 0 and x + i >= 0:
+                marked[rows : rows + grain, columns : columns + grain] = True
+    return (marked & mask) | unseen
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1])
-@pytest.mark.parametrize("parts", ["mask", "unseen", "both"])
-def test_the_input_gate_compares_what_can_be_compared(threshold: float, parts: str) -> None:
+@pytest.mark.parametrize("parts", ["none", "mask", "unseen", "both"])
+@pytest.mark.parametrize("grain", [1, 2, 3])
+def test_the_input_gate_compares_what_can_be_compared(
+    threshold: float, parts: str, grain: int
+) -> None:
     r = np.random.default_rng(0)
-    for _ in range(20):
-        h, w = r.integers(1, 9, 2)
+    published = []
+    for n in range(20):
+        h, w = r.integers(1, 9 if grain == 1 else 20, 2)
         old = r.random((h, w, 3), dtype=np.float32)
-        new = np.where(r.random((h, w, 1)) < 0.2, r.random((h, w, 3), dtype=np.float32), old)
+        differs = r.random((h, w, 1)) < (0.2 if grain == 1 else (0.02, 0.25)[n % 2])
+        y, x = r.integers(0, h), r.integers(0, w)
+        # of larger cells: enough in one place
+        differs[y : y + grain, x : x + grain] |= grain > 1 and n % 4 < 2
+        new = np.where(differs, r.random((h, w, 3), dtype=np.float32), old)
         mask, unseen = r.random((h, w)) < 0.7, r.random((h, w)) < 0.3
-        mask = np.ones_like(mask) if parts == "unseen" else mask
-        unseen = np.zeros_like(mask) if parts == "mask" else unseen
+        mask = np.ones_like(mask) if parts in ("none", "unseen") else mask
+        unseen = np.zeros_like(mask) if parts in ("none", "mask") else unseen
         found = input_gate(
             # what lies where nothing can be compared does not matter
             torch.from_numpy(new), torch.from_numpy(np.where(unseen[..., None], np.nan, old)),
             threshold, torch.ones(3),
-            mask=None if parts == "unseen" else torch.from_numpy(mask),
-            unseen=None if parts == "mask" else torch.from_numpy(unseen),
+            mask=None if parts in ("none", "unseen") else torch.from_numpy(mask),
+            unseen=None if parts in ("none", "mask") else torch.from_numpy(unseen), grain=grain,
         )  # fmt: skip
-        assert np.array_equal(found.numpy(), gate_by_hand(new, old, threshold, mask, unseen))
+        expected = gate_by_hand(new, old, threshold, mask, unseen, grain)
+        assert np.array_equal(found.numpy(), expected)
+        published.append(float(expected.mean()))
+    assert 0 < np.mean(published) < 1
 
 
 @pytest.mark.parametrize("engine", ENGINES[1:])
 @pytest.mark.parametrize("tolerance", [0.0, 0.04])
-def test_frames_that_are_valid_in_part_are_gated_alike(engine: str, tolerance: float) -> None:
+@pytest.mark.parametrize("grain", [1, 3, 8])
+def test_frames_that_are_valid_in_part_are_gated_alike(
+    engine: str, tolerance: float, grain: int
+) -> None:
     """All engines publish the input pixels that the torch engine does."""
     fast, _ = compiled("strides")
-    sessions = [new_session(fast, name, tolerance) for name in ("torch", engine)]
+    sessions = [new_session(fast, name, tolerance, grain=grain) for name in ("torch", engine)]
     world, r = World(), np.random.default_rng(0)
     for t, origin in enumerate(walk(fast.plan.total_stride, PAN)):
         world.change(origin, fast.plan.size)
-        valid = r.random(fast.plan.size) < 0.7
+        # in blocks of cells: some have no valid pixel
+        block = np.ones((1, 1) if grain == 1 else (7, 7), bool)
+        size = [-(-n // k) for n, k in zip(fast.plan.size, block.shape, strict=True)]
+        valid = np.kron(r.random(size) < 0.7, block)[: fast.plan.size[0], : fast.plan.size[1]]
         frame = world.show(origin, fast.plan.size)
         # what is not valid does not matter
         frame = torch.where(torch.from_numpy(valid), frame, torch.rand(frame.shape))

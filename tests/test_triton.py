@@ -368,11 +368,12 @@ def test_layouts_of_a_frame_give_the_same_state(channels: int, color: str) -> No
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 13), (23, 24)])
-def test_input_gate_is_the_torch_engines(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("grain", [1, 2, 5])
+def test_input_gate_is_the_torch_engines(size: tuple[int, int], grain: int) -> None:
     """On changes that are far from the threshold both publish the same pixels."""
     h, w = size
     fast = one_conv((3, h, w), input_range=(0, 1), mean=(0.4, 0.3, 0.5), std=(0.2, 0.1, 0.3))
-    sessions = [new_session(fast, engine, 0.04) for engine in ("torch", "triton")]
+    sessions = [new_session(fast, engine, 0.04, grain=grain) for engine in ("torch", "triton")]
     generator = torch.Generator().manual_seed(2)
     x = 0.2 + 0.2 * torch.rand(1, 3, h, w, generator=generator)
     for y0, x0 in ((0, 0), (h - 1, w - 1), (h // 2, w // 3), (h - 1, 0)):
@@ -381,6 +382,33 @@ def test_input_gate_is_the_torch_engines(size: tuple[int, int]) -> None:
         masks = [session.step({"s": x})["s"].changed for session in sessions]
         assert torch.equal(*masks), (y0, x0)
         assert not sessions[1].step({"s": x})["s"].changed.any()
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.04])
+@pytest.mark.parametrize("grain", [1, 3])
+def test_frames_that_are_valid_in_part_are_gated_alike(tolerance: float, grain: int) -> None:
+    """Both publish the same of moving windows; one slot of three has no mask."""
+    h, w = 21, 70
+    fast = one_conv((3, h, w), input_range=(0, 1))
+    sessions = [
+        new_session(fast, engine, tolerance, slots=3, grain=grain) for engine in ("torch", "triton")
+    ]
+    r = np.random.default_rng(1)
+    world = torch.from_numpy(r.random((3, 2 * h, 2 * w), dtype=np.float32))
+    seen = set()
+    for t, (y, x) in enumerate([(0, 0), (0, 0), (2, 5), (2, 5), (1, 3), (1, 3)]):
+        frames, windows = {}, {}
+        for n in range(3):
+            world[:, y + 4 : y + 8, x + 9 * n : x + 9 * n + 5] += 0.2 * (-1) ** t
+            valid = r.random((h, w)) < (0.6, 0.9, 1)[n] if n < 2 else None
+            frames[str(n)] = world[:, y : y + h, x : x + w].clone()
+            windows[str(n)] = Window((y, x), valid, "keep")
+        results = [session.step(frames, windows=windows) for session in sessions]
+        for n in frames:
+            theirs, mine = (result[n].changed for result in results)
+            assert torch.equal(theirs, mine), (t, n)
+            seen.add(0 < float(mine.float().mean()) < 1)
+    assert True in seen
 
 
 @cache

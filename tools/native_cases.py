@@ -17,7 +17,8 @@ and the bytes, filled up to whole words.
             number of steps, bytes of all active sets, number of reported values, bytes of all
             reported change masks (rows of whole 8-byte words)
             number of frames
-    frame:  whole, idle (1: no pixel may be active), float64 input threshold
+    frame:  whole, idle (1: no pixel may be active), float64 input threshold, side of the cells
+            of the input gate
             thresholds bytes (float64 per value), frame bytes
             bytes of origins, moved, border, valid of `td_slot`, none where they are 0 or null
             number of expected buffers (0: none), their bytes (float32)
@@ -48,13 +49,15 @@ from torchdelta.engines.cpu.engine import native_move
 from torchdelta.plan import Plan
 from torchdelta.runtime.session import Session
 
-MAGIC = int.from_bytes(b"TDCASES2", "little")
+MAGIC = int.from_bytes(b"TDCASES3", "little")
 KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "origin")
 FEW = ("first", "patch", "same", "all", "pixel")
 # every n-th case also in uint8, in bfloat16, and with thresholds
 MORE = 3
 # moves of a window in total strides, (y, x), one a frame; the last is a jump beyond its size
 WALK = ((0, 0), (1, 2), (0, 0), (-1, 0), (-2, -3), (300, 200))
+# side of the input gate's cells in some of the histories, pixels
+GRAIN = 3
 # a larger state has few frames, and is expected only after the last one: the file stays small
 LARGE_BYTES = 30_000
 FP32, BF16 = 1e-5, 2e-2
@@ -65,7 +68,8 @@ TOLERANCE = 0.05
 class History:
     """One history of an op case; `tolerance` of the session, 0: with expected states.
 
-    moves: the window moves, with exact borders; with a tolerance, parts of the frames are not valid
+    moves: the window moves, with exact borders; with a tolerance, parts of the frames are not
+           valid, and the input gate counts in cells
     """
 
     case: str
@@ -124,7 +128,10 @@ def write_history(out: Writer, history: History) -> None:
     fast, _ = compiled(history.case)
     plan = fast.plan
     profile = torchdelta.Profile(norm=history.norm)
-    session = new_session(fast, "torch", history.tolerance, profile=profile, dtype=history.dtype)
+    session = new_session(
+        fast, "torch", history.tolerance, profile=profile, dtype=history.dtype,
+        grain=GRAIN if history.moves and history.tolerance else 1,
+    )  # fmt: skip
     c, h, w = plan.shape
     values = reported(plan)
     exact = history.tolerance == 0
@@ -213,6 +220,7 @@ def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool) ->
         )  # fmt: skip
     out.words(frame.first, frame.idle)
     out.number(limit)
+    out.words(state.input_grain)
     out.data(thresholds.tobytes())
     # uint8 as [H, W, C], float32 as [C, H, W]
     uint8 = frame.pixels.dtype == torch.uint8

@@ -27,7 +27,8 @@ class Frame {
         sets_(engine, space, call) {}
 
   int32_t run() {
-    space_.prepare(program_, engine_, call_.n_slots, std::max(1, call_.threads));
+    const int grain = std::max(1, int(call_.slots[0].input_grain));
+    space_.prepare(program_, engine_, call_.n_slots, std::max(1, call_.threads), grain);
     for (int s = 0; s < call_.n_slots; ++s)
       std::fill_n(call_.slots[s].active_px, program_.steps.size(), int64_t(0));
     const int n = static_cast<int>(program_.steps.size());
@@ -88,12 +89,14 @@ class Frame {
   // Calls run(slot, y0, y1) for blocks of rows until all have been taken.
   template <class Run>
   void input_blocks(std::atomic<int>* next, Run run) {
-    const int h = program_.input.h, each = (h + kInputRows - 1) / kInputRows;
+    // whole rows of cells
+    const int grain = space_.cells(0).grain, rows = (kInputRows + grain - 1) / grain * grain;
+    const int h = program_.input.h, each = (h + rows - 1) / rows;
     for (;;) {
       const int block = next->fetch_add(1, std::memory_order_relaxed);
       if (block >= each * call_.n_slots) return;
-      const int y0 = block % each * kInputRows;
-      run(block / each, y0, std::min(h, y0 + kInputRows));
+      const int y0 = block % each * rows;
+      run(block / each, y0, std::min(h, y0 + rows));
     }
   }
 
@@ -107,6 +110,8 @@ class Frame {
       uint64_t* const row = job.changed + size_t(y) * job.words;
       if (slot.whole)
         std::fill_n(row, job.words, 0);
+      else if (job.by_cell())
+        copy_cells(job, y, row);
       else if (slot.input_threshold > 0)
         dilate_row(job.hot, y, in.h, in.w, row, rows);
       else
@@ -118,9 +123,18 @@ class Frame {
     return any;
   }
 
+  // Makes row y of the change mask, by cells: all rows of a cell are alike, and a block has them all.
+  static void copy_cells(const InputJob& job, int y, uint64_t* row) {
+    const int top = y - y % job.cells.grain;
+    uint64_t* const first = job.hot + size_t(top) * job.words;
+    if (y == top) mark_cells(job.cells, y, job.program->input.w, first);
+    std::copy_n(first, job.words, row);
+  }
+
   InputJob input_job(int s) {
     return {&program_, &call_.slots[s], seen(program_, call_.slots[s], program_.input.value),
-            space_.hot(s), space_.changed(program_.input.value, s), words_of(program_.input.w)};
+            space_.hot(s), space_.changed(program_.input.value, s), words_of(program_.input.w),
+            space_.cells(s)};
   }
 
   static void set_flag(uint8_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }

@@ -90,6 +90,24 @@ struct Job {
   double threshold(int slot) const { return slots[slot].thresholds[step->output]; }
 };
 
+// What the input gate knows of a cell.
+struct Cell {
+  float excess;   // sum of (difference - threshold) over the pixels that can be compared
+  int32_t known;  // how many these are
+  int32_t fine;   // 1: the 3x3 box of some pixel is far beyond the threshold
+};
+
+// FINE of `ops/gate.py`
+constexpr float kFineThresholds = 4;
+
+// The cells of the input gate in one slot, from the window's first pixel on; the last ones are cut off.
+struct Cells {
+  Cell* at = nullptr;
+  int grain = 1, down = 0, across = 0;  // side of a cell in pixels; rows and columns of cells
+  // the cells of a row of pixels
+  Cell* line(int y) const { return at + size_t(y / grain) * across; }
+};
+
 // The input gate of one slot, over rows y0 .. y1 of the frame (see `ops/gate.py`).
 struct InputJob {
   const Program* program;
@@ -98,6 +116,9 @@ struct InputJob {
   uint64_t* hot;      // [H, words]; written by find_hot
   uint64_t* changed;  // [H, words]; what publish_input writes to the state
   int words;
+  Cells cells;  // written by find_hot where a cell is more than a pixel
+
+  bool by_cell() const { return slot->input_threshold > 0 && cells.grain > 1; }
 };
 
 struct Kernels {

@@ -51,6 +51,33 @@ void dilate_row(const uint64_t* mask, int y, int h, int w, uint64_t* out, uint64
 
 namespace {
 
+bool is_hot(const Cells& cells, int y, int x) {
+  const Cell& own = cells.at[size_t(y) * cells.across + x];
+  if (own.fine) return true;
+  if (!own.known) return false;
+  float excess = 0;
+  for (int i = std::max(0, y - 1); i <= std::min(cells.down - 1, y + 1); ++i)
+    for (int j = std::max(0, x - 1); j <= std::min(cells.across - 1, x + 1); ++j)
+      excess += cells.at[size_t(i) * cells.across + j].excess;
+  // written this way round, NaN is hot
+  return !(excess <= 0);
+}
+
+}  // namespace
+
+void mark_cells(const Cells& cells, int y, int w, uint64_t* row) {
+  const int line = y / cells.grain;
+  std::fill_n(row, words_of(w), 0);
+  for (int x = 0; x < cells.across; ++x) {
+    bool any = false;
+    for (int i = std::max(0, line - 1); i <= std::min(cells.down - 1, line + 1); ++i)
+      any |= is_hot(cells, i, x);
+    if (any) set_bits(row, std::max(0, (x - 1) * cells.grain), std::min(w, (x + 2) * cells.grain));
+  }
+}
+
+namespace {
+
 // ORs `in` into `out`, moved by `shift` places to higher x (lower where negative).
 void or_shifted(const uint64_t* in, int in_words, uint64_t* out, int out_words, int shift) {
   const int whole = shift >= 0 ? shift / 64 : -((-shift + 63) / 64);

@@ -26,6 +26,9 @@ void keep_valid(const td_slot& slot, int y, int w, uint64_t* row, uint64_t* rows
 // Grows the marked pixels [h, words] by one in all directions, for row y; rows: as long as a row.
 void dilate_row(const uint64_t* mask, int y, int h, int w, uint64_t* out, uint64_t* rows);
 
+// Marks the pixels of row y whose cell, or one beside it, is hot (see `ops/gate.py`).
+void mark_cells(const Cells& cells, int y, int w, uint64_t* row);
+
 // ORs into `out` (width axis.n_out) the outputs along a row that read a marked input.
 void spread_row(const Axis& axis, const uint64_t* in, uint64_t* out);
 

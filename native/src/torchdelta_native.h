@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define TD_ABI 3
+#define TD_ABI 4
 #define TD_API __attribute__((visibility("default")))
 
 typedef struct td_program td_program;
@@ -37,6 +37,7 @@ typedef struct {
   const uint8_t* valid;  // null, or [H, W]: 0 where the frame has no content
   const double* thresholds;              // one per value; 0 compares values
   double input_threshold;                // share of full scale
+  int64_t input_grain;                   // side of the input gate's cells, pixels; of all slots alike
   int64_t* active_px;                    // out: one count per step
   uint8_t* active;         // out, or null: active sets of all steps, one behind the other
   // out: change masks of the reported values that changed, one behind the other: of each [H, words],

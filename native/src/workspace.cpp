@@ -5,7 +5,8 @@
 
 namespace td {
 
-void Workspace::prepare(const Program& program, const Engine& engine, int slots, int threads) {
+void Workspace::prepare(const Program& program, const Engine& engine, int slots, int threads,
+                        int grain) {
   slots_ = slots;
   n_values_ = static_cast<int>(program.values.size());
   if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
@@ -28,6 +29,9 @@ void Workspace::prepare(const Program& program, const Engine& engine, int slots,
   const size_t hot_words = size_t(program.input.h) * words_of(program.input.w);
   hot_words_ = hot_words;
   if (hot_.size() < hot_words * slots) hot_.resize(hot_words * slots);
+  cells_ = {nullptr, grain, (program.input.h + grain - 1) / grain, (program.input.w + grain - 1) / grain};
+  const size_t cells = size_t(cells_.down) * cells_.across * slots;
+  if (grain > 1 && cell_.size() < cells) cell_.resize(cells);
   const size_t px = engine.largest_px * slots;
   if (pixels_size_ < px) {
     pixels_size_ = px;
@@ -42,7 +46,8 @@ void Workspace::prepare(const Program& program, const Engine& engine, int slots,
 }
 
 size_t Workspace::bytes() const {
-  size_t total = masks_size_ * 8 + hot_.size() * 8 + rows_.size() * 8 + pixels_size_ * sizeof(Pixel) +
+  size_t total = masks_size_ * 8 + hot_.size() * 8 + rows_.size() * 8 + cell_.size() * sizeof(Cell) +
+                 pixels_size_ * sizeof(Pixel) +
                  any_.size() + addresses_.size() * sizeof(void*);
   for (const Scratch& s : scratch) total += s.bytes.size();
   return total;

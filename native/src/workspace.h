@@ -21,13 +21,19 @@ struct List {
 // What one call of td_step works in; nothing in it outlives the frame but the memory itself.
 class Workspace {
  public:
-  void prepare(const Program& program, const Engine& engine, int slots, int threads);
+  // grain: side of the input gate's cells, of all slots
+  void prepare(const Program& program, const Engine& engine, int slots, int threads, int grain);
   uint64_t* changed(int value, int slot) const { return addresses_[size_t(value) * slots_ + slot]; }
   uint64_t* const* changed_of(int value) const { return addresses_.data() + size_t(value) * slots_; }
   // whether any pixel of a value was published
   uint8_t& any_at(int value, int slot) { return any_[size_t(value) * slots_ + slot]; }
   const uint8_t& any_at(int value, int slot) const { return any_[size_t(value) * slots_ + slot]; }
   uint64_t* hot(int slot) { return hot_.data() + hot_words_ * slot; }
+  Cells cells(int slot) {
+    Cells of = cells_;
+    if (!cell_.empty()) of.at = cell_.data() + size_t(of.down) * of.across * slot;
+    return of;
+  }
   // two rows of mask words of one thread
   uint64_t* rows(int thread) { return rows_.data() + size_t(thread) * 2 * row_words; }
   size_t bytes() const;
@@ -46,6 +52,8 @@ class Workspace {
   size_t next_size_ = 0, masks_size_ = 0, pixels_size_ = 0, hot_words_ = 0;
   std::vector<uint8_t> any_;
   std::vector<uint64_t> rows_, hot_;
+  Cells cells_;
+  std::vector<Cell> cell_;
   std::unique_ptr<uint64_t[]> masks_;
   std::vector<uint64_t*> addresses_;
 };

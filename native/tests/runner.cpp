@@ -29,7 +29,7 @@
 
 namespace {
 
-constexpr int64_t kMagic = 0x3253455341434454;  // "TDCASES2"
+constexpr int64_t kMagic = 0x3353455341434454;  // "TDCASES3"
 constexpr size_t kLine = 64, kGuardBytes = 512;
 constexpr unsigned char kPattern = 0xa5, kNan = 0xff;
 
@@ -95,6 +95,7 @@ class Guarded {
 struct Frame {
   bool whole, idle;
   double input_threshold;
+  int64_t input_grain;
   Guarded thresholds, pixels;
   // of a window: where the values' rings begin, and what has moved (see td_slot); without bytes: 0, null
   Guarded origins, moved, border, valid;
@@ -156,6 +157,7 @@ Frame read_frame(Reader& in) {
   f.whole = in.word() != 0;
   f.idle = in.word() != 0;
   f.input_threshold = in.number();
+  f.input_grain = in.word();
   for (Guarded* g : {&f.thresholds, &f.pixels, &f.origins, &f.moved, &f.border, &f.valid}) {
     const std::vector<char> bytes = in.bytes();
     *g = Guarded(bytes.data(), bytes.size());
@@ -245,6 +247,7 @@ struct Slot {
     if (f.valid.bytes()) s.valid = f.valid.at<uint8_t>();
     s.thresholds = f.thresholds.at<double>();
     s.input_threshold = f.input_threshold;
+    s.input_grain = f.input_grain;
     s.active_px = active_px.at<int64_t>();
     s.active = active.at<uint8_t>();
     s.changed = changed.at<uint64_t>();

@@ -381,6 +381,7 @@ class CompiledModel:
         *,
         views: bool,
         timed: bool,
+        grain: int | None = None,
     ) -> MovingSession:
         if self.fixed_size:
             raise ValueError(
@@ -389,19 +390,20 @@ class CompiledModel:
             )
         return MovingSession(
             lambda at: self._for_size(at).engine, size, slots, self.tolerance, self._profile,
-            motion=motion, border=border, views=views, timed=timed,
+            motion=motion, border=border, grain=grain, views=views, timed=timed,
         )  # fmt: skip
 
     @overload
     def session(
         self, slots: int = 1, *, size: tuple[int, int] | None = None,
-        motion: Literal["none"] = "none", border: Border = "keep", views: bool = False,
-        timed: bool = False,
+        motion: Literal["none"] = "none", border: Border = "keep", grain: int | None = None,
+        views: bool = False, timed: bool = False,
     ) -> Session: ...  # fmt: skip
     @overload
     def session(
         self, slots: int = 1, *, size: tuple[int, int] | None = None, motion: Motion,
-        border: Border = "keep", views: bool = False, timed: bool = False,
+        border: Border = "keep", grain: int | None = None, views: bool = False,
+        timed: bool = False,
     ) -> MovingSession: ...  # fmt: skip
     def session(
         self,
@@ -410,6 +412,7 @@ class CompiledModel:
         size: tuple[int, int] | None = None,
         motion: Motion | Literal["none"] = "none",
         border: Border = "keep",
+        grain: int | None = None,
         views: bool = False,
         timed: bool = False,
     ) -> Session | MovingSession:
@@ -420,6 +423,8 @@ class CompiledModel:
                 estimated and followed; "given": homographies come with the frames; "auto":
                 estimated and followed while that pays. All of these return a `MovingSession`
         border: of followed cameras: "keep" or "exact", see `Window`
+        grain:  of followed cameras: side in pixels of the cells in which the input gate counts;
+                1: as for fixed cameras; None: what suits the network
         views:  outputs are views of the state, valid until the stream's next frame
         timed:  measure each step, for `stats().per_step()`
         Raises: ValueError for unknown names, or where windows are not possible; StreamError.
@@ -427,8 +432,12 @@ class CompiledModel:
         size = size or self._size
         if motion == "none":
             check_motion("auto", border)
+            if grain is not None:
+                raise ValueError(
+                    f'grain is for followed cameras, and motion is "none"; got {grain!r}'
+                )
             return self._open(self._for_size(size), slots, views, timed)
-        return self._open_moving(size, slots, motion, border, views=views, timed=timed)
+        return self._open_moving(size, slots, motion, border, views=views, timed=timed, grain=grain)
 
     @property
     def stats(self) -> StreamStats:

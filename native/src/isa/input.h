@@ -152,9 +152,9 @@ inline void keep_comparable(const InputJob& job, int y, uint64_t* row, uint64_t*
 template <class T>
 class Boxes {
  public:
-  Boxes(const InputJob& job, const Pattern& pattern, Scratch& scratch)
+  Boxes(const InputJob& job, const Pattern& pattern, float limit, Scratch& scratch)
       : job_(job), pattern_(pattern), h_(job.program->input.h), w_(job.program->input.w),
-        limit_(vset(float(job.slot->input_threshold))), all_(!job.slot->valid && !job.slot->moved),
+        limit_(vset(limit)), all_(!job.slot->valid && !job.slot->moved),
         line_(size_t(round_up(w_, kWidth)) + 2 * kWidth) {
     const size_t n = size_t(w_) * job.program->input.c + 2 * kWidth;
     const size_t numbers = (n + 4 * line_ + kWidth) * sizeof(float);
@@ -181,6 +181,22 @@ class Boxes {
     float* const out = sums_ + y % 3 * line_;
     for (int x = 0; x < w_; x += kWidth)
       vstore(out + x, vadd(vadd(vload(flat_ + x - 1), vload(flat_ + x)), vload(flat_ + x + 1)));
+  }
+
+  // Adds row y, loaded last, to its cells. rest: the boxes' limit beyond the cells'
+  void add_to_cells(int y, float rest) const {
+    const Cells& cells = job_.cells;
+    Cell* const line = cells.line(y);
+    for (int i = 0; i < cells.across; ++i) {
+      const int x1 = std::min(w_, (i + 1) * cells.grain);
+      Cell cell = line[i];
+      for (int x = i * cells.grain; x < x1; ++x) {
+        if (!all_ && !(words_[x / 64] >> (x % 64) & 1)) continue;
+        cell.excess += flat_[x] + rest;
+        ++cell.known;
+      }
+      line[i] = cell;
+    }
   }
 
   // Marks the pixels of row y whose box is beyond the threshold; rows y - 1 .. y + 1 are loaded.
@@ -233,7 +249,8 @@ void find_different(const InputJob& job, const Pattern& pattern, int y, float* r
 }
 
 // Marks rows y0 .. y1: pixels whose 3x3 box moved by more than the threshold (threshold 0: pixels
-// that differ at all).
+// that differ at all). By cells: fills in those of these rows, which begin and end with a row of cells;
+// the marks are left over.
 template <class T>
 void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   if (y0 >= y1) return;
@@ -247,12 +264,26 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
     for (int y = y0; y < y1; ++y) find_different<T>(job, pattern, y, row, hot(y));
     return;
   }
-  Boxes<T> boxes(job, pattern, scratch);
-  boxes.load(y0 - 1);
-  boxes.load(y0);
+  const float threshold = float(job.slot->input_threshold);
+  const bool by_cell = job.by_cell();
+  const float limit = by_cell ? kFineThresholds * threshold : threshold;
+  Boxes<T> boxes(job, pattern, limit, scratch);
+  const auto load = [&](int y) {
+    boxes.load(y);
+    if (!by_cell || y < y0 || y >= y1) return;
+    if (y % job.cells.grain == 0) std::fill_n(job.cells.line(y), job.cells.across, Cell{});
+    boxes.add_to_cells(y, limit - threshold);
+  };
+  load(y0 - 1);
+  load(y0);
   for (int y = y0; y < y1; ++y) {
-    boxes.load(y + 1);
+    load(y + 1);
     boxes.find_hot(y, hot(y));
+    if (!by_cell) continue;
+    Cell* const line = job.cells.line(y);
+    for_runs(hot(y), job.words, [&](int x0, int x1) {
+      for (int i = x0 / job.cells.grain; i <= (x1 - 1) / job.cells.grain; ++i) line[i].fine = 1;
+    });
   }
 }
 

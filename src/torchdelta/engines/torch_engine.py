@@ -213,7 +213,7 @@ class TorchEngine(Engine):
         unseen = self._uncovered(value, call.move)[1] if call.move else None
         mask = input_gate(
             new, take_all(stored), float(state.input_threshold[slot]), self._to_full_scale,
-            mask=call.mask, unseen=unseen,
+            mask=call.mask, unseen=unseen, grain=state.input_grain,
         )  # fmt: skip
         index = flat_index(mask)
         if not len(index):

@@ -15,6 +15,9 @@ from torchdelta.ops.base import Axis
 
 # a change below this many 8-bit steps is noise at the default tolerance (design, section 5)
 INPUT_STEPS, DEFAULT_TOLERANCE = 8.0, 0.04
+# where the input gate counts in cells: a box of 3x3 pixels that differs by so many thresholds is
+# no matter of the camera's motion, and its cell changes whatever the rest of it does
+FINE = 4.0
 
 
 def input_threshold(tolerance: float, multiplier: float = 1.0) -> float:
@@ -30,6 +33,7 @@ def input_gate(
     *,
     mask: Tensor | None = None,
     unseen: Tensor | None = None,
+    grain: int = 1,
 ) -> Tensor:
     """Mark the input pixels to publish.
 
@@ -42,22 +46,50 @@ def input_gate(
                  the box's valid pixels
     unseen:      bool [H, W], where `stored` is of another place: no difference exists there, for
                  the mean neither; all are published (outside the mask as 0, by whoever writes)
+    grain:       1: as above. More: the side in pixels of cells, which lie side by side from the
+                 first pixel on, the last ones cut off. A cell is hot where the mean over the pixels
+                 of 3x3 cells exceeds the threshold, or the mean over any 3x3 pixels around one of
+                 its own FINE times the threshold; hot cells and the eight around each are published
     returns:     bool [H, W]
     """
     known = _known(mask, unseen)
     if threshold == 0:
         return _confine((new != stored).any(-1), known, unseen)
     diff = (new.float() - stored.float()).abs_() @ (to_full_scale / new.shape[-1])
+    if grain == 1:
+        return _confine(_dilated(_boxes_beyond(diff, threshold, known)), mask, unseen)
+    hot = _cells(_boxes_beyond(diff, FINE * threshold, known).float()[None], grain)[0] > 0
+    counts = torch.ones_like(diff) if known is None else known.float()
+    diff = diff if known is None else torch.where(known, diff, 0.0)
+    cells = _cells(torch.stack([diff, counts]), grain)
+    total, count = F.avg_pool2d(cells, 3, 1, 1, divisor_override=1)
+    # a cell without pixels that can be compared is not hot
+    hot |= ~(total / count <= threshold) & (cells[1] > 0)
+    wide = _dilated(hot).repeat_interleave(grain, 0).repeat_interleave(grain, 1)
+    return _confine(wide[: diff.shape[0], : diff.shape[1]], mask, unseen)
+
+
+def _boxes_beyond(diff: Tensor, threshold: float, known: Tensor | None) -> Tensor:
+    """Mark the pixels whose 3x3 box differs by more, in the mean over its known pixels."""
     if known is None:
         box = F.avg_pool2d(diff[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
     else:
         parts = torch.stack([torch.where(known, diff, 0.0), known.float()])
         total, count = F.avg_pool2d(parts, 3, 1, 1, divisor_override=1)
         box = torch.where(known, total / count, 0.0)
-    hot = ~(box <= threshold)
-    h, w = new.shape[:2]
-    wide = Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot, 0), 1)
-    return _confine(wide, mask, unseen)
+    return ~(box <= threshold)
+
+
+def _cells(x: Tensor, grain: int) -> Tensor:
+    """Add up [C, H, W] in cells of grain x grain pixels, the last ones cut off."""
+    h, w = x.shape[1:]
+    return F.avg_pool2d(F.pad(x, (0, -w % grain, 0, -h % grain)), grain, divisor_override=1)
+
+
+def _dilated(hot: Tensor) -> Tensor:
+    """Grow marks [H, W] by one in all directions."""
+    h, w = hot.shape
+    return Axis(w, w, 3, pad=1).spread(Axis(h, h, 3, pad=1).spread(hot, 0), 1)
 
 
 def _known(mask: Tensor | None, unseen: Tensor | None) -> Tensor | None:

@@ -28,7 +28,7 @@ from torchdelta.runtime.audit import Audit
 from torchdelta.runtime.frames import Frame, check_frame
 from torchdelta.runtime.gate import Profile
 from torchdelta.runtime.result import Result
-from torchdelta.runtime.session import Session, check_slots
+from torchdelta.runtime.session import Session, check_grain, check_slots
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.watch import Watch
 from torchdelta.runtime.windows import Border, Mask, Window, check_mask
@@ -38,6 +38,9 @@ Motion = Literal["auto", "features", "codec", "translation", "given"]
 ESTIMATORS: dict[str, type[Estimator] | None] = {
     "auto": Codec, "features": Features, "codec": Codec, "translation": Translation, "given": None,
 }  # fmt: skip
+# sides of the input gate's cells for networks below and from this total stride on, pixels
+# (docs/performance.md, "The input gate's cells")
+GRAINS, COARSE_STRIDE = (4, 8), 32
 THE_CAMERA_MOVES = "the camera moves"
 
 
@@ -74,6 +77,8 @@ class MovingSession:
     motion:    "features", "codec", "translation": cameras are followed, by this estimator; "given":
                by the homographies that come with the frames; "auto": while that pays
     border:    see `Window`
+    grain:     of followed cameras: side in pixels of the cells in which the input gate counts (see
+               `ops.gate.input_gate`); None: `default_grain`
     views, timed: see `Session`
     notes:     what came up on the way
     """
@@ -88,6 +93,7 @@ class MovingSession:
         *,
         motion: Motion,
         border: Border = "keep",
+        grain: int | None = None,
         views: bool = False,
         timed: bool = False,
     ) -> None:
@@ -100,9 +106,10 @@ class MovingSession:
         self.window = window_size(size, stride)
         self._growth = prod(self.window) / prod(size)
         self._total = StreamStats(self.plan)
-        self._session_of: Callable[[Engine], Session] = lambda engine: Session(
-            engine, slots, tolerance, profile, views=views, timed=timed, total=self._total
-        )
+        self._session_of: Callable[[Engine, int], Session] = lambda engine, cells: Session(
+            engine, slots, tolerance, profile, views=views, timed=timed, total=self._total,
+            grain=cells,
+        )  # fmt: skip
         self._cameras: dict[str, _Camera] = {}
         self._still: Session | None = None
         self._moving: Session | None = None
@@ -110,6 +117,8 @@ class MovingSession:
         # why no camera can be followed
         self._only_still: str | None = None
         self.notes: list[str] = []
+        self.grain = default_grain(self.plan.total_stride) if grain is None else grain
+        check_grain(self.grain)
         self._lock = threading.Lock()
         if motion != "auto":
             self._moving_engine = self._make_window()
@@ -175,7 +184,7 @@ class MovingSession:
         camera = _Camera(None, None)
         if self.motion == "auto":
             estimator = Codec()
-            camera.watch = Watch(estimator, self._growth, self._value_range)
+            camera.watch = Watch(estimator, self._growth, self._value_range, self.grain)
         else:
             camera.aligner = self._new_aligner()
         self._cameras[stream] = camera
@@ -195,11 +204,11 @@ class MovingSession:
     def _session(self, camera: _Camera) -> Session:
         """Give the session that runs a camera's frames, opened where nobody was in it."""
         if camera.aligner is None:
-            self._still = self._still or self._session_of(self._still_engine)
+            self._still = self._still or self._session_of(self._still_engine, 1)
             return self._still
         if self._moving is None:
             self._moving_engine = self._moving_engine or self._make_window()
-            self._moving = self._session_of(self._moving_engine)
+            self._moving = self._session_of(self._moving_engine, self.grain)
         return self._moving
 
     def _check_room(self, newcomers: list[str]) -> None:
@@ -450,6 +459,18 @@ class MovingSession:
             engines = [session.engine for session in self._open()] or [self._still_engine]
             tables = [explain(e.plan, e.dtype, e.name, e.foreign_steps()) for e in engines]
             return "\n\n".join([*tables, *self.notes])
+
+
+def default_grain(stride: Size) -> int:
+    """Give the side in pixels of the input gate's cells for followed cameras.
+
+    stride: the plan's total stride. A frame that was brought into the window never fits what is
+    there to the pixel: edges all over the picture differ a little. A network computes what reaches
+    over many pixels for each of them, so it should see such differences only where they add up over
+    a neighbourhood.
+    """
+    fine, coarse = GRAINS
+    return coarse if min(stride) >= COARSE_STRIDE else fine
 
 
 def window_size(size: Size, stride: Size) -> Size:

@@ -28,6 +28,9 @@ from torchdelta.runtime.windows import Mask, Placement, Window, place
 # frames of each slot whose statistics may wait
 MOST_UNCOUNTED = 64
 
+# a cell of more pixels than that says nothing about any of them
+MOST_GRAIN = 256
+
 # engines keep a slot's number in 16 bits
 MOST_SLOTS = 65535
 
@@ -40,6 +43,7 @@ class Session:
     timed: measure each step (slower on a GPU: it synchronises)
     total: where the statistics of all streams are kept, if not here; its plan, the network on a
            frame, is what shares are relative to
+    grain: side in pixels of the cells in which the input gate counts, see `ops.gate.input_gate`
     """
 
     def __init__(
@@ -52,12 +56,15 @@ class Session:
         views: bool = False,
         timed: bool = False,
         total: StreamStats | None = None,
+        grain: int = 1,
     ) -> None:
         check_slots(slots)
+        check_grain(grain)
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(
-            engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room()
-        )
+            engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room(),
+            grain,
+        )  # fmt: skip
         self._thresholds = Thresholds(engine.plan, tolerance, profile)
         self._to_full_scale = torch.tensor(
             engine.plan.preprocess.per_full_scale(engine.plan.shape[0]), device=engine.device
@@ -524,4 +531,12 @@ def check_slots(slots: int) -> None:
         raise StreamError(
             f"a session has 1 to {MOST_SLOTS} slots, got {slots!r}; open another session for "
             "more streams"
+        )
+
+
+def check_grain(grain: int) -> None:
+    """Refuse what is no side of a cell. Raises: ValueError."""
+    if isinstance(grain, bool) or not isinstance(grain, int) or not 1 <= grain <= MOST_GRAIN:
+        raise ValueError(
+            f"grain is {grain!r}, expected a whole number of pixels, 1 to {MOST_GRAIN}"
         )

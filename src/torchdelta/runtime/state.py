@@ -26,6 +26,7 @@ class State:
                      every slot begins on a cache line
     thresholds:      [N, values] float64, in the values' units; 0 compares values
     input_threshold: [N] float64, share of full scale
+    input_grain:     side of the input gate's cells, pixels; of all slots
     rms:             [N, values] float64, NaN until it is known
     norm:            "rms" or "max", of a channel group
     origin:          [N, 2] int64, the corner (y, x) of each slot's window in the world, input
@@ -43,9 +44,10 @@ class State:
         device: torch.device,
         norm: str,
         room: Sequence[int] | None = None,
+        input_grain: int = 1,
     ) -> None:
         """Allocate the buffers; room: channels that a pixel has room for, if more than it has."""
-        self.plan, self.norm = plan, norm
+        self.plan, self.norm, self.input_grain = plan, norm, input_grain
         channels = [b.c for b in plan.buffers]
         shapes = [(slots, b.h, b.w, c) for b, c in zip(plan.buffers, room or channels, strict=True)]
         full = _buffers(shapes, [b.dtype or dtype for b in plan.buffers], device)

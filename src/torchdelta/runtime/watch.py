@@ -25,7 +25,10 @@ MUCH_MORE = 1.6
 # pairs of frames of which one must show a motion; sources repeat frames now and then
 TRIES = 2
 # following must leave so much less to compute than staying still (share of it; of the frame)
-CLEARLY_LESS, LEAST_SAVING = 0.75, 0.04
+CLEARLY_LESS, LEAST_SAVING = 0.75, 0.02
+# what a share that changes costs where the input gate counts in cells: it lies in fewer places
+# (docs/performance.md, "Moving cameras: whole networks")
+IN_CELLS = 0.65
 # and stops paying where it leaves nearly as much
 HARDLY_LESS = 0.95
 # frames for which the camera must have rested
@@ -38,13 +41,19 @@ class Watch:
     Each switch costs a frame computed whole, so both decisions take several frames.
 
     growth: the window's pixels over the frame's: what following costs more
+    grain:  side of the input gate's cells for a followed camera, pixels
     value_range: of float frames
     """
 
     def __init__(
-        self, estimator: Estimator, growth: float, value_range: tuple[float, float]
+        self,
+        estimator: Estimator,
+        growth: float,
+        value_range: tuple[float, float],
+        grain: int = 1,
     ) -> None:
-        self._estimator, self._growth, self._range = estimator, growth, value_range
+        self._estimator, self._range = estimator, value_range
+        self._price = growth * (IN_CELLS if grain > 1 else 1.0)
         self._limits = Limits()
         self._choice = Choice(self._limits.scale, self._limits.turn_degrees)
         self._counted: deque[Counted] = deque()
@@ -113,14 +122,14 @@ class Watch:
         self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
 
     def _pays(self, costs: Costs) -> bool:
-        least = self._growth * costs.least
+        least = self._price * costs.least
         return least < CLEARLY_LESS * costs.still and costs.still - least > LEAST_SAVING
 
     def rests(self, aligner: Aligner, aligned: Aligned) -> str | None:
         """Take a followed frame into account; says why the camera need not be followed any more."""
         still = farthest_px(aligned.motion.homography, aligned.frame) < STILL_PX
         costs = aligner.choice.costs
-        useless = costs is not None and self._growth * costs.least > HARDLY_LESS * costs.still
+        useless = costs is not None and self._price * costs.least > HARDLY_LESS * costs.still
         self._idle = self._idle + 1 if (still or useless) and not aligned.anchored else 0
         if self._idle < RESTED:
             return None

@@ -16,7 +16,7 @@ import torch  # noqa: F401  (its OpenMP runtime must be loaded before ours is lo
 
 from torchdelta.errors import EngineError
 
-ABI = 3
+ABI = 4
 LIBRARY = "libtorchdelta_native.so"
 ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
 MESSAGE_BYTES = 512
@@ -47,6 +47,7 @@ class Slot(ctypes.Structure):
         ("valid", ctypes.c_void_p),
         ("thresholds", ctypes.c_void_p),
         ("input_threshold", ctypes.c_double),
+        ("input_grain", ctypes.c_int64),
         ("active_px", ctypes.c_void_p),
         ("active", ctypes.c_void_p),
         ("changed", ctypes.c_void_p),

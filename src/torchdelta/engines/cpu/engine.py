@@ -165,6 +165,7 @@ class _Slots:
                 buffers=self._addresses[slot].ctypes.data,
                 origins=state.rings[slot].ctypes.data,
                 thresholds=state.thresholds[slot].ctypes.data,
+                input_grain=state.input_grain,
                 active_px=self.active_px[slot].ctypes.data,
                 changed_px=self.changed_px[slot].ctypes.data,
                 changed=self.bits[slot].ctypes.data,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from torchdelta.engines.triton import conv, rows
+from torchdelta.engines.triton.kernels import cells as cell_kernels
 from torchdelta.engines.triton.kernels import gate as gate_kernels
 from torchdelta.engines.triton.kernels import select as select_kernels
 from torchdelta.engines.triton.kernels.shared import MODE
@@ -26,7 +27,7 @@ from torchdelta.engines.triton.schedule import (
 )
 from torchdelta.engines.triton.windows import Windows
 from torchdelta.ops import ConvTranspose2d
-from torchdelta.ops.base import Footprint
+from torchdelta.ops.base import Footprint, Size
 from torchdelta.plan.ir import Plan
 
 if TYPE_CHECKING:
@@ -59,6 +60,24 @@ class List:
     count: Tensor
 
 
+class Cells:
+    """Memory of an input gate that counts in cells of grain x grain pixels.
+
+    size:  rows and columns of cells;  excess, state, hot: by slot and cell, see `kernels.cells`
+    fine_threshold: [slots] of boxes of 3x3 pixels;  no_threshold: [slots] zeros
+    """
+
+    def __init__(self, grain: int, size: Size, slots: int, device: torch.device) -> None:
+        self.grain = grain
+        self.size = (ceil(size[0] / grain), ceil(size[1] / grain))
+        count = slots * prod(self.size)
+        self.excess = torch.zeros(count, device=device)
+        self.state = torch.zeros(count, dtype=torch.uint8, device=device)
+        self.hot = torch.zeros(count, dtype=torch.uint8, device=device)
+        self.fine_threshold = torch.zeros(slots, device=device)
+        self.no_threshold = torch.zeros(slots, device=device)
+
+
 class Memory:
     """Everything a session's frames need beside the state, allocated once.
 
@@ -67,6 +86,7 @@ class Memory:
     tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,
             hot_tiles, changed_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
     thresholds, limits: float32 [slots, values];  forced: int32 [values], whose sets are forced
+    cells:  of an input gate that counts in cells, else None
     """
 
     def __init__(self, engine: TritonEngine, state: State) -> None:
@@ -98,12 +118,16 @@ class Memory:
         }
         self.difference = torch.zeros(slots * area, device=device)
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
+        grain = state.input_grain
+        self.cells = Cells(grain, plan.size, slots, device) if grain > 1 else None
         self.now = 0
         self.frame = 0
         self.bytes = sum(
             t.numel() * t.element_size()
             for t in (self.ctl, self.thresholds, self.limits, self._stamp_bytes, self.difference)
         )
+        if self.cells is not None:
+            self.bytes += 6 * slots * prod(self.cells.size)
 
     def tick(self) -> None:
         """Count a frame; clear the stamps before a number comes again."""
@@ -353,10 +377,12 @@ class Frame:
              "limits_ptr": memory.limits, "values": len(plan.values),
              "limits": memory.limits.numel()},
         )  # fmt: skip
+        cells = memory.cells
         find = Launch(
             gate_kernels.find_hot, memory.tiles * self.slots,
             {"ctl_ptr": memory.ctl, "h": h, "w": w, **tiles,
-             "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
+             "difference_ptr": memory.difference,
+             "threshold_ptr": memory.input_threshold if cells is None else cells.fine_threshold,
              "over_tiles_ptr": memory.over_tiles, "hot_ptr": memory.hot,
              "hot_tiles_ptr": memory.hot_tiles, "TILE_W": memory.tile[1], "BS": memory.input_px,
              "MOVING": moving["MOVING"], "PDL": self._pdl}, warps=2,
@@ -365,11 +391,35 @@ class Frame:
             gate_kernels.publish_input, memory.tiles * self.slots,
             {**common, "hot_ptr": memory.hot, "hot_tiles_ptr": memory.hot_tiles,
              "tiles_ptr": memory.changed_tiles,
-             "threshold_ptr": memory.input_threshold, "stamp_ptr": memory.stamps[plan.input],
+             "threshold_ptr": memory.input_threshold if cells is None else cells.no_threshold,
+             "stamp_ptr": memory.stamps[plan.input],
              "touch_ptr": memory.touch[plan.input], "changed_ptr": self.changed,
              "PDL": self._pdl},
         )  # fmt: skip
-        return [compare, find, publish]
+        return [compare, find, *self._cells(cells), publish]
+
+    def _cells(self, cells: Cells | None) -> list[Work]:
+        """Make the launches of an input gate that counts in cells."""
+        if cells is None:
+            return []
+        memory, (h, w), (down, across) = self.memory, self.plan.size, cells.size
+        size = self._pixels_each(down * across)
+        blocks = ceil(down * across / size)
+        common = {"ctl_ptr": memory.ctl, "down": down, "across": across, "PDL": self._pdl,
+                  "threshold_ptr": memory.input_threshold}  # fmt: skip
+        of_cells = {**common, "cell_blocks": blocks, "excess_ptr": cells.excess,
+                    "state_ptr": cells.state, "BS": size}  # fmt: skip
+        return [
+            Launch(cell_kernels.sum_cells, blocks * self.slots,
+                   {**of_cells, "h": h, "w": w, "difference_ptr": memory.difference,
+                    "hot_ptr": memory.hot, "GRAIN": cells.grain}),
+            Launch(cell_kernels.find_cells, blocks * self.slots,
+                   {**of_cells, "hot_cells_ptr": cells.hot}),
+            Launch(cell_kernels.mark_cells, memory.tiles * self.slots,
+                   {**common, "h": h, "w": w, "blocks": memory.tiles, "hot_cells_ptr": cells.hot,
+                    "hot_ptr": memory.hot, "hot_tiles_ptr": memory.hot_tiles,
+                    "GRAIN": cells.grain, "TILE_W": memory.tile[1], "BS": memory.input_px}),
+        ]  # fmt: skip
 
     def _lanes(self) -> dict[str, int]:
         """Give the input's channels, in how many lanes kernels take them, and the room for them."""

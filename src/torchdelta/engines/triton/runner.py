@@ -19,6 +19,7 @@ from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.report import DeviceReport, FrameNumbers, FrameRecord
 from torchdelta.engines.triton.schedule import make_schedule
 from torchdelta.engines.triton.windows import Windows
+from torchdelta.ops.gate import FINE
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
@@ -175,6 +176,9 @@ class Runner:
         if not np.array_equal(self._input_threshold, state.input_threshold):
             self._input_threshold[:] = state.input_threshold
             self.memory.input_threshold.copy_(torch.from_numpy(self._input_threshold))
+            if self.memory.cells is not None:
+                fine = torch.from_numpy(FINE * self._input_threshold)
+                self.memory.cells.fine_threshold.copy_(fine)
 
     def _send_windows(
         self, state: State, moved: Mapping[int, Move], masks: Mapping[int, Tensor]
