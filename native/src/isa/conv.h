@@ -39,13 +39,27 @@ class ConvTask {
     for (size_t i = 0; i < p_.phases.size(); ++i) {
       choose(p_.phases[i]);
       if (!chosen_) continue;
-      for (int b = 0; b < blocks_; ++b) find_rows(p_.phases[i], b);
-      for (int group = first; group <= last; ++group) {
-        run_group(int(i), group, finish);
-        const std::vector<Panel>& panels = p_.panels[group];
-        const int c0 = panels.front().c0, n = panels.back().c0 + panels.back().n - c0;
-        for (int k = 0; k < chosen_; ++k)
-          finish(pixels_[order_[k]], c0, n, sums_ + size_t(k) * kRow);
+      for (int b = 0; b < blocks_; ++b) {
+        find_rows(p_.phases[i], b);
+        if (b == 0) fetch_block(int(i), 0, first, p_.weights_near ? last : first, true, finish);
+      }
+      if (p_.by_group) {
+        for (int group = first; group <= last; ++group) run_long(int(i), group, finish);
+      } else if (p_.weights_near) {
+        for (int b = 0; b < blocks_; ++b) {
+          if (b + 1 < blocks_) fetch_block(int(i), b + 1, first, last, true, finish);
+          for (int group = first; group <= last; ++group) run_short(int(i), group, b, finish);
+        }
+      } else {
+        for (int group = first; group <= last; ++group) {
+          for (int b = 0; b < blocks_; ++b) {
+            if (b + 1 < blocks_)
+              fetch_block(int(i), b + 1, group, group, group == first, finish);
+            else if (group < last)
+              fetch_block(int(i), 0, group + 1, group + 1, false, finish);
+            run_short(int(i), group, b, finish);
+          }
+        }
       }
     }
   }
@@ -65,33 +79,79 @@ class ConvTask {
     for (int b = 0; b <= blocks_; ++b) begin_[b] = uint16_t(chosen_ * b / std::max(1, blocks_));
   }
 
-  // Sums one group's channels of the chosen pixels.
-  void run_group(int index, int group, Finisher<T>& finish) {
+  // Long sums: each chunk of a group's weights serves all blocks before the next one comes, and the
+  // pixels are completed at the end, when what is stored has arrived.
+  void run_long(int index, int group, Finisher<T>& finish) {
     const Phase& phase = p_.phases[index];
     const std::vector<Panel>& panels = p_.panels[group];
     const int c0 = panels.front().c0, channels = panels.back().c0 + panels.back().n - c0;
     for (const Panel& panel : panels) {
-      const float* bias = p_.bias.data() + panel.bias;
-      const typename Multiply<T>::Weight* weights = p_.weights + panel.weights[index];
-      float* const sums = sums_ + panel.c0 - c0;
-      if (phase.chunks.empty()) {
-        // nothing reaches these outputs but the bias
-        for (int i = 0; i < chosen_; ++i)
-          std::memcpy(sums + size_t(i) * kRow, bias, sizeof(float) * panel.n);
-        continue;
-      }
+      if (phase.chunks.empty()) only_bias(panel, c0, 0, chosen_);
       for (size_t c = 0; c < phase.chunks.size(); ++c) {
-        const Chunk& chunk = phase.chunks[c];
         for (int b = 0; b < blocks_; ++b) {
-          if (c == 0 && panel.c0 == c0) {
-            for (int i = begin_[b]; i < begin_[b + 1]; ++i)
-              finish.prefetch(pixels_[order_[i]], c0, channels);
-          }
-          run_chunk(phase, panel, chunk, b, weights + chunk.weights * panel.nv * kWidth,
-                    next_weights(chunk, panel, index, b), sums + size_t(begin_[b]) * kRow,
-                    c == 0 ? bias : nullptr);
+          if (c == 0 && panel.c0 == c0) finish_later(b, c0, channels, finish);
+          if (b + 1 < blocks_)
+            fetch_inputs(phase, panel, phase.chunks[c], b + 1);
+          else if (c + 1 < phase.chunks.size())
+            fetch_inputs(phase, panel, phase.chunks[c + 1], 0);
+          run_chunk(index, panel, c, b, sums_ + size_t(begin_[b]) * kRow + panel.c0 - c0);
         }
       }
+    }
+    for (int k = 0; k < chosen_; ++k)
+      finish(pixels_[order_[k]], c0, channels, sums_ + size_t(k) * kRow);
+  }
+
+  // Short sums: a block is completed while its sums are in the first cache; what it reads has been
+  // asked for one block before.
+  void run_short(int index, int group, int block, Finisher<T>& finish) {
+    const Phase& phase = p_.phases[index];
+    const std::vector<Panel>& panels = p_.panels[group];
+    const int c0 = panels.front().c0, channels = panels.back().c0 + panels.back().n - c0;
+    const int m = begin_[block + 1] - begin_[block];
+    for (const Panel& panel : panels) {
+      if (phase.chunks.empty()) only_bias(panel, c0, 0, m);
+      for (size_t c = 0; c < phase.chunks.size(); ++c)
+        run_chunk(index, panel, c, block, sums_ + panel.c0 - c0);
+    }
+    for (int k = 0; k < m; ++k)
+      finish(pixels_[order_[begin_[block] + k]], c0, channels, sums_ + k * kRow);
+  }
+
+  // Nothing reaches these outputs but the bias.
+  void only_bias(const Panel& panel, int c0, int begin, int end) {
+    for (int i = begin; i < end; ++i)
+      std::memcpy(sums_ + size_t(i) * kRow + panel.c0 - c0, p_.bias.data() + panel.bias,
+                  sizeof(float) * panel.n);
+  }
+
+  // Asks for what completing a block's pixels will read.
+  void finish_later(int block, int c0, int channels, Finisher<T>& finish) {
+    for (int i = begin_[block]; i < begin_[block + 1]; ++i)
+      finish.prefetch(pixels_[order_[i]], c0, channels);
+  }
+
+  // Asks for all that a block of short sums reads.
+  void fetch_block(int index, int block, int first, int last, bool inputs, Finisher<T>& finish) {
+    const Phase& phase = p_.phases[index];
+    const int c0 = p_.panels[first].front().c0;
+    const Panel& end = p_.panels[last].back();
+    if (inputs)
+      for (const Chunk& chunk : phase.chunks)
+        fetch_inputs(phase, p_.panels[first].front(), chunk, block);
+    finish_later(block, c0, end.c0 + end.n - c0, finish);
+  }
+
+  // Asks for the inputs that a chunk is multiplied with.
+  void fetch_inputs(const Phase& phase, const Panel& panel, const Chunk& chunk, int block) {
+    const T* const* const rows = rows_of(block);
+    const Segment& segment = phase.segments[chunk.segment];
+    const int m = begin_[block + 1] - begin_[block];
+    if (!block_inside(block)) return;
+    for (int s = 0; s < chunk.n_segments; ++s) {
+      const T* const* const first = rows + (segment.tap + s * segment.n_taps) * p_.pixels;
+      for (int i = 0; i < m; ++i)
+        fetch(first[i] + panel.input_c0 + chunk.k0, chunk.k1 - chunk.k0);
     }
   }
 
@@ -158,7 +218,7 @@ class ConvTask {
       for (size_t t = 0; t < phase.taps.size(); ++t) {
         const int iy = y + phase.taps[t].dy, ix = x + phase.taps[t].dx;
         const bool exists = iy >= 0 && iy < in_.h && ix >= 0 && ix < in_.w;
-        rows[t * p_.pixels + i] = exists ? ring_.at(iy, ix) : nullptr;
+        rows[t * p_.pixels + i] = exists ? ring_.at(iy, ix) : p_.zeros.data();
       }
     }
   }
@@ -168,38 +228,37 @@ class ConvTask {
     return *reinterpret_cast<bool*>(rows_of(block) + most_taps_ * p_.pixels);
   }
 
-  void run_chunk(const Phase& phase, const Panel& panel, const Chunk& chunk, int block,
-                 const typename Multiply<T>::Weight* weights, Ahead ahead, float* sums,
-                 const float* bias) {
-    const int m = begin_[block + 1] - begin_[block];
-    const T* const* rows = rows_of(block);
+  void run_chunk(int index, const Panel& panel, size_t number, int block, float* sums) {
+    const Phase& phase = p_.phases[index];
+    const Chunk& chunk = phase.chunks[number];
     const Segment& segment = phase.segments[chunk.segment];
+    const int m = begin_[block + 1] - begin_[block];
+    const T* const* rows = rows_of(block) + segment.tap * p_.pixels;
+    const typename Multiply<T>::Weight* weights =
+        p_.weights + panel.weights[index] + chunk.weights * panel.nv * kWidth;
+    const float* bias = number == 0 ? p_.bias.data() + panel.bias : nullptr;
     const Multiplier<T> call = multiplier<T>(panel.nv, m);
+    Ahead ahead = next_weights(chunk, panel, index, block);
     if (block_inside(block)) {
       // segments of a chunk have as many taps each
-      const Rows<T> all{rows + segment.tap * p_.pixels, segment.n_taps * p_.pixels,
-                        chunk.n_segments, panel.input_c0, ahead};
-      call(all, chunk.k0, chunk.k1, weights, sums, bias);
+      call({rows, segment.n_taps * p_.pixels, chunk.n_segments, panel.input_c0, ahead}, chunk.k0,
+           chunk.k1, weights, sums, bias);
       return;
     }
-    // beside an edge or a seam: tap by tap, zeros outside
+    // beside an edge or a seam: tap by tap, whole ones together
     constexpr int unit = Multiply<T>::kStep;
-    const T* q[kMostPixels];
-    for (int s = 0; s < chunk.n_segments; ++s) {
-      for (int k = chunk.k0; k < chunk.k1;) {
-        const int tap = k / p_.c_in, begin = k - tap * p_.c_in;
-        const int end = std::min(p_.c_in, begin + chunk.k1 - k);
-        for (int i = 0; i < m; ++i) {
-          const T* row = rows[(segment.tap + s * segment.n_taps + tap) * p_.pixels + i];
-          q[i] = row ? row + panel.input_c0 : p_.zeros.data();
-        }
-        call({q, 0, 1, 0, ahead}, begin, end, weights, sums, bias);
-        bias = nullptr;
-        const size_t steps = size_t(end - begin + unit - 1) / unit;
-        weights += steps * panel.nv * kWidth;
-        ahead.at += steps * ahead.lines * 64;
-        k += end - begin;
-      }
+    const int length = (chunk.k1 - chunk.k0) * chunk.n_segments;
+    for (int done = 0; done < length;) {
+      const int k = chunk.k0 + done, tap = k / p_.c_in, begin = k - tap * p_.c_in;
+      const int end = std::min(p_.c_in, begin + length - done);
+      const int taps = begin == 0 ? std::max(1, (length - done) / p_.c_in) : 1;
+      call({rows + tap * p_.pixels, p_.pixels, taps, panel.input_c0, ahead}, begin, end, weights,
+           sums, bias);
+      bias = nullptr;
+      const size_t steps = size_t(end - begin + unit - 1) / unit * taps;
+      weights += steps * panel.nv * kWidth;
+      ahead.at += steps * ahead.lines * 64;
+      done += (end - begin) * taps;
     }
   }
 
