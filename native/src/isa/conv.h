@@ -16,6 +16,14 @@
 namespace td {
 namespace TD_ISA {
 
+// A chunk as a register block multiplies it.
+template <class T>
+struct Whole {
+  Rows<T> rows;
+  const typename Multiply<T>::Weight* weights;
+  int k0, k1;
+};
+
 // One task: a block of pixels, one gate group.
 template <class T>
 class ConvTask {
@@ -31,6 +39,7 @@ class ConvTask {
         scratch.get(sums + rows + 128));
     sums_ = reinterpret_cast<float*>(bytes);
     rows_ = reinterpret_cast<const T**>(bytes + (sums + 63) / 64 * 64);
+    single_ = p_.phases.size() == 1;
   }
 
   // Channel groups first .. last.
@@ -41,6 +50,7 @@ class ConvTask {
       if (!chosen_) continue;
       for (int b = 0; b < blocks_; ++b) {
         find_rows(p_.phases[i], b);
+        if (!p_.by_group) find_targets(b, finish);
         if (b == 0) fetch_block(int(i), 0, first, p_.weights_near ? last : first, true, finish);
       }
       if (p_.by_group) {
@@ -109,6 +119,10 @@ class ConvTask {
     const std::vector<Panel>& panels = p_.panels[group];
     const int c0 = panels.front().c0, channels = panels.back().c0 + panels.back().n - c0;
     const int m = begin_[block + 1] - begin_[block];
+    if (direct_[block] && panels.size() == 1 && phase.chunks.size() == 1) {
+      run_direct(index, panels.front(), block, finish);
+      return;
+    }
     for (const Panel& panel : panels) {
       if (phase.chunks.empty()) only_bias(panel, c0, 0, m);
       for (size_t c = 0; c < phase.chunks.size(); ++c)
@@ -116,6 +130,33 @@ class ConvTask {
     }
     for (int k = 0; k < m; ++k)
       finish(pixels_[order_[begin_[block] + k]], c0, channels, sums_ + k * kRow);
+  }
+
+  // Finds where a block's pixels are stored, if they can be completed from the registers.
+  void find_targets(int block, Finisher<T>& finish) {
+    const Pixel* const first = pixels_ + order_[begin_[block]];
+    const int m = begin_[block + 1] - begin_[block];
+    direct_[block] = single_ && finish.simple() && first->slot == first[m - 1].slot;
+    gated_[block] = 0;
+    for (int i = 0; i < m; ++i) {
+      bool gated;
+      finish.place(pixels_[order_[begin_[block] + i]], stored_ + begin_[block] + i,
+                   others_ + begin_[block] + i, &gated);
+      gated_[block] = uint16_t(gated_[block] | gated << i);
+    }
+  }
+
+  // One group of a block from its inputs to its state.
+  void run_direct(int index, const Panel& panel, int block, Finisher<T>& finish) {
+    const int begin = begin_[block], m = begin_[block + 1] - begin;
+    const Whole<T> whole = whole_of(index, panel, 0, block);
+    const Targets<T> to{stored_ + begin, finish.adds() ? others_ + begin : nullptr, panel.c0,
+                        panel.n - (panel.nv - 1) * kWidth, gated_[block]};
+    uint32_t published = register_block<T>(panel.nv, m).complete(
+        whole.rows, whole.k0, whole.k1, whole.weights, p_.bias.data() + panel.bias,
+        finish.rule(pixels_[begin]), to);
+    for (; published; published &= published - 1)
+      finish.mark(pixels_[begin + __builtin_ctz(published)]);
   }
 
   // Nothing reaches these outputs but the bias.
@@ -127,8 +168,14 @@ class ConvTask {
 
   // Asks for what completing a block's pixels will read.
   void finish_later(int block, int c0, int channels, Finisher<T>& finish) {
-    for (int i = begin_[block]; i < begin_[block + 1]; ++i)
-      finish.prefetch(pixels_[order_[i]], c0, channels);
+    for (int i = begin_[block]; i < begin_[block + 1]; ++i) {
+      if (p_.by_group) {
+        finish.prefetch(pixels_[order_[i]], c0, channels);
+        continue;
+      }
+      fetch(stored_[i] + c0, channels);
+      if (finish.adds()) fetch(others_[i] + c0, channels);
+    }
   }
 
   // Asks for all that a block of short sums reads.
@@ -173,7 +220,7 @@ class ConvTask {
 
   // Input pixel that a pixel's taps are counted from.
   TD_INLINE Tap origin(const Pixel& p) const {
-    if (p_.phases.size() == 1) return {p.y * p_.stride_y, p.x * p_.stride_x};
+    if (single_) return {p.y * p_.stride_y, p.x * p_.stride_x};
     return {p.y / p_.phases_y * p_.stride_y, p.x / p_.phases_x * p_.stride_x};
   }
 
@@ -228,37 +275,50 @@ class ConvTask {
     return *reinterpret_cast<bool*>(rows_of(block) + most_taps_ * p_.pixels);
   }
 
-  void run_chunk(int index, const Panel& panel, size_t number, int block, float* sums) {
+  // The numbers and weights of a chunk.
+  Whole<T> whole_of(int index, const Panel& panel, size_t number, int block) {
     const Phase& phase = p_.phases[index];
     const Chunk& chunk = phase.chunks[number];
     const Segment& segment = phase.segments[chunk.segment];
-    const int m = begin_[block + 1] - begin_[block];
     const T* const* rows = rows_of(block) + segment.tap * p_.pixels;
-    const typename Multiply<T>::Weight* weights =
+    const Ahead ahead = next_weights(chunk, panel, index, block);
+    const typename Multiply<T>::Weight* const weights =
         p_.weights + panel.weights[index] + chunk.weights * panel.nv * kWidth;
+    // segments of a chunk have as many taps each
+    if (block_inside(block))
+      return {{rows, segment.n_taps * p_.pixels, chunk.n_segments, panel.input_c0, ahead},
+              weights, chunk.k0, chunk.k1};
+    // beside an edge or a seam: tap by tap
+    return {{rows, p_.pixels, segment.n_taps * chunk.n_segments, panel.input_c0, ahead},
+            weights, 0, p_.c_in};
+  }
+
+  void run_chunk(int index, const Panel& panel, size_t number, int block, float* sums) {
+    const Phase& phase = p_.phases[index];
+    const Chunk& chunk = phase.chunks[number];
+    const int m = begin_[block + 1] - begin_[block];
     const float* bias = number == 0 ? p_.bias.data() + panel.bias : nullptr;
-    const Multiplier<T> call = multiplier<T>(panel.nv, m);
-    Ahead ahead = next_weights(chunk, panel, index, block);
-    if (block_inside(block)) {
-      // segments of a chunk have as many taps each
-      call({rows, segment.n_taps * p_.pixels, chunk.n_segments, panel.input_c0, ahead}, chunk.k0,
-           chunk.k1, weights, sums, bias);
+    const Multiplier<T> call = register_block<T>(panel.nv, m).multiply;
+    Whole<T> whole = whole_of(index, panel, number, block);
+    const int length = chunk.k1 - chunk.k0;
+    if (block_inside(block) || (chunk.k0 == 0 && length == phase.segments[chunk.segment].n_taps * p_.c_in)) {
+      call(whole.rows, whole.k0, whole.k1, whole.weights, sums, bias);
       return;
     }
-    // beside an edge or a seam: tap by tap, whole ones together
+    // parts of taps
     constexpr int unit = Multiply<T>::kStep;
-    const int length = (chunk.k1 - chunk.k0) * chunk.n_segments;
-    for (int done = 0; done < length;) {
-      const int k = chunk.k0 + done, tap = k / p_.c_in, begin = k - tap * p_.c_in;
-      const int end = std::min(p_.c_in, begin + length - done);
-      const int taps = begin == 0 ? std::max(1, (length - done) / p_.c_in) : 1;
-      call({rows + tap * p_.pixels, p_.pixels, taps, panel.input_c0, ahead}, begin, end, weights,
-           sums, bias);
+    const T* const* const rows = whole.rows.first;
+    whole.rows.runs = 1;
+    for (int k = chunk.k0; k < chunk.k1;) {
+      const int tap = k / p_.c_in, begin = k - tap * p_.c_in;
+      const int end = std::min(p_.c_in, begin + chunk.k1 - k);
+      whole.rows.first = rows + tap * p_.pixels;
+      call(whole.rows, begin, end, whole.weights, sums, bias);
       bias = nullptr;
-      const size_t steps = size_t(end - begin + unit - 1) / unit * taps;
-      weights += steps * panel.nv * kWidth;
-      ahead.at += steps * ahead.lines * 64;
-      done += (end - begin) * taps;
+      const size_t steps = size_t(end - begin + unit - 1) / unit;
+      whole.weights += steps * panel.nv * kWidth;
+      whole.rows.ahead.at += steps * whole.rows.ahead.lines * 64;
+      k += end - begin;
     }
   }
 
@@ -274,6 +334,11 @@ class ConvTask {
   int seam_x_ = 0;  // of the ring, where segments may hold several taps
   float* sums_;
   const T** rows_;
+  bool single_ = true;  // phase
+  bool direct_[kBlockPx + 1];        // blocks that are completed from the registers
+  uint16_t gated_[kBlockPx + 1];     // per block, bits: see Targets
+  T* stored_[kBlockPx];              // the chosen pixels' places, and their residuals'
+  const T* others_[kBlockPx];
   uint16_t order_[kBlockPx];        // the chosen pixels
   uint16_t begin_[kBlockPx + 2];    // of the register blocks among them
 };
