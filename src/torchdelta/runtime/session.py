@@ -27,6 +27,8 @@ from torchdelta.runtime.windows import Mask, Placement, Window, place
 
 # frames whose statistics may wait for the device
 MOST_UNCOUNTED = 64
+# and where nothing has to be waited for: several at once cost little more than one with cold caches
+COUNT_TOGETHER = 8
 
 # engines keep a slot's number in 16 bits
 MOST_SLOTS = 65535
@@ -74,6 +76,8 @@ class Session:
         self._uncounted: deque[tuple[str, StreamStats, Counted]] = deque()
         self._late: dict[str, FrameError] = {}
         self._forced: Mapping[int, Tensor] | None = None
+        # outputs that are views of the state, by value, slot and shape
+        self._leaves: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
         self._lock = threading.Lock()
 
     @property
@@ -263,7 +267,8 @@ class Session:
 
     def _take_late(self, streams: Iterable[str]) -> dict[str, FrameError]:
         """Take the errors of earlier frames that have become known by now."""
-        self._count(wait=False)
+        if self.engine.asynchronous or len(self._uncounted) >= COUNT_TOGETHER:
+            self._count(wait=False)
         return {s: self._late.pop(s) for s in streams if s in self._late}
 
     def _count(self, *, wait: bool) -> None:
@@ -412,17 +417,33 @@ class Session:
             for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
                 if whole is not None:
                     at = self._state.pixels(out, slot)
-                    turned, copied = isinstance(at, Ring), out in copies
-                    y = copies[out][slot] if copied and not turned else take_all(at)
-                    y = to_model_layout(y, self.plan.values[out].shape).reshape(whole)
-                    owned = turned or copied or self.views
-                    out = y if owned else y.clone(memory_format=torch.contiguous_format)
+                    if isinstance(at, Ring):
+                        out = self._shaped(take_all(at), out, whole)
+                    elif out in copies:
+                        out = self._shaped(copies[out][slot], out, whole)
+                    elif self.views:
+                        out = self._shaped(at, out, whole)
+                    else:
+                        y = self._leaf(at, out, slot, whole)
+                        out = y.clone(memory_format=torch.contiguous_format)
                 elif isinstance(out, Tensor):
                     # the plan is shared: nobody gets its own constants to write to
                     out = out.to(self.engine.device, copy=True)
                 leaves.append(out)
             results[slot] = pytree.tree_unflatten(leaves, self.plan.out_spec)
         return results
+
+    def _shaped(self, y: Tensor, value: int, shape: tuple[int, ...]) -> Tensor:
+        return to_model_layout(y, self.plan.values[value].shape).reshape(shape)
+
+    def _leaf(self, y: Tensor, value: int, slot: int, shape: tuple[int, ...]) -> Tensor:
+        """Give a value of the state, [H, W, C], in the model's shape; a view is made once."""
+        found = self._leaves.get((value, slot, shape))
+        if found is None:
+            found = self._shaped(y, value, shape)
+            if found.data_ptr() == y.data_ptr():
+                self._leaves[value, slot, shape] = found
+        return found
 
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together.
