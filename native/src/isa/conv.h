@@ -1,8 +1,9 @@
 // Convolution and transposed convolution at the active pixels, without im2col.
 //
-// Blocks of pixels share each chunk of weights while it is in a near cache; partial sums wait in
-// `sums`. Every output is one chain of multiply-adds over (tap, channel) in ascending order, so it does
-// not depend on how pixels were put together.
+// Long sums: blocks of pixels share each chunk of weights while it is in a near cache; partial sums
+// wait in `sums`. Short sums: a block of pixels is computed and completed in registers. Every output is
+// one chain of multiply-adds over (tap, channel) in ascending order, so it does not depend on how
+// pixels were put together.
 #pragma once
 
 #include <algorithm>
@@ -31,7 +32,7 @@ class ConvTask {
   ConvTask(const Job& job, size_t begin, size_t end, Scratch& scratch)
       : job_(job), p_(static_cast<const PackedConv<T>&>(*job.packed)),
         in_(job.program->values[job.step->inputs[0]]), pixels_(job.pixels + begin),
-        count_(int(end - begin)) {
+        count_(int(end - begin)), single_(p_.phases.size() == 1) {
     for (const Phase& phase : p_.phases) most_taps_ = std::max(most_taps_, int(phase.taps.size()));
     const size_t sums = sizeof(float) * count_ * kRow;
     const size_t rows = sizeof(T*) * size_t(most_taps_ + 1) * (count_ + kMostPixels);
@@ -39,7 +40,6 @@ class ConvTask {
         scratch.get(sums + rows + 128));
     sums_ = reinterpret_cast<float*>(bytes);
     rows_ = reinterpret_cast<const T**>(bytes + (sums + 63) / 64 * 64);
-    single_ = p_.phases.size() == 1;
   }
 
   // Channel groups first .. last.
@@ -78,7 +78,7 @@ class ConvTask {
   // Picks the task's pixels of one phase and cuts them into register blocks of nearly equal size.
   void choose(const Phase& phase) {
     chosen_ = 0;
-    if (p_.phases.size() == 1) {
+    if (single_) {
       for (; chosen_ < count_; ++chosen_) order_[chosen_] = uint16_t(chosen_);
     } else {
       for (int i = 0; i < count_; ++i)
@@ -275,7 +275,7 @@ class ConvTask {
     return *reinterpret_cast<bool*>(rows_of(block) + most_taps_ * p_.pixels);
   }
 
-  // The numbers and weights of a chunk.
+  // The numbers and weights of a chunk; beside an edge or a seam only where it holds whole taps.
   Whole<T> whole_of(int index, const Panel& panel, size_t number, int block) {
     const Phase& phase = p_.phases[index];
     const Chunk& chunk = phase.chunks[number];
@@ -288,7 +288,7 @@ class ConvTask {
     if (block_inside(block))
       return {{rows, segment.n_taps * p_.pixels, chunk.n_segments, panel.input_c0, ahead},
               weights, chunk.k0, chunk.k1};
-    // beside an edge or a seam: tap by tap
+    // tap by tap
     return {{rows, p_.pixels, segment.n_taps * chunk.n_segments, panel.input_c0, ahead},
             weights, 0, p_.c_in};
   }
@@ -300,12 +300,12 @@ class ConvTask {
     const float* bias = number == 0 ? p_.bias.data() + panel.bias : nullptr;
     const Multiplier<T> call = register_block<T>(panel.nv, m).multiply;
     Whole<T> whole = whole_of(index, panel, number, block);
-    const int length = chunk.k1 - chunk.k0;
-    if (block_inside(block) || (chunk.k0 == 0 && length == phase.segments[chunk.segment].n_taps * p_.c_in)) {
+    const int tap_numbers = phase.segments[chunk.segment].n_taps * p_.c_in;
+    if (block_inside(block) || (chunk.k0 == 0 && chunk.k1 == tap_numbers)) {
       call(whole.rows, whole.k0, whole.k1, whole.weights, sums, bias);
       return;
     }
-    // parts of taps
+    // the chunk holds parts of taps
     constexpr int unit = Multiply<T>::kStep;
     const T* const* const rows = whole.rows.first;
     whole.rows.runs = 1;
@@ -328,16 +328,16 @@ class ConvTask {
   const Value& in_;
   const Pixel* pixels_;
   const int count_;
+  const bool single_;  // there is one phase
   int most_taps_ = 0, slot_ = -1;
   int chosen_ = 0, blocks_ = 0;
   Ring<const T> ring_;
   int seam_x_ = 0;  // of the ring, where segments may hold several taps
   float* sums_;
   const T** rows_;
-  bool single_ = true;  // phase
-  bool direct_[kBlockPx + 1];        // blocks that are completed from the registers
-  uint16_t gated_[kBlockPx + 1];     // per block, bits: see Targets
-  T* stored_[kBlockPx];              // the chosen pixels' places, and their residuals'
+  bool direct_[kBlockPx + 1];     // whether a block is completed from the registers
+  uint16_t gated_[kBlockPx + 1];  // per block, see Targets
+  T* stored_[kBlockPx];           // where the chosen pixels are stored, and their residuals
   const T* others_[kBlockPx];
   uint16_t order_[kBlockPx];        // the chosen pixels
   uint16_t begin_[kBlockPx + 2];    // of the register blocks among them

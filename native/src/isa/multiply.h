@@ -165,7 +165,8 @@ uint32_t multiply_complete(const Rows<T>& rows, int k0, int k1,
   for (int m = 0; m < M; ++m) {
     const T* const other = to.others ? to.others[m] + to.c0 : nullptr;
     const bool gated = to.gated >> m & 1;
-    published |= uint32_t(rule.complete<T, NV>(sum[m], other, to.tail, gated, to.stored[m] + to.c0)) << m;
+    if (rule.complete<T, NV>(sum[m], other, to.tail, gated, to.stored[m] + to.c0))
+      published |= uint32_t(1) << m;
   }
   return published;
 }
