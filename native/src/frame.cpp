@@ -147,7 +147,10 @@ class Frame {
     int slots = 0;
     for (int s = 0; s < call_.n_slots; ++s) slots += sets_.wanted(i, s);
     const long rows = long(slots) * v.h;
-    const long r0 = rows * thread / threads, r1 = rows * (thread + 1) / threads;
+    // a small map is one list: cut into the threads' parts, its register blocks would be half full
+    const bool alone = rows * v.w <= kOneList;
+    const long r0 = alone ? (thread ? rows : 0) : rows * thread / threads;
+    const long r1 = alone ? rows : rows * (thread + 1) / threads;
     Pixel* const begin = space_.pixels.get() + size_t(r0) * v.w;
     Pixel* at = begin;
     long row = 0;
@@ -249,7 +252,9 @@ class Frame {
     const size_t wanted = size_t(threads) * kTasksEach;
     const size_t blocks = std::max<size_t>(1, (wanted + groups - 1) / groups);
     const size_t px = (total / blocks + kUnit - 1) / kUnit * kUnit;
-    return threads == 1 ? kBlockPx : std::clamp<size_t>(px, 2 * kUnit, kBlockPx);
+    // weights are read once for a task: two units, unless there are too few groups for all threads
+    const size_t least = groups < 2 * threads ? kUnit : 2 * kUnit;
+    return threads == 1 ? kBlockPx : std::clamp<size_t>(px, least, kBlockPx);
   }
 
   Job make_job(int i) {
@@ -320,6 +325,8 @@ class Frame {
     }
   }
 
+  // pixels of a map that one thread lists
+  static constexpr long kOneList = 512;
   // the gate looks at one more row on each side of a block
   static constexpr int kInputRows = 32;
   const Engine& engine_;

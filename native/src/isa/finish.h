@@ -11,6 +11,72 @@ namespace TD_ISA {
 // Room for one group of channels, and for a whole vector behind it.
 constexpr int kRow = kGroup + kWidth;
 
+// The epilogue and the publish rule of a step in one slot, where the epilogue is simple: clamps (relu
+// is one) and one addition, which are done in registers.
+struct Rule {
+  struct Range {
+    bool on = false;
+    float low = 0, high = 0;
+    TD_INLINE V operator()(V x) const { return vmin(vset(high), vmax(vset(low), x)); }
+  };
+
+  // Completes and gates NV vectors, of which the last has `tail` channels; says whether it published.
+  template <class T, int NV>
+  TD_INLINE bool complete(V (&x)[NV], const T* other, int tail, bool gated, T* stored) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      if (before.on) x[v] = before(x[v]);
+      if (other) {
+        const V b = v + 1 < NV ? vload(other + v * kWidth) : vload(other + v * kWidth, tail);
+        x[v] = first ? vadd(b, x[v]) : vadd(x[v], b);
+      }
+      if (after.on) x[v] = after(x[v]);
+    }
+    if (gated && !moved<T, NV>(x, tail, stored) && !forced) return false;
+#pragma GCC unroll 8
+    for (int v = 0; v + 1 < NV; ++v) vstore(stored + v * kWidth, x[v]);
+    vstore(stored + (NV - 1) * kWidth, x[NV - 1], tail);
+    return true;
+  }
+
+  // The publish rule (ops/gate.py) on NV vectors; NaN moves.
+  template <class T, int NV>
+  TD_INLINE bool moved(const V (&x)[NV], int tail, const T* stored) const {
+    V now[NV], old[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      // numbers behind the tail may be anything (a clamp of 0)
+      now[v] = as_stored<T>(v + 1 < NV ? x[v] : vfirst(x[v], tail));
+      old[v] = v + 1 < NV ? vload(stored + v * kWidth) : vload(stored + v * kWidth, tail);
+    }
+    if (compare) {
+      Mask differs = vne(now[0], old[0]);
+#pragma GCC unroll 8
+      for (int v = 1; v < NV; ++v) differs = vor(differs, vne(now[v], old[v]));
+      return vany(differs);
+    }
+    V sum = vzero();
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) {
+      const V d = vsub(now[v], old[v]);
+      sum = is_max ? vmax_nan(sum, vabs(d)) : vfma(d, d, sum);
+    }
+    return beyond(sum, (NV - 1) * kWidth + tail);
+  }
+
+  // sum: squares of the differences of n numbers, or their largest magnitudes
+  TD_INLINE bool beyond(V sum, int n) const {
+    if (!is_max) return !(vsum(sum) <= square * float(n));
+    return vany(vne(sum, sum)) || !(vlargest(sum) <= threshold);
+  }
+
+  Range before, after;        // the addition
+  bool first = false;         // of the addition: the residual is the left operand
+  bool compare = true;        // threshold 0: values are compared
+  bool forced = false, is_max = false;
+  float threshold = 0, square = 0;
+};
+
 // Completes pixels of one job: construct it for a task, call it for each pixel and group.
 // T: how the output is stored.
 template <class T>
@@ -19,6 +85,7 @@ class Finisher {
   explicit Finisher(const Job& job)
       : job_(job), step_(*job.step) {
     find_simple();
+    rule_.forced = job.forced, rule_.is_max = job.norm_is_max;
   }
   Finisher(const Finisher&) = delete;
   Finisher& operator=(const Finisher&) = delete;
@@ -35,6 +102,30 @@ class Finisher {
   TD_INLINE void prefetch_at(const Pixel& p, int right, int c0, int n) const {
     if (int(p.slot) != slot_) return;
     fetch(out_.at(p.y, p.x) + right * out_.pitch + c0, n);
+  }
+
+  // Whether the epilogue is done in registers; then a pixel may be completed by others, with `rule`,
+  // at the places that `place` finds, and is reported to `mark` where it was published.
+  bool simple() const { return simple_; }
+  bool adds() const { return residual_ != nullptr; }
+  const Rule& rule(const Pixel& p) {
+    if (int(p.slot) != slot_) enter(p.slot);
+    return rule_;
+  }
+  TD_INLINE void place(const Pixel& p, T** stored, const T** other, bool* gated) {
+    if (int(p.slot) != slot_) enter(p.slot);
+    *stored = out_.at(p.y, p.x);
+    if (residual_) *other = other_.at(p.y, p.x);
+    *gated = all_seen_ || seen_.has(p.y, p.x);
+  }
+  TD_INLINE void mark(const Pixel& p) {
+    if (int(p.slot) != slot_) enter(p.slot);
+    uint64_t* const word = mask_ + size_t(p.y) * job_.words + p.x / 64;
+    if (word != word_) {
+      flush();
+      word_ = word;
+    }
+    bits_ |= uint64_t(1) << (p.x % 64);
   }
 
   // row: channels c0 .. c0 + n of the recomputed pixel, in float32; kRow of them may be written
@@ -68,8 +159,9 @@ class Finisher {
       const bool clamp = !part.residual && static_cast<Fn>(part.fn) == Fn::clamp;
       if (add && !residual_) {
         residual_ = &part;
+        rule_.first = part.first;
       } else if (relu || clamp) {
-        Range& range = residual_ ? after_ : before_;
+        Rule::Range& range = residual_ ? rule_.after : rule_.before;
         simple_ = simple_ && !range.on;
         range = {true, relu ? 0.0f : part.args[0], relu ? INFINITY : part.args[1]};
       } else {
@@ -77,12 +169,6 @@ class Finisher {
       }
     }
   }
-
-  struct Range {
-    bool on = false;
-    float low = 0, high = 0;
-    TD_INLINE V operator()(V x) const { return vmin(vset(high), vmax(vset(low), x)); }
-  };
 
   TD_INLINE bool few(const T* other, int n, const float* row, bool gated, T* stored) const {
     const int nv = (n + kWidth - 1) / kWidth, tail = n - (nv - 1) * kWidth;
@@ -98,58 +184,12 @@ class Finisher {
     return few<1>(other, tail, row, gated, stored);
   }
 
-  // Completes and gates NV vectors, of which the last has `tail` channels; says whether it published.
   template <int NV>
   TD_INLINE bool few(const T* other, int tail, const float* row, bool gated, T* stored) const {
     V x[NV];
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      x[v] = v + 1 < NV || tail == kWidth ? vload(row + v * kWidth) : vload(row + v * kWidth, tail);
-      if (before_.on) x[v] = before_(x[v]);
-      if (other) {
-        const V b = v + 1 < NV || tail == kWidth ? vload(other + v * kWidth)
-                                                 : vload(other + v * kWidth, tail);
-        x[v] = residual_->first ? vadd(b, x[v]) : vadd(x[v], b);
-      }
-      if (after_.on) x[v] = after_(x[v]);
-    }
-    if (gated && !moved<NV>(x, tail, stored) && !job_.forced) return false;
-#pragma GCC unroll 8
-    for (int v = 0; v + 1 < NV; ++v) vstore(stored + v * kWidth, x[v]);
-    if (tail == kWidth)
-      vstore(stored + (NV - 1) * kWidth, x[NV - 1]);
-    else
-      vstore(stored + (NV - 1) * kWidth, x[NV - 1], tail);
-    return true;
-  }
-
-  // The publish rule (ops/gate.py) on NV vectors; NaN moves.
-  template <int NV>
-  TD_INLINE bool moved(const V* x, int tail, const T* stored) const {
-    V d[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      const bool full = v + 1 < NV || tail == kWidth;
-      const V old = full ? vload(stored + v * kWidth) : vload(stored + v * kWidth, tail);
-      if (compare_) {
-        // numbers behind the tail may be anything (a clamp of 0)
-        const V now = full ? x[v] : vfirst(x[v], tail);
-        if (vany(vne(as_stored<T>(now), old))) return true;
-        continue;
-      }
-      d[v] = vsub(as_stored<T>(full ? x[v] : vfirst(x[v], tail)), old);
-    }
-    if (compare_) return false;
-    V sum = vzero();
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) sum = job_.norm_is_max ? vmax_nan(sum, vabs(d[v])) : vfma(d[v], d[v], sum);
-    return beyond(sum, (NV - 1) * kWidth + tail);
-  }
-
-  // sum: squares of the differences, or their largest magnitudes
-  TD_INLINE bool beyond(V sum, int n) const {
-    if (!job_.norm_is_max) return !(vsum(sum) <= square_ * float(n));
-    return vany(vne(sum, sum)) || !(vlargest(sum) <= threshold_);
+    for (int v = 0; v < NV; ++v) x[v] = vload(row + v * kWidth);
+    return rule_.complete<T, NV>(x, other, tail, gated, stored);
   }
 
   static const float* slope(const Part& part, int c0) {
@@ -166,9 +206,9 @@ class Finisher {
     all_seen_ = !job_.slots[slot].whole && !job_.slots[slot].moved;
     if (residual_) other_ = job_.ring<const T>(step_.inputs[residual_->input], slot);
     const double threshold = job_.threshold(slot);
-    threshold_ = float(threshold);
-    square_ = float(threshold * threshold);
-    compare_ = threshold == 0;
+    rule_.threshold = float(threshold);
+    rule_.square = float(threshold * threshold);
+    rule_.compare = threshold == 0;
   }
 
   void epilogue(const Pixel& p, int c0, int n, float* row) const {
@@ -189,7 +229,7 @@ class Finisher {
 
   // The publish rule (ops/gate.py) on one group; NaN moves.
   TD_INLINE bool moved(const float* row, const T* stored, int n) const {
-    if (compare_) {
+    if (rule_.compare) {
       for (int c = 0; c < n; c += kWidth) {
         const int m = n - c < kWidth ? n - c : kWidth;
         if (vany(vne(as_stored<T>(m < kWidth ? vload(row + c, m) : vload(row + c)),
@@ -203,18 +243,9 @@ class Finisher {
       const int m = n - c < kWidth ? n - c : kWidth;
       const V d = vsub(as_stored<T>(m < kWidth ? vload(row + c, m) : vload(row + c)),
                        m < kWidth ? vload(stored + c, m) : vload(stored + c));
-      sum = job_.norm_is_max ? vmax_nan(sum, vabs(d)) : vfma(d, d, sum);
+      sum = rule_.is_max ? vmax_nan(sum, vabs(d)) : vfma(d, d, sum);
     }
-    return beyond(sum, n);
-  }
-
-  TD_INLINE void mark(const Pixel& p) {
-    uint64_t* const word = mask_ + size_t(p.y) * job_.words + p.x / 64;
-    if (word != word_) {
-      flush();
-      word_ = word;
-    }
-    bits_ |= uint64_t(1) << (p.x % 64);
+    return rule_.beyond(sum, n);
   }
 
   // other threads may publish other pixels of the same word
@@ -229,7 +260,7 @@ class Finisher {
   const Step& step_;
   bool simple_ = false;
   const Part* residual_ = nullptr;
-  Range before_, after_;
+  Rule rule_;
   int slot_ = -1;
   Ring<T> out_;
   Ring<const T> other_;
@@ -238,8 +269,6 @@ class Finisher {
   uint64_t* mask_ = nullptr;
   uint64_t* word_ = nullptr;
   uint64_t bits_ = 0;
-  float threshold_ = 0, square_ = 0;
-  bool compare_ = true;
 };
 
 }  // namespace TD_ISA

@@ -14,6 +14,8 @@ namespace TD_ISA {
 
 // multiply-adds per output up to which a task takes all channels of its pixels
 constexpr size_t kShortSum = 256;
+// bytes of a step's weights up to which a register block is multiplied with all of them at once
+constexpr size_t kNearBytes = 32 * 1024;
 // bytes of weights that are used again and again before the next ones come
 constexpr int kChunkBytes = 64 * 1024;
 
@@ -61,7 +63,8 @@ struct PackedConv : Packed {
   Weight* weights;
   size_t weights_size;
   std::vector<float> bias;
-  std::vector<T> zeros;
+  std::vector<T> zeros;  // what lies outside the map: one pixel
+  bool weights_near;     // they stay in the first cache
   int pixels;  // of a register block
   const char* end() const { return reinterpret_cast<const char*>(weights + weights_size); }
 };
@@ -218,7 +221,7 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step, A
   p.phases_y = raw.transposed ? raw.sy : 1;
   p.phases_x = raw.transposed ? raw.sx : 1;
   p.c_in = raw.c_in;
-  p.zeros.assign(size_t(raw.c_in) + 2, from_float<T>(0));
+  p.zeros.assign(size_t(raw.c_in) * raw.groups + 2, from_float<T>(0));
   const Value& in = program.values[step.inputs[0]];
   const bool contiguous = raw.groups == 1 && program.buffers[in.buffer].c == raw.c_in;
   p.whole_rows = contiguous && raw.c_in % unit == 0;
@@ -255,6 +258,7 @@ std::unique_ptr<Packed> prepare_conv(const Program& program, const Step& step, A
       }
   p.weights = arena.get<typename Multiply<T>::Weight>(size);
   p.weights_size = size;
+  p.weights_near = size * sizeof(typename Multiply<T>::Weight) <= kNearBytes;
   for (auto& group : p.panels)
     for (Panel& panel : group)
       for (size_t i = 0; i < p.phases.size(); ++i)

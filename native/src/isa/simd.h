@@ -310,6 +310,7 @@ TD_INLINE V vfirst(V a, int n) {
 #if defined(TD_AVX512) || defined(TD_AVX512_BF16)
   return {_mm512_maskz_mov_ps(first_lanes(n), a.v)};
 #else
+  if (n == kWidth) return a;
   alignas(64) float part[kWidth];
   vstore(part, a);
   return vload(part, n);

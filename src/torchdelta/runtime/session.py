@@ -27,6 +27,8 @@ from torchdelta.runtime.windows import Mask, Placement, Window, place
 
 # frames of each slot whose statistics may wait
 MOST_UNCOUNTED = 64
+# and where nothing has to be waited for: several at once cost little more than one with cold caches
+COUNT_TOGETHER = 8
 
 # a cell of more pixels than that says nothing about any of them
 MOST_GRAIN = 256
@@ -85,6 +87,8 @@ class Session:
         # whether a device may still refuse some of them
         self._in_doubt = False
         self._forced: Mapping[int, Tensor] | None = None
+        # outputs that are views of the state, by value, slot and shape
+        self._leaves: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
         self._lock = threading.Lock()
 
     @property
@@ -279,7 +283,8 @@ class Session:
     def _take_late(self, streams: Iterable[str]) -> dict[str, FrameError]:
         """Take the errors of earlier frames that have become known by now."""
         # what a device has counted can wait until it is read: together it is cheaper
-        if self._in_doubt or not self.engine.asynchronous:
+        together = not self.engine.asynchronous and len(self._uncounted) >= COUNT_TOGETHER
+        if self._in_doubt or together:
             self._count(wait=False)
         return {s: self._late.pop(s) for s in streams if s in self._late}
 
@@ -446,14 +451,15 @@ class Session:
             for out, whole in outs:
                 if whole is not None:
                     at = self._state.pixels(out, slot)
-                    turned = isinstance(at, Ring)
-                    if out in copies and not turned:
-                        y = copies[out][slot]
+                    if isinstance(at, Ring):
+                        leaf = self._shaped(take_all(at), out, whole)
+                    elif out in copies:
+                        leaf = copies[out][slot]
                     else:
-                        y = to_model_layout(take_all(at), plan.values[out].shape).reshape(whole)
-                        if not (turned or self.views):
-                            y = y.clone(memory_format=torch.contiguous_format)
-                    leaves.append(y)
+                        leaf = self._leaf(at, out, slot, whole)
+                        if not self.views:
+                            leaf = leaf.clone(memory_format=torch.contiguous_format)
+                    leaves.append(leaf)
                 elif isinstance(out, Tensor):
                     # the plan is shared: nobody gets its own constants to write to
                     leaves.append(out.to(self.engine.device, copy=True))
@@ -468,6 +474,18 @@ class Session:
         batch = self._state.batch_view(value).clone()
         batch = batch.permute(0, 3, 1, 2) if len(shape) == 3 else batch
         return batch.reshape(self.slots, *whole).unbind(0)
+
+    def _shaped(self, y: Tensor, value: int, shape: tuple[int, ...]) -> Tensor:
+        return to_model_layout(y, self.plan.values[value].shape).reshape(shape)
+
+    def _leaf(self, y: Tensor, value: int, slot: int, shape: tuple[int, ...]) -> Tensor:
+        """Give a value of the state, [H, W, C], in the model's shape; a view is made once."""
+        found = self._leaves.get((value, slot, shape))
+        if found is None:
+            found = self._shaped(y, value, shape)
+            if found.data_ptr() == y.data_ptr():
+                self._leaves[value, slot, shape] = found
+        return found
 
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together.

@@ -300,7 +300,7 @@ class _Call:
         out = {}
         for k, slot in enumerate(self._order):
             active_px = self._slots.active_px[slot].tolist()
-            work_px = list(active_px)
+            work_px = list(active_px) if self._engine._foreign else active_px
             for i in self._engine._foreign:
                 work_px[i] = prod(self._engine._sizes[i]) if active_px[i] else 0
             counts = self._slots.changed_px[slot].tolist()
