@@ -363,9 +363,7 @@ def sampled(frame: np.ndarray, there: np.ndarray, window: tuple[int, int]) -> np
     at = through(inverse(there), np.stack([x, y], 1)).clip(0, (w - 1, h - 1))
     left, top = np.minimum(np.floor(at), (w - 2, h - 2)).astype(int).T
     right, low = (at - np.stack([left, top], 1)).T[:, :, None]
-    rows = [
-        frame[top + n, left] * (1 - right) + frame[top + n, left + 1] * right for n in range(2)
-    ]
+    rows = [frame[top + n, left] * (1 - right) + frame[top + n, left + 1] * right for n in range(2)]
     return (rows[0] * (1 - low) + rows[1] * low).reshape(*window, 3)
 
 
