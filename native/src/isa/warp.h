@@ -73,7 +73,7 @@ TD_INLINE void line_up_two(const uint8_t* a, const uint8_t* b, uint8_t* lefts, u
   const __m128i low = _mm_loadl_epi64((const __m128i*)a), high = _mm_loadl_epi64((const __m128i*)b);
   const __m128i both = _mm_shuffle_epi8(_mm_unpacklo_epi64(low, high), order);
   _mm_storel_epi64((__m128i*)lefts, both);
-  _mm_storeh_pd((double*)rights, _mm_castsi128_pd(both));
+  _mm_storel_epi64((__m128i*)rights, _mm_unpackhi_epi64(both, both));
 }
 #if defined(TD_AVX2)
 TD_INLINE V vlead(V a) { return {_mm256_broadcastss_ps(_mm256_castps256_ps128(a.v))}; }

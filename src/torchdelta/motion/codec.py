@@ -29,9 +29,8 @@ LEAST_GRADIENT = 3.0
 # how far a vector that agrees may lie off, pixels of the coded picture; they are quarters
 OFF_PX = 1.0
 LEAST_AGREEING = 0.5
-# what is near moves farther than a homography of the rest says, and blocks of the road or of a wall
-# are as many as those of the far: so many will do where the pictures fit so much better than with no
-# motion
+# the road and the roadside move as no homography says, and are most of the picture ahead of a car:
+# so few will do where the pictures fit so much better than with no motion
 LEAST_BACKED, BACKED = 0.25, 0.95
 
 

@@ -3,9 +3,9 @@
 Window pixel (y, x) shows the world at (x + origin x, y + origin y); the frame's pose maps the
 frame's pixel centres to the world's. Why bilinear: docs/performance.md.
 
-Where the valid mask says so, a window shows what OpenCV samples; beyond it, 0 or a blend with 0. Where
-the native library is there, it samples frames of uint8 and three channels, within one grey level of
-OpenCV (`native/src/isa/warp.h`).
+Where the valid mask says so, a window shows what OpenCV samples; beyond it, 0 or a blend with 0.
+Where the native library is there, it samples frames of uint8 and three channels, within one grey
+level of OpenCV (`native/src/isa/warp.h`).
 """
 
 from __future__ import annotations
