@@ -74,6 +74,8 @@ def run(
 ) -> dict[str, dict[str, object]]:
     """Run a session per mode in turns, each compared with the first; gives the figures."""
     sessions = {mode: fast.session(motion=mode) for mode in modes}
+    if isinstance(auto := sessions.get("auto"), torchdelta.MovingSession):
+        auto.waits = True
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     errors: dict[str, list[float]] = {mode: [] for mode in modes}
     sampled = set(np.linspace(1, len(frames) - 1, min(SAMPLES, len(frames) - 1)).astype(int))

@@ -103,7 +103,7 @@ def _refined(
         # whole arrays with zeros, not parts of them: parts would be copied for each product
         world = np.zeros((h, w), np.uint8)
         part = slice(y0, y1), slice(x0, x1)
-        world[part] = cv2.compare(cv2.absdiff(here[part], there[part]), most, cv2.CMP_LE)
+        world[part] = cv2.absdiff(here[part], there[part]) <= most
         gx, gy = (cv2.copyTo(slope, world) for slope in slopes)
         xx, xy, yy = (float(np.vdot(p, q)) for p, q in ((gx, gx), (gx, gy), (gy, gy)))
         normal = np.array([[xx, xy], [xy, yy]])
