@@ -20,7 +20,7 @@ def in_background(work: Callable[[], T], name: str) -> Future[T]:
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 (whoever asks for the result gets it)
+        except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
