@@ -35,7 +35,6 @@ TD_INLINE S spread(const int16_t* p, const uint8_t* bytes) {
   const uint8x16_t from = vreinterpretq_u8_s16(vld1q_s16(p));
   return {vreinterpretq_s16_u8(vqtbl1q_u8(from, vld1q_u8(bytes)))};
 }
-TD_INLINE V vlead(V a) { return {vdupq_laneq_f32(a.v, 0)}; }
 TD_INLINE void store_whole(int32_t* p, V a) { vst1q_s32(p, vcvtnq_s32_f32(a.v)); }
 TD_INLINE void store_whole(int16_t* p, V a) { vst1_s16(p, vmovn_s32(vcvtnq_s32_f32(a.v))); }
 // The pixels at a and b to `lefts`, their right neighbours to `rights`: eight bytes are read and
@@ -76,7 +75,6 @@ TD_INLINE void line_up_two(const uint8_t* a, const uint8_t* b, uint8_t* lefts, u
   _mm_storel_epi64((__m128i*)rights, _mm_unpackhi_epi64(both, both));
 }
 #if defined(TD_AVX2)
-TD_INLINE V vlead(V a) { return {_mm256_broadcastss_ps(_mm256_castps256_ps128(a.v))}; }
 TD_INLINE void store_whole(int32_t* p, V a) {
   _mm256_storeu_si256((__m256i*)p, _mm256_cvtps_epi32(a.v));
 }
@@ -86,7 +84,6 @@ TD_INLINE void store_whole(int16_t* p, V a) {
   _mm_storeu_si128((__m128i*)p, _mm_packs_epi32(low, high));
 }
 #else
-TD_INLINE V vlead(V a) { return {_mm512_broadcastss_ps(_mm512_castps512_ps128(a.v))}; }
 TD_INLINE void store_whole(int32_t* p, V a) { _mm512_storeu_si512(p, _mm512_cvtps_epi32(a.v)); }
 TD_INLINE void store_whole(int16_t* p, V a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a.v)));
@@ -99,7 +96,6 @@ class Warp {
   Warp(const td_warp_call& call, Scratch& scratch) : call_(call) {
     blocks_ = static_cast<Block*>(scratch.get((call.out_w / kBlock + 1) * sizeof(Block)));
     for (int i = 0; i < kRun; ++i) count_[i] = float(i);
-    for (int i = 0; i < kBlock; ++i) steps_[i] = float(3 * i);
     for (int i = 0; i < kBytes; ++i) {
       // the weights of pixel i / 3, among the eight from `from(part)` on
       const int at = 2 * (i / 3 - from(i / kShorts));
@@ -125,14 +121,16 @@ class Warp {
 
  private:
   static constexpr int kBlock = 16, kBytes = 3 * kBlock, kRun = 4 * kBlock;
+  // from so many pieces on it is faster to go pixel by pixel
+  static constexpr int kPieces = 3;
 
   // Pixels of the window. The four pixels of the frame around each: of [row][0] the left ones, of [1]
   // the right ones; and the weights of the right ones and of the lower row, of 2^15.
   struct Block {
     const uint8_t* pixels[2][2];
     alignas(32) int16_t right[kBlock], lower[kBlock];
-    // where the pixels are lined up: eight bytes are written for six
-    uint8_t lined[2][2][kBytes + 2];
+    // where the pixels are lined up, and room for what is written beyond them
+    uint8_t lined[2][2][2 * kBytes];
   };
 
   static constexpr int from(int part) { return std::min(part * kShorts / 3, kBlock - 8); }
@@ -152,31 +150,40 @@ class Warp {
     const V least_y = vset(float(-top)), most_y = vset(float(call_.h - 2 - top));
     const V scale = vset(32768), most = vset(32767), row = vset(float(call_.stride_y));
     const uint8_t* const base = call_.frame + top * call_.stride_y + 3 * left;
+    // how far from `base` each pixel lies, in bytes; one that precedes the first
+    alignas(64) float places[kRun + kWidth];
+    alignas(64) int32_t offsets[kRun];
+    float* const at = places + kWidth;
+    at[-1] = NAN;
+    for (int i = 0; i < round_up(count, kBlock); i += kWidth) {
+      const V n = vmin(vload(count_ + i), last);
+      const V way = vdiv(n, vadd(first, vmul(per_px, n)));
+      const V px = vmax(vadd(at_x, vmul(by_x, way)), least_x);
+      const V py = vmax(vadd(at_y, vmul(by_y, way)), least_y);
+      const V ix = vmin(vfloor(px), most_x), iy = vmin(vfloor(py), most_y);
+      Block& b = block[i / kBlock];
+      store_whole(b.right + i % kBlock, vmin(vmul(vsub(px, ix), scale), most));
+      store_whole(b.lower + i % kBlock, vmin(vmul(vsub(py, iy), scale), most));
+      const V offset = vadd(vmul(iy, row), vmul(ix, vset(3)));
+      vstore(at + i, offset);
+      store_whole(offsets + i, offset);
+    }
     for (int begin = 0; begin < count; begin += kBlock, ++block) {
-      alignas(64) int32_t offsets[kBlock];
-      uint32_t scattered = 0;
-      V lead = vzero();
+      uint32_t breaks = 0;
       for (int i = 0; i < kBlock; i += kWidth) {
-        const V n = vmin(vload(count_ + begin + i), last);
-        const V way = vdiv(n, vadd(first, vmul(per_px, n)));
-        const V px = vmax(vadd(at_x, vmul(by_x, way)), least_x);
-        const V py = vmax(vadd(at_y, vmul(by_y, way)), least_y);
-        const V ix = vmin(vfloor(px), most_x), iy = vmin(vfloor(py), most_y);
-        store_whole(block->right + i, vmin(vmul(vsub(px, ix), scale), most));
-        store_whole(block->lower + i, vmin(vmul(vsub(py, iy), scale), most));
-        const V offset = vadd(vmul(iy, row), vmul(ix, vset(3)));
-        store_whole(offsets + i, offset);
-        if (i == 0) lead = vlead(offset);
-        scattered |= vbits(vne(vsub(offset, lead), vload(steps_ + i)));
+        const float* const p = at + begin + i;
+        breaks |= vbits(vne(vsub(vload(p), vload(p - 1)), vset(3))) << i;
       }
-      if (scattered) {
-        line_up(*block, base, offsets);
+      // bit i: pixel i does not lie right beside the one before
+      breaks &= ~1u;
+      const uint8_t* const from = base + offsets[begin];
+      if (breaks) {
+        line_up(*block, base, offsets + begin, breaks);
       } else {
-        const uint8_t* const at = base + offsets[0];
-        block->pixels[0][0] = at;
-        block->pixels[0][1] = at + 3;
-        block->pixels[1][0] = at + call_.stride_y;
-        block->pixels[1][1] = at + call_.stride_y + 3;
+        block->pixels[0][0] = from;
+        block->pixels[0][1] = from + 3;
+        block->pixels[1][0] = from + call_.stride_y;
+        block->pixels[1][1] = from + call_.stride_y + 3;
       }
     }
   }
@@ -184,11 +191,14 @@ class Warp {
   // the whole number below, kept in 0 .. most; of NaN 0
   static int whole(double x, int most) { return x > 0 ? int(std::min(x, double(most))) : 0; }
 
-  void line_up(Block& block, const uint8_t* base, const int32_t* offsets) const {
-    // rows rise or fall along the block, a row up or down by rounding; eight bytes are read of six,
-    // and behind the frame's last row nothing may be read
+  // breaks: which pixels do not lie right beside the one before, the first one apart
+  void line_up(Block& block, const uint8_t* base, const int32_t* offsets, uint32_t breaks) const {
+    // rows rise or fall along the block, a row up or down by rounding; up to a block's bytes are read
+    // from each pixel on, and behind the frame's last row nothing may be read
     const int32_t farthest = std::max(offsets[0], offsets[kBlock - 1]);
-    const bool at_end = base + farthest - call_.frame >= (call_.h - 3) * call_.stride_y;
+    const bool at_end = call_.w < kBlock + 4 ||
+                        base + farthest - call_.frame >= (call_.h - 3) * call_.stride_y;
+    const int pieces = __builtin_popcount(breaks) + 1;
     for (int r = 0; r < 2; ++r) {
       const uint8_t* const row = base + r * call_.stride_y;
       uint8_t* const lefts = block.lined[r][0];
@@ -197,6 +207,13 @@ class Warp {
         for (int i = 0; i < kBlock; ++i) {
           std::memcpy(lefts + 3 * i, row + offsets[i], 3);
           std::memcpy(rights + 3 * i, row + offsets[i] + 3, 3);
+        }
+      } else if (pieces <= kPieces) {
+        // each piece as long as a block: the next one puts right what follows it
+        for (uint32_t begins = breaks | 1; begins; begins &= begins - 1) {
+          const int i = __builtin_ctz(begins);
+          std::memcpy(lefts + 3 * i, row + offsets[i], kBytes);
+          std::memcpy(rights + 3 * i, row + offsets[i] + 3, kBytes);
         }
       } else {
 #pragma GCC unroll 8
@@ -224,7 +241,7 @@ class Warp {
 
   const td_warp_call& call_;
   Block* blocks_;
-  alignas(64) float count_[kRun], steps_[kBlock];
+  alignas(64) float count_[kRun];
   uint8_t bytes_[2 * kBytes];
 };
 
