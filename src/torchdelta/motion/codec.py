@@ -123,16 +123,17 @@ def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
         + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25)),
         (3, 3),
     )
-    at = _indices(blocks, vectors.size, (h, w))
-    texture = gradient[at]
+    texture = gradient[_indices(blocks, vectors.size, (h, w))]
+    textured = texture >= LEAST_GRADIENT
+    blocks, worth = blocks[textured], texture[textured] * blocks[textured, 4]
     cells = _indices(blocks, vectors.size, CELLS)
-    cell = cells[0] * CELLS[1] + cells[1]
     # best first within each cell, then the first few of each
-    order = np.lexsort((-texture * blocks[:, 4], cell))
-    cell = cell[order]
+    least = 2 * float(worth.max(initial=1))
+    key = (cells[0] * CELLS[1] + cells[1]) * least - worth
+    order = np.argsort(key)
+    cell = np.ceil(key[order] / least)
     rank = np.arange(len(cell)) - np.searchsorted(cell, cell)
-    order = order[(rank < BLOCKS_PER_CELL) & (texture[order] >= LEAST_GRADIENT)]
-    return np.ascontiguousarray(blocks[order])
+    return np.ascontiguousarray(blocks[order[rank < BLOCKS_PER_CELL]])
 
 
 def _indices(
