@@ -206,19 +206,22 @@ def resampled(frame: Picture, placement, how: int) -> Picture:
 def times_ms(
     shown: list[tuple[Picture, Vectors | None]], name: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Time estimation and placement, and the warp with its mask: [PASSES, frames] each."""
+    """Time estimation and placement, and the warp with its mask: [PASSES, frames] each.
+
+    The time of the processor in this thread: others that run meanwhile do not count.
+    """
     window = window_of(TIMED_SIZE)
     placing, warping = np.empty((2, PASSES, len(shown)))
     for n in range(PASSES):
         aligner = Aligner(TIMED_SIZE, window, (STRIDE, STRIDE), ESTIMATORS[name]())
         for i, (frame, vectors) in enumerate(shown):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             placement = aligner.place(frame, vectors=vectors)
-            middle = time.perf_counter()
+            middle = time.thread_time()
             placement.warp(frame)
             placement.mask()
             placing[n, i] = (middle - begin) * 1e3
-            warping[n, i] = (time.perf_counter() - middle) * 1e3
+            warping[n, i] = (time.thread_time() - middle) * 1e3
     return placing[:, 1:], warping[:, 1:]
 
 
