@@ -108,6 +108,9 @@ def run(
 ) -> dict[str, dict[str, object]]:
     """Run a session per mode in turns, each compared with the first; gives the figures."""
     sessions = {mode: open_session(fast, mode) for mode in modes}
+    for session in sessions.values():
+        if isinstance(session, MovingSession):
+            session.waits = True
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     layers: dict[str, list[float]] = {mode: [] for mode in modes}
     errors: dict[str, list[float]] = {mode: [] for mode in modes}

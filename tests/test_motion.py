@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
 from collections.abc import Callable, Iterator
 from functools import cache
 
@@ -13,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from torchdelta.engines.cpu import bind
 from torchdelta.errors import FrameError
 from torchdelta.motion.align import RELATIVE_TO, Aligner, Limits, inside_share
 from torchdelta.motion.aligned import Aligned
@@ -341,6 +344,114 @@ def test_opencv_and_torch_sample_alike(pose: str, kind: str, channels: int) -> N
     assert difference.mean() < 0.05
     public = warp(torch.from_numpy(frame.copy()), POSES[pose], window)
     assert np.abs(public.numpy().astype(float) - by_opencv)[mask].max() <= 1
+
+
+def around(size: tuple[int, int], motion: np.ndarray) -> np.ndarray:
+    """A window's map: a motion about the frame's middle, in a window a little larger."""
+    middle = shift((size[1] - 1) / 2, (size[0] - 1) / 2)
+    return scaled(shift(5, 3) @ middle @ motion @ np.linalg.inv(middle))
+
+
+def turned(degrees: float, scale: float) -> np.ndarray:
+    return np.vstack([cv2.getRotationMatrix2D((0, 0), degrees, scale), [0, 0, 1]])
+
+
+def sampled(frame: np.ndarray, there: np.ndarray, window: tuple[int, int]) -> np.ndarray:
+    """What bilinear sampling means, in double precision; anything beyond the frame."""
+    h, w = frame.shape[:2]
+    y, x = np.mgrid[: window[0], : window[1]].reshape(2, -1).astype(np.float64)
+    at = through(inverse(there), np.stack([x, y], 1)).clip(0, (w - 1, h - 1))
+    left, top = np.minimum(np.floor(at), (w - 2, h - 2)).astype(int).T
+    right, low = (at - np.stack([left, top], 1)).T[:, :, None]
+    rows = [frame[top + n, left] * (1 - right) + frame[top + n, left + 1] * right for n in range(2)]
+    return (rows[0] * (1 - low) + rows[1] * low).reshape(*window, 3)
+
+
+NATIVE_MAPS = {
+    "identity": np.eye(3),
+    "whole": shift(9, -4),
+    "part": shift(0.37, 0.81),
+    "beyond": shift(1e4, 0),
+    "closer": turned(0, 1.12),
+    "farther": turned(0, 0.45),
+    "roll": turned(7, 1.03),
+    "quarter": turned(90, 1),
+    "upside-down": turned(180, 1),
+    "mirrored": np.diag([-1.0, 1, 1]),
+    "perspective": scaled(turned(-3, 1.02) @ np.array([[1, 0, 0], [0, 1, 0], [4e-4, -3e-4, 1]])),
+    "horizon": np.array([[1, 0, 0], [0, 1, 0], [0.02, 0.01, 1]]),
+}
+NATIVE_SIZES = [(2, 2), (3, 17), (7, 5), (63, 16), (130, 131), (240, 320)]
+
+
+@pytest.mark.skipif(not bind.library_path(), reason="the native library was not built")
+@pytest.mark.parametrize("mapped", NATIVE_MAPS)
+def test_native_and_opencv_sample_alike(mapped: str) -> None:
+    from torchdelta.motion.warp import _warp_opencv, mask_by_rows, warp_native
+
+    rng, compared = np.random.default_rng(0), 0
+    for size in NATIVE_SIZES:
+        window = (size[0] + 9, size[1] + 14)
+        there = around(size, NATIVE_MAPS[mapped])
+        # as sharp as can be: each weight counts; with rows that do not follow each other at once
+        noise = rng.integers(0, 256, (size[0], size[1] + 3, 3)).astype(np.uint8)[:, : size[1]]
+        mask = mask_by_rows(there, size, window)
+        assert np.array_equal(valid_mask(there, size, window), mask)
+        expected = _warp_opencv(np.ascontiguousarray(noise), there, window, Scratch())
+        exact = sampled(noise, there, window)
+        found = {isa: warp_native(noise, there, window, isa) for isa in bind.isas()}
+        compared += int(mask.sum())
+        for isa, picture in found.items():
+            difference = np.abs(picture.astype(int) - expected)[mask]
+            # both round to whole levels
+            assert not difference.size or difference.max() <= 1, (isa, size)
+            assert not difference.size or np.abs(picture - exact)[mask].max() < 0.55
+            assert not picture[~mask].any()
+            assert np.array_equal(picture, next(iter(found.values()))), (isa, size)
+    assert compared > 1000 or mapped == "beyond"
+
+
+@pytest.mark.skipif(not bind.library_path(), reason="the native library was not built")
+def test_native_warp_on_two_threads_and_without_the_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame, there, window = view(START), around(SIZE, turned(3, 1.01)), (256, 352)
+    one = warp(frame, there, window)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        assert np.array_equal(warp(frame, there, window), one)
+    finally:
+        torch.set_num_threads(threads)
+    turned_tensor = torch.from_numpy(frame.copy()).permute(2, 0, 1).contiguous().permute(1, 2, 0)
+    assert np.array_equal(warp(turned_tensor, there, window).numpy(), one)
+    mask = valid_mask(there, SIZE, window)
+    monkeypatch.setattr("torchdelta.motion.warp._native", lambda: False)
+    other = warp(frame, there, window)
+    assert not np.array_equal(other, one)
+    assert np.abs(other.astype(int) - one)[mask].max() <= 1
+    assert np.array_equal(valid_mask(there, SIZE, window), mask)
+
+
+@pytest.mark.skipif(not bind.library_path(), reason="the native library was not built")
+def test_native_warp_reads_nothing_beyond_the_frame() -> None:
+    """The frame ends where a page ends, and the next one may not be read."""
+    page = mmap.PAGESIZE
+    h, w = 32, 64
+    pages = -(-h * w * 3 // page) + 1
+    memory = mmap.mmap(-1, pages * page)
+    whole = np.frombuffer(memory, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    guard = ctypes.c_void_p(whole.ctypes.data + (pages - 1) * page)
+    assert libc.mprotect(guard, ctypes.c_size_t(page), 0) == 0
+    end = (pages - 1) * page
+    frame = whole[end - h * w * 3 : end].reshape(h, w, 3)
+    frame[:] = scene()[:h, :w]
+    for motion in NATIVE_MAPS.values():
+        there = around((h, w), motion)
+        expected = warp(frame.copy(), there, (40, 80))
+        assert np.array_equal(warp(frame, there, (40, 80)), expected)
+    assert libc.mprotect(guard, ctypes.c_size_t(page), 3) == 0
 
 
 def test_whole_shifts_copy_pixels() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import threading
+from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,13 +18,15 @@ from torch import Tensor, nn
 import torchdelta
 from chain_nets import conv
 from support import same_bits
-from torchdelta import FrameError, MovingSession, StreamError
+from torchdelta import CaptureError, FrameError, MovingSession, StreamError
+from torchdelta.engines import Engine
 from torchdelta.motion.features import Features
 from torchdelta.motion.homography import shift
 from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate
 from torchdelta.runtime import watch
+from torchdelta.runtime.gate import Profile
 
 ENGINES = ("torch", "cpu")
 SIZE = (60, 84)
@@ -456,6 +461,7 @@ def test_auto_follows_a_pan_and_rests(engine: str, counting: type[Counting]) -> 
     size = (120, 160)
     fast = compiled(engine, 0.04)
     session = fast.session(motion="auto", size=size)
+    session.waits = True
     still = [(150, 100)] * 12
     pan = path((150, 100), (1, 5), 26)
     rest = [pan[-1]] * (watch.RESTED + 12)
@@ -515,6 +521,7 @@ def test_auto_soon_gives_up_on_a_busy_still_picture(counting: type[Counting]) ->
 def test_reset_of_a_followed_stream_begins_still(counting: type[Counting]) -> None:
     size = (120, 160)
     session = compiled("torch", 0.04).session(2, motion="auto", size=size)
+    session.waits = True
     places = path((150, 60), (0, 5), 30)
     for n, here in enumerate(places):
         if n == 24:
@@ -525,6 +532,130 @@ def test_reset_of_a_followed_stream_begins_still(counting: type[Counting]) -> No
             assert results["a"].aligned is None
             assert results["a"].stats.reason == "reset"
     assert session.stats("b").reasons == {"first frame": 1}
+
+
+# ------------------------------------------------------------------------- windows in the making
+
+PAN_SIZE = (120, 160)
+
+
+def pan(session: MovingSession, first: int, count: int) -> list[torchdelta.Result]:
+    """Show what a panning camera sees; it turns round before it reaches the world's end."""
+    results = []
+    for n in range(first, first + count):
+        x = 5 * (n % 100) if n % 100 < 50 else 5 * (100 - n % 100)
+        results.append(session.step({"a": view(150, x, PAN_SIZE)})["a"])
+    return results
+
+
+def auto_session(engine_at: Callable[[tuple[int, int]], Engine]) -> MovingSession:
+    return MovingSession(engine_at, PAN_SIZE, 1, 0.04, Profile(), motion="auto")
+
+
+def other_stride() -> Engine:
+    """Give an engine of a network that moves by 8 pixels at a time."""
+    layers = nn.Sequential(conv(3, 4, 3, 2), conv(4, 4, 3, 2), conv(4, 4, 3, 2)).eval()
+    example = torch.zeros(1, 3, 124, 164, dtype=torch.uint8)
+    return torchdelta.compile(layers, example, engine="torch", input_range=(0, 1)).session().engine
+
+
+def test_auto_goes_on_while_the_window_is_made(counting: type[Counting]) -> None:
+    fast = compiled("torch", 0.04)
+    may_end, begun = threading.Event(), threading.Event()
+    asked = []
+
+    def engine_at(size: tuple[int, int]) -> Engine:
+        asked.append((size, threading.current_thread()))
+        if size != PAN_SIZE:
+            begun.set()
+            assert may_end.wait(60)
+        return fast._for_size(size).engine
+
+    session = auto_session(engine_at)
+    early = pan(session, 0, 40)
+    assert begun.wait(60)
+    assert all(result.aligned is None for result in early)
+    assert session.notes == []
+    looked = counting.asked
+    # nothing is estimated while nothing can come of it
+    pan(session, 40, 10)
+    assert counting.asked == looked > 0
+    may_end.set()
+    assert session._making is not None
+    session._making.result(60)
+    late = pan(session, 50, 30)
+    assert late[-1].aligned is not None
+    assert session.stats("a").reasons["the camera moves"] == 1
+    assert [size for size, _ in asked] == [PAN_SIZE, session.window]
+    assert asked[0][1] is threading.main_thread() is not asked[1][1]
+    assert len(session.notes) == 1
+    assert "windows of" in session.notes[0]
+    error = dense_on_published(fast, session, late[-1])
+    assert error < 0.2
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("why", ["stride", "capture"])
+def test_windows_that_cannot_be(counting: type[Counting], why: str, waits: bool) -> None:
+    said = {"stride": r"moves by \(8, 8\) pixels on the window", "capture": "the net is baked"}[why]
+    fast = compiled("torch", 0.04)
+    asked = []
+
+    def engine_at(size: tuple[int, int]) -> Engine:
+        asked.append(size)
+        if size == PAN_SIZE:
+            return fast._for_size(size).engine
+        if why == "stride":
+            return other_stride()
+        raise CaptureError("the net is baked")
+
+    with pytest.raises(CaptureError, match=said):
+        MovingSession(engine_at, PAN_SIZE, 1, 0.04, Profile(), motion="features")
+    asked.clear()
+    session = auto_session(engine_at)
+    session.waits = waits
+    results = pan(session, 0, 30)
+    if not waits:
+        assert session._making is not None
+        assert session._making.exception(60) is not None
+    looked = counting.asked
+    results += pan(session, 30, 30)
+    assert all(result.aligned is None and result.error is None for result in results)
+    assert asked == [PAN_SIZE, session.window]
+    assert len(session.notes) == 1
+    assert re.search(f"^cameras are not followed: .*{said}", session.notes[0])
+    # nobody looks any more
+    assert counting.asked == looked > 0
+
+
+def test_networks_that_only_fit_the_frame(counting: type[Counting]) -> None:
+    """A linear layer on a flattened map: no window can be larger than the frame."""
+    torch.manual_seed(0)
+    flat = nn.Sequential(conv(3, 4, 3, 2), nn.Flatten(), nn.Linear(4 * 60 * 80, 5)).eval()
+    example = torch.zeros(1, 3, *PAN_SIZE, dtype=torch.uint8)
+    fast = torchdelta.compile(flat, example, engine="torch", tolerance=0.04, input_range=(0, 1))
+    with pytest.raises(CaptureError):
+        fast.session(motion="features")
+    session = fast.session(motion="auto")
+    session.waits = True
+    assert all(result.aligned is None for result in pan(session, 0, 40))
+    assert len(session.notes) == 1
+    assert session.notes[0].startswith("cameras are not followed: ")
+
+
+def test_a_defect_met_in_the_background_is_raised_once(counting: type[Counting]) -> None:
+    fast = compiled("torch", 0.04)
+
+    def engine_at(size: tuple[int, int]) -> Engine:
+        if size == PAN_SIZE:
+            return fast._for_size(size).engine
+        raise ZeroDivisionError("defect")
+
+    session = auto_session(engine_at)
+    session.waits = True
+    with pytest.raises(ZeroDivisionError, match="defect"):
+        pan(session, 0, 40)
+    assert all(result.aligned is None for result in pan(session, 0, 40))
 
 
 # -------------------------------------------------------------------------------- estimated motion

@@ -73,6 +73,11 @@ def ring_tests(names: str, engine: str = "torch") -> tuple[str, ...]:
     return "tests/test_ring.py", "-k", f"{engine} and {names}"
 
 
+def native_warps(names: str) -> tuple[str, ...]:
+    """Name the tests of the native warp."""
+    return "tests/test_motion.py", "-k", f"native and {names}"
+
+
 def native_rings(cases: str) -> tuple[str, ...]:
     """Name the walks of op cases on the cpu engine."""
     return "tests/test_cpu_ring.py", "-k", f"bit_for_bit and not networks and ({cases})"
@@ -80,6 +85,7 @@ def native_rings(cases: str) -> tuple[str, ...]:
 
 CONV, PACK = "native/src/isa/conv.h", "native/src/isa/pack.h"
 FINISH, KERNELS, RING = "native/src/isa/finish.h", "native/src/kernels.h", "native/src/ring.h"
+WARP = "native/src/isa/warp.h"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
 MUTANTS = [
     Mutant("footprint one pixel short", "ops/base.py",
@@ -364,6 +370,17 @@ MUTANTS = [
     Mutant("native: masked pixels of a new strip published as they are", "native/src/isa/input.h",
            "keep_valid(*job.slot, y, in.w, content, content + words);", "",
            ring_tests("never_seen", "cpu")),
+    Mutant("native: warp takes scattered pixels for neighbours", WARP,
+           "breaks &= ~1u;", "breaks = 0;",
+           native_warps("alike")),
+    Mutant("native: warp without perspective inside a run", WARP,
+           "vdiv(n, vadd(first, vmul(per_px, n)))", "vdiv(n, first)", native_warps("alike")),
+    Mutant("native: warp reads behind the frame", WARP,
+           "base + farthest - call_.frame >= (call_.h - 3) * call_.stride_y", "farthest == 1 << 30",
+           native_warps("beyond")),
+    Mutant("native: warp's mask one column short", "native/src/warp.cpp",
+           "spans[2 * y + 1] = int32_t(last) + 1;", "spans[2 * y + 1] = int32_t(last);",
+           native_warps("alike")),
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "engine.h"
+#include "warp.h"
 
 namespace {
 
@@ -96,6 +97,19 @@ int32_t td_step(td_program* program, const td_call* call) {
     return program->engine.step(*call);
   } catch (const std::exception&) {
     // out of memory: the only thing that can be thrown
+    return -1;
+  }
+}
+
+int32_t td_warp(const char* isa, const td_warp_call* call) {
+  try {
+    for (const Isa& candidate : kIsas) {
+      if (std::strcmp(candidate.name, isa) != 0 || !candidate.here()) continue;
+      td::run_warp(*candidate.table(false), *call);
+      return 0;
+    }
+    return 1;
+  } catch (const std::exception&) {
     return -1;
   }
 }

@@ -129,6 +129,8 @@ struct Kernels {
   void (*run)(const Job&, size_t begin, size_t end, int group, Scratch&);
   void (*find_hot)(const InputJob&, int y0, int y1, Scratch&);
   void (*publish_input)(const InputJob&, int y0, int y1, Scratch&);
+  // rows y0 .. y1 of a window, of which the columns between each row's two `spans` show the frame
+  void (*warp_rows)(const td_warp_call&, const int32_t* spans, int y0, int y1, Scratch&);
 };
 
 // Null where it is not compiled in; `bf16` picks the compute dtype.

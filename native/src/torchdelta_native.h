@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define TD_ABI 4
+#define TD_ABI 5
 #define TD_API __attribute__((visibility("default")))
 
 typedef struct td_program td_program;
@@ -57,6 +57,19 @@ typedef struct {
   double* step_ms;        // out, or null: one per step, all slots together
 } td_call;
 
+// A frame brought into a window, bilinear: `motion/warp.py` says what that means.
+typedef struct {
+  const uint8_t* frame;    // [h, w, 3], at least 2x2; or null: only the mask is wanted
+  int64_t stride_y;        // bytes from row to row
+  int32_t h, w;
+  uint8_t* out;            // out: [out_h, out_w, 3], 0 where the mask is 0
+  uint8_t* mask;           // out, or null: [out_h, out_w], 1 where the frame has content
+  int32_t out_h, out_w;
+  const double* to_frame;  // [3, 3]: the window's pixel centres (x, y, 1) to the frame's
+  double rounding_px;      // how far outside the frame a centre may lie
+  int32_t threads;
+} td_warp_call;
+
 TD_API int32_t td_abi(void);
 // Names of the instruction sets that are compiled in and that this CPU has, best first.
 TD_API const char* td_isas(void);
@@ -69,6 +82,8 @@ TD_API uint64_t td_weight_bytes(const td_program* program);
 TD_API uint64_t td_scratch_bytes(const td_program* program);
 // Runs one frame; 0, or what the foreign function returned. Calls may overlap in several threads.
 TD_API int32_t td_step(td_program* program, const td_call* call);
+// Returns 0, or another number where the CPU has no such instruction set.
+TD_API int32_t td_warp(const char* isa, const td_warp_call* call);
 
 #ifdef __cplusplus
 }

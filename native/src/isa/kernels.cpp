@@ -5,6 +5,7 @@
 #include "depthwise.h"
 #include "input.h"
 #include "rows.h"
+#include "warp.h"
 
 #define TD_JOIN_(a, b) a##b
 #define TD_JOIN(a, b) TD_JOIN_(a, b)
@@ -37,7 +38,8 @@ void run(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) 
 }
 
 template <class T>
-constexpr Kernels kTable{TD_TEXT(TD_ISA), prepare<T>, run<T>, find_hot<T>, publish_input<T>};
+constexpr Kernels kTable{TD_TEXT(TD_ISA), prepare<T>,       run<T>,
+                           find_hot<T>,     publish_input<T>, warp_rows};
 
 }  // namespace
 }  // namespace TD_ISA

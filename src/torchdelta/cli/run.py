@@ -89,6 +89,7 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
         )
         sessions = Sessions(
             compiled, len(feeds), options.motion, options.border,
+            any(spec.isdecimal() for spec in options.sources),
             lambda note: log.print(note, highlight=False, markup=False, soft_wrap=True),
         )  # fmt: skip
         lines = stack.enter_context(JsonLines(options.json)) if options.json else None

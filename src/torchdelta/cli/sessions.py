@@ -23,6 +23,7 @@ class Sessions:
     """Runs streams whose frames may change their size; a stream begins anew when they do.
 
     slots: of each session
+    live:  frames come when they come: nothing may keep them waiting
     warn:  is told what the user should know
     """
 
@@ -32,13 +33,14 @@ class Sessions:
         slots: int,
         motion: Motion,
         border: Border,
+        live: bool,
         warn: Callable[[str], None],
     ) -> None:
         self._compiled, self._slots = compiled, slots
         # names that `CompiledModel.session` knows
         self._motion: Any = motion.value
         self._border: Any = border.value
-        self._warn = warn
+        self._live, self._warn = live, warn
         self._open: dict[Size, Session | MovingSession] = {}
         # sizes that each stream has had; the last one is in force
         self._sizes: dict[str, list[Size]] = {}
@@ -88,9 +90,12 @@ class Sessions:
             known.remove(size)
         known.append(size)
         if size not in self._open:
-            self._open[size] = self._compiled.session(
+            session = self._compiled.session(
                 self._slots, size=size, motion=self._motion, border=self._border
             )
+            if isinstance(session, MovingSession):
+                session.waits = not self._live
+            self._open[size] = session
 
     def leave(self, stream: str) -> None:
         """Let a stream leave its session; one that nobody is in gives its memory back."""

@@ -288,6 +288,8 @@ class Aligner:
 
 def inside_share(quad: Points, size: Size) -> float:
     """Give the share of a convex quadrilateral [4, 2] (x, y) that lies in a picture of a size."""
+    if (quad >= -0.5).all() and (quad <= (size[1] - 0.5, size[0] - 0.5)).all():
+        return 1.0
     whole = _area(quad)
     # Sutherland and Hodgman: cut by one edge of the picture after the other
     for axis, edge, sign in ((0, -0.5, 1), (1, -0.5, 1), (0, size[1] - 0.5, -1),

@@ -8,10 +8,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
+from torchdelta.motion.estimate import STILL_PX, Estimator, Motion, judged, unknown
 from torchdelta.motion.features import Features, without_still
-from torchdelta.motion.fit import fit
-from torchdelta.motion.homography import Homography, Size, inverse, resized, scaled
+from torchdelta.motion.fit import Flags, fit
+from torchdelta.motion.homography import (
+    Homography,
+    Size,
+    farthest_px,
+    inverse,
+    resized,
+    scaled,
+)
 from torchdelta.motion.thumb import Grey, Thumb, misfit
 from torchdelta.motion.vectors import Vectors
 
@@ -22,6 +29,9 @@ LEAST_GRADIENT = 3.0
 # how far a vector that agrees may lie off, pixels of the coded picture; they are quarters
 OFF_PX = 1.0
 LEAST_AGREEING = 0.5
+# the road and the roadside move as no homography says, and are most of the picture ahead of a car:
+# so few will do where the pictures fit so much better than with no motion
+LEAST_BACKED, BACKED = 0.25, 0.95
 
 
 class Codec(Estimator):
@@ -37,7 +47,6 @@ class Codec(Estimator):
         self.fallback: str | None = None
         # from the previous frame to the last one that later frames may be made of
         self._to_kept: Homography | None = None
-        self._kept: bool = True
 
     def reset(self) -> None:
         """Forget earlier frames."""
@@ -69,21 +78,36 @@ class Codec(Estimator):
         blocks = chosen_blocks(vectors, current.coarse)
         start = blocks[:, :2]
         end = start + blocks[:, 2:4]
+        # the frame was made of the one before it, or of the last one kept
+        ways = [np.eye(3)]
+        if self._to_kept is not None and not np.allclose(self._to_kept, np.eye(3)):
+            ways.append(self._to_kept)
         found = fit(start, end, OFF_PX, vectors.size)
         if found is None:
             return unknown(f"no map fits {len(blocks)} motion vectors")
         homography, agree = without_still(start, end, found, OFF_PX, vectors.size)
-        said = None
-        confidence = float(agree.mean())
-        if confidence < LEAST_AGREEING:
-            said = f"{int(agree.sum())} of {len(blocks)} motion vectors agree"
         homography = resized(homography, vectors.size, current.size)
-        if self._to_kept is not None and not np.allclose(self._to_kept, np.eye(3)):
-            # the frame was made of the one before it or of the last one kept: what fits is right
-            other = scaled(inverse(self._to_kept) @ homography)
-            if misfit(previous, current, other) < misfit(previous, current, homography):
-                homography = other
-        return verified(Motion(homography, confidence, said), previous, current)
+        options = [scaled(inverse(way) @ homography) for way in ways]
+        return _chosen(options, agree, previous, current)
+
+
+def _chosen(options: list[Homography], agree: Flags, previous: Thumb, current: Thumb) -> Motion:
+    """Choose what makes the pictures fit, and say how far it is to be believed.
+
+    agree: which of the blocks agree with the fit that all options come from
+    """
+    moved, homography = min(
+        ((misfit(previous, current, option), option) for option in options), key=lambda o: o[0]
+    )
+    confidence, said = float(agree.mean()), None
+    if confidence < LEAST_AGREEING:
+        said = f"{int(agree.sum())} of {len(agree)} motion vectors agree"
+    if farthest_px(homography, current.size) < STILL_PX:
+        return Motion(homography, confidence, said)
+    still = misfit(previous, current, np.eye(3))
+    if LEAST_BACKED <= confidence < LEAST_AGREEING and moved < BACKED * still:
+        confidence, said = LEAST_AGREEING, None
+    return judged(Motion(homography, confidence, said), moved, still)
 
 
 def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
@@ -99,16 +123,17 @@ def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
         + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25)),
         (3, 3),
     )
-    at = _indices(blocks, vectors.size, (h, w))
-    texture = gradient[at]
+    texture = gradient[_indices(blocks, vectors.size, (h, w))]
+    textured = texture >= LEAST_GRADIENT
+    blocks, worth = blocks[textured], texture[textured] * blocks[textured, 4]
     cells = _indices(blocks, vectors.size, CELLS)
-    cell = cells[0] * CELLS[1] + cells[1]
     # best first within each cell, then the first few of each
-    order = np.lexsort((-texture * blocks[:, 4], cell))
-    cell = cell[order]
+    least = 2 * float(worth.max(initial=1))
+    key = (cells[0] * CELLS[1] + cells[1]) * least - worth
+    order = np.argsort(key)
+    cell = np.ceil(key[order] / least)
     rank = np.arange(len(cell)) - np.searchsorted(cell, cell)
-    order = order[(rank < BLOCKS_PER_CELL) & (texture[order] >= LEAST_GRADIENT)]
-    return np.ascontiguousarray(blocks[order])
+    return np.ascontiguousarray(blocks[order[rank < BLOCKS_PER_CELL]])
 
 
 def _indices(

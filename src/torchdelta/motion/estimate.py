@@ -60,7 +60,11 @@ def verified(motion: Motion, previous: Thumb, current: Thumb) -> Motion:
     if motion.confidence == 0 or farthest_px(motion.homography, current.size) < STILL_PX:
         return motion
     moved = misfit(previous, current, motion.homography)
-    still = misfit(previous, current, np.eye(3))
+    return judged(motion, moved, misfit(previous, current, np.eye(3)))
+
+
+def judged(motion: Motion, moved: float, still: float) -> Motion:
+    """Do what `verified` does, with the misfits (grey levels) of the motion and of none."""
     if moved > SLACK * still + SLACK_LEVELS:
         return unknown(
             f"the pictures differ by {moved:.1f} grey levels with the motion found, by {still:.1f} "

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchdelta.motion.homography import Homography, Size, resized
+from torchdelta.motion.homography import Homography, Size, inverse, resized
+from torchdelta.motion.warp import valid_mask
 
 Grey = NDArray[np.uint8]
 
@@ -121,14 +122,14 @@ def differing_share(previous: Thumb, current: Thumb, homography: Homography) -> 
     found, seen = _differences(previous, current, homography)
     if seen is None:
         return 1.0
-    changed = np.count_nonzero(np.minimum(found, seen) > CHANGED)
-    return float(changed / np.count_nonzero(seen))
+    changed = cv2.countNonZero(cv2.copyTo(found, seen) // (CHANGED + 1))
+    return float(changed / cv2.countNonZero(seen))
 
 
 def _differences(
     previous: Thumb, current: Thumb, homography: Homography
 ) -> tuple[Grey, Grey | None]:
-    """Give the absolute differences, and 255 where both frames show something.
+    """Give the absolute differences, and not 0 where both frames show something.
 
     None for the latter where that is less than a quarter of the frame.
     """
@@ -136,11 +137,9 @@ def _differences(
     h, w = here.shape
     if np.array_equal(homography, np.eye(3)):
         return np.asarray(cv2.absdiff(here, previous.coarse), np.uint8), _full((h, w))
-    there = resized(homography, current.size, here.shape)
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpPerspective(previous.coarse, there, (w, h), flags=flags)
-    shown = cv2.warpPerspective(_full((h, w)), there, (w, h), flags=flags)
-    seen = (shown == 255).astype(np.uint8) * np.uint8(255)
+    back = inverse(resized(homography, current.size, here.shape))
+    warped = cv2.warpPerspective(previous.coarse, back, (w, h), flags=cv2.INTER_LINEAR)
+    seen = valid_mask(back, (h, w), (h, w)).view(np.uint8)
     enough = 4 * cv2.countNonZero(seen) >= h * w
     return np.asarray(cv2.absdiff(here, warped), np.uint8), seen if enough else None
 

@@ -32,7 +32,7 @@ class Translation(Estimator):
     def estimate(self, previous: Thumb, current: Thumb, vectors: object = None) -> Motion:
         """Estimate the shift from the current frame back to the previous one."""
         a, b = previous.coarse, current.coarse
-        if min(float(a.std()), float(b.std())) < LEAST_DEVIATION:
+        if min(float(cv2.meanStdDev(grey)[1][0, 0]) for grey in (a, b)) < LEAST_DEVIATION:
             return unknown("no texture to correlate")
         peaks = _peaks(previous, current)
         size, coarse = current.size, b.shape
@@ -91,20 +91,20 @@ def _refined(
     h, w = current.shape
     here = current.astype(np.float32)
     # the slopes of the current picture: once, not of the other one in each round
-    slopes = (
-        cv2.Scharr(here, cv2.CV_32F, 1, 0, scale=1 / 32),
-        cv2.Scharr(here, cv2.CV_32F, 0, 1, scale=1 / 32),
-    )
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    slopes = [cv2.Scharr(here, cv2.CV_32F, *axis, scale=1 / 32) for axis in ((1, 0), (0, 1))]
     for most in rounds:
         (x0, x1), (y0, y1) = _overlap(w, dx), _overlap(h, dy)
         if x1 - x0 < 8 or y1 - y0 < 8:
             break
+        middle = (w - 1) / 2 + dx, (h - 1) / 2 + dy
+        # ten times as fast as OpenCV's warps
+        there = cv2.getRectSubPix(previous, (w, h), middle, patchType=cv2.CV_32F)
+        difference = cv2.subtract(here, there)
+        # whole arrays with zeros, not parts of them: parts would be copied for each product
+        world = np.zeros((h, w), np.uint8)
         part = slice(y0, y1), slice(x0, x1)
-        warped = cv2.warpAffine(previous, shift(dx, dy)[:2], (w, h), flags=flags)[part]
-        difference = here[part] - warped
-        world = (np.abs(difference) <= most).astype(np.float32)
-        gx, gy = (slope[part] * world for slope in slopes)
+        world[part] = cv2.absdiff(here[part], there[part]) <= most
+        gx, gy = (cv2.copyTo(slope, world) for slope in slopes)
         xx, xy, yy = (float(np.vdot(p, q)) for p, q in ((gx, gx), (gx, gy), (gy, gy)))
         normal = np.array([[xx, xy], [xy, yy]])
         if np.linalg.det(normal) < 1e-3 * max(1.0, xx * yy):

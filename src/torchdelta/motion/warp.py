@@ -2,10 +2,15 @@
 
 Window pixel (y, x) shows the world at (x + origin x, y + origin y); the frame's pose maps the
 frame's pixel centres to the world's. Why bilinear: docs/performance.md.
+
+Where the valid mask says so, a window shows what OpenCV samples; beyond it, 0 or a blend with 0.
+Where the native library is there, it samples frames of uint8 and three channels, within one grey
+level of OpenCV (`native/src/isa/warp.h`).
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, overload
 
 import cv2
@@ -15,6 +20,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchdelta.engines.cpu import bind
+from torchdelta.errors import EngineError
 from torchdelta.motion.homography import Homography, Size, inverse, scaled, shift, whole_shift
 
 # a pixel centre may lie that far outside the frame by rounding, pixels
@@ -44,6 +51,15 @@ def to_window(pose: Homography, origin: tuple[int, int]) -> Homography:
 
 def valid_mask(to_window: Homography, frame: Size, window: Size) -> Mask:
     """Mark the window pixels whose centre lies among the frame's pixel centres: bool [H, W]."""
+    if not _native():
+        return mask_by_rows(to_window, frame, window)
+    mask = np.empty(window, np.bool_)
+    _run_native(bind.choose_isa(), to_window, window, h=frame[0], w=frame[1], mask=mask.ctypes.data)
+    return mask
+
+
+def mask_by_rows(to_window: Homography, frame: Size, window: Size) -> Mask:
+    """Do what `valid_mask` does, without the native library: the definition."""
     h, w = frame
     # to the frame, as (x', y', depth): inside where 0 <= x' <= (w - 1) depth, and so on
     x, y, depth = inverse(to_window)
@@ -83,7 +99,8 @@ def warp(
 def warp(frame: Any, to_window: Homography, window: Size, scratch: Scratch | None = None) -> Any:
     """Sample a frame at the window's pixels, bilinear; 0 beyond the frame.
 
-    frame:   [h, w, C] uint8 or float; an array or tensor on the CPU by OpenCV, others by PyTorch
+    frame:   [h, w, C] uint8 or float; an array or tensor on the CPU by the native library or
+             OpenCV, others by PyTorch
     scratch: the stream's
     returns: [H, W, C], same kind, dtype and device; copied where the map is a whole shift
     """
@@ -93,11 +110,11 @@ def warp(frame: Any, to_window: Homography, window: Size, scratch: Scratch | Non
         if whole is not None:
             return _copied(frame, whole, frame.new_zeros(*window, frame.shape[2]))
         if frame.device.type == "cpu" and frame.dtype in (torch.uint8, torch.float32):
-            return torch.from_numpy(_warp_opencv(frame.numpy(), to_window, window, scratch))
+            return torch.from_numpy(_warp_here(frame.numpy(), to_window, window, scratch))
         return _warp_torch(frame, to_window, window)
     if whole is not None:
         return _copied(frame, whole, np.zeros((*window, frame.shape[2]), frame.dtype))
-    return _warp_opencv(frame, to_window, window, scratch)
+    return _warp_here(frame, to_window, window, scratch)
 
 
 def _copied(frame: Any, by: tuple[int, int], out: Any) -> Any:
@@ -108,6 +125,46 @@ def _copied(frame: Any, by: tuple[int, int], out: Any) -> Any:
     if y0 < y1 and x0 < x1:
         out[y0:y1, x0:x1] = frame[y0 - dy : y1 - dy, x0 - dx : x1 - dx]
     return out
+
+
+@cache
+def _native() -> bool:
+    """Say whether the native library can be used; `torchdelta env` says why where it cannot."""
+    try:
+        return bool(bind.isas())
+    except EngineError:
+        return False
+
+
+def _warp_here(
+    frame: NDArray[Any], to_window: Homography, window: Size, scratch: Scratch
+) -> NDArray[Any]:
+    h, w, channels = frame.shape
+    if frame.dtype == np.uint8 and channels == 3 and min(h, w) > 1 and _native():
+        return warp_native(frame, to_window, window, bind.choose_isa())
+    return _warp_opencv(frame, to_window, window, scratch)
+
+
+def warp_native(
+    frame: NDArray[np.uint8], to_window: Homography, window: Size, isa: str
+) -> NDArray[np.uint8]:
+    """Sample a frame [h, w, 3] of at least 2x2 by the native library."""
+    if frame.strides[1:] != (3, 1) or frame.strides[0] < 0:
+        frame = np.ascontiguousarray(frame)
+    out = np.empty((*window, 3), np.uint8)
+    _run_native(
+        isa, to_window, window, h=frame.shape[0], w=frame.shape[1], frame=frame.ctypes.data,
+        stride_y=frame.strides[0], out=out.ctypes.data,
+    )  # fmt: skip
+    return out
+
+
+def _run_native(isa: str, to_window: Homography, window: Size, **fields: Any) -> None:
+    to_frame = np.ascontiguousarray(inverse(to_window))
+    bind.warp(
+        isa, out_h=window[0], out_w=window[1], to_frame=to_frame.ctypes.data,
+        rounding_px=ROUNDING_PX, threads=torch.get_num_threads(), **fields,
+    )  # fmt: skip
 
 
 def _warp_opencv(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any, Literal, get_args
@@ -25,6 +26,7 @@ from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit
+from torchdelta.runtime.background import in_background
 from torchdelta.runtime.frames import Frame, check_frame
 from torchdelta.runtime.gate import Profile
 from torchdelta.runtime.result import Result
@@ -81,6 +83,9 @@ class MovingSession:
                `ops.gate.input_gate`); None: `default_grain`
     views, timed: see `Session`
     notes:     what came up on the way
+    waits:     with "auto": whether the stream that first needs a window waits until the network is
+               compiled for it, as suits recordings. Default: it stays still meanwhile, and the
+               network is compiled in the background. May be set at any time
     """
 
     def __init__(
@@ -114,6 +119,8 @@ class MovingSession:
         self._still: Session | None = None
         self._moving: Session | None = None
         self._moving_engine: Engine | None = None
+        self._making: Future[Engine] | None = None
+        self.waits = False
         # why no camera can be followed
         self._only_still: str | None = None
         self.notes: list[str] = []
@@ -122,6 +129,7 @@ class MovingSession:
         self._lock = threading.Lock()
         if motion != "auto":
             self._moving_engine = self._make_window()
+            self._note_window()
 
     @property
     def plan(self) -> Plan:
@@ -155,17 +163,38 @@ class MovingSession:
         """Compile the network at the window's size."""
         begin = time.perf_counter()
         engine = self._engine_at(self.window)
+        self._making_s = time.perf_counter() - begin
         if engine.plan.total_stride != self.plan.total_stride:
             raise CaptureError(
                 f"the network moves by {engine.plan.total_stride} pixels on the window and by "
                 f"{self.plan.total_stride} on the frame; take frames of another size"
             )
+        return engine
+
+    def _note_window(self) -> None:
         h, w = self.window
         self.notes.append(
-            f"cameras are followed on windows of {h}x{w}, made in "
-            f"{time.perf_counter() - begin:.1f} s"
+            f"cameras are followed on windows of {h}x{w}, made in {self._making_s:.1f} s"
         )
-        return engine
+
+    def _window_ready(self) -> bool:
+        """Have the network compiled for windows, in the background; say whether it is by now."""
+        if self._moving_engine is not None or self._only_still is not None:
+            return self._moving_engine is not None
+        if self._making is None:
+            self._making = in_background(self._make_window, "torchdelta window")
+        if not self.waits and not self._making.done():
+            return False
+        try:
+            self._moving_engine = self._making.result()
+        except Exception as error:
+            self._only_still = str(error)
+            self.notes.append(f"cameras are not followed: {error}")
+            if not isinstance(error, (CaptureError, FrameError)):
+                raise
+            return False
+        self._note_window()
+        return True
 
     # ---------------------------------------------------------------------------- streams
 
@@ -207,7 +236,7 @@ class MovingSession:
             self._still = self._still or self._session_of(self._still_engine, 1)
             return self._still
         if self._moving is None:
-            self._moving_engine = self._moving_engine or self._make_window()
+            assert self._moving_engine is not None
             self._moving = self._session_of(self._moving_engine, self.grain)
         return self._moving
 
@@ -377,23 +406,23 @@ class MovingSession:
         return results
 
     def _look(self, stream: str, camera: _Camera, given: _Ready) -> float:
-        """Follow a camera from this frame on if it moves; returns seconds spent on compiling."""
+        """Follow a camera from this frame on if it moves; returns seconds waited for the window."""
         watch = camera.watch
         assert watch is not None
-        if self._only_still is not None or not watch.suspicious:
-            return 0.0
-        if not watch.look(given.frame, given.vectors):
-            return 0.0
         begin = time.perf_counter()
-        try:
-            self._moving_engine = self._moving_engine or self._make_window()
-        except (CaptureError, FrameError) as error:
-            self._only_still = str(error)
-            self.notes.append(f"cameras are not followed: {error}")
-            return time.perf_counter() - begin
-        compiling_s = time.perf_counter() - begin
-        self._switch(stream, self._new_aligner(), THE_CAMERA_MOVES)
-        return compiling_s
+        # a look that begins now would be over too early
+        early = self._making is not None and not self._window_ready() and not watch.looking
+        spent_s = time.perf_counter() - begin
+        if self._only_still is not None or not watch.suspicious or early:
+            return spent_s
+        wanted = watch.look(given.frame, given.vectors)
+        begin = time.perf_counter()
+        # what waits does so only for what is wanted
+        ready = (wanted or (watch.sees_motion and not self.waits)) and self._window_ready()
+        spent_s += time.perf_counter() - begin
+        if wanted and ready:
+            self._switch(stream, self._new_aligner(), THE_CAMERA_MOVES)
+        return spent_s
 
     def _switch(self, stream: str, aligner: Aligner | None, reason: str) -> None:
         """Follow a stream's camera, or no longer; its next frame is computed whole."""

@@ -87,6 +87,16 @@ class Watch:
             return False
         return self._pause <= 0 or self._changed > MUCH_MORE * self._at_pause
 
+    @property
+    def looking(self) -> bool:
+        """Whether a look has begun and is not over."""
+        return self._previous is not None
+
+    @property
+    def sees_motion(self) -> bool:
+        """Whether a look has begun, and has found that the camera moves."""
+        return self.looking and self._confirmed
+
     def look(self, frame: Tensor, vectors: Vectors | None) -> bool:
         """Look at a suspicious frame [h, w, C]; True: the camera is to be followed from here on."""
         current = Thumb.of(frame, *self._range)

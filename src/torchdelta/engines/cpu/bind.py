@@ -16,7 +16,7 @@ import torch  # noqa: F401  (its OpenMP runtime must be loaded before ours is lo
 
 from torchdelta.errors import EngineError
 
-ABI = 4
+ABI = 5
 LIBRARY = "libtorchdelta_native.so"
 ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
 MESSAGE_BYTES = 512
@@ -66,6 +66,24 @@ class Call(ctypes.Structure):
         ("norm_is_max", ctypes.c_int32),
         ("foreign", ForeignFn),
         ("step_ms", ctypes.c_void_p),
+    )
+
+
+class WarpCall(ctypes.Structure):
+    """One frame brought into a window (td_warp_call)."""
+
+    _fields_ = (
+        ("frame", ctypes.c_void_p),
+        ("stride_y", ctypes.c_int64),
+        ("h", ctypes.c_int32),
+        ("w", ctypes.c_int32),
+        ("out", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("out_h", ctypes.c_int32),
+        ("out_w", ctypes.c_int32),
+        ("to_frame", ctypes.c_void_p),
+        ("rounding_px", ctypes.c_double),
+        ("threads", ctypes.c_int32),
     )
 
 
@@ -122,6 +140,8 @@ def library() -> ctypes.CDLL:
         getattr(lib, name).argtypes = (ctypes.c_void_p,)
     lib.td_step.restype = ctypes.c_int32
     lib.td_step.argtypes = (ctypes.c_void_p, ctypes.POINTER(Call))
+    lib.td_warp.restype = ctypes.c_int32
+    lib.td_warp.argtypes = (ctypes.c_char_p, ctypes.POINTER(WarpCall))
     return lib
 
 
@@ -145,6 +165,13 @@ def choose_isa() -> str:
     if wanted not in here:
         raise EngineError(f"{ISA_VARIABLE} is {wanted!r}, this CPU can run {', '.join(here)}")
     return wanted
+
+
+def warp(isa: str, **fields: Any) -> None:
+    """Bring a frame into a window; releases the GIL meanwhile. Fields: see td_warp_call."""
+    failed = library().td_warp(isa.encode(), ctypes.byref(WarpCall(**fields)))
+    if failed:
+        raise EngineError(f"the native warp failed on {isa}: {'memory' if failed < 0 else 'CPU'}")
 
 
 class NativeProgram:
