@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 import torchdelta
@@ -21,6 +22,7 @@ from support import (
     ENGINE_CASES,
     ENGINE_NAMES,
     ISA_CASES,
+    LONG,
     compiled,
     each,
     make_engine,
@@ -59,6 +61,15 @@ def threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def in_turns(cases: list[str]) -> list[ParameterSet]:
+    """Give the cases to FEW_CASES, one after the other; in a long run to all of them."""
+    return [
+        pytest.param(engine, case, marks=pytest.mark.xdist_group(case))
+        for i, case in enumerate(cases)
+        for engine in (FEW_CASES if LONG else [FEW_CASES[i % len(FEW_CASES)]])
+    ]
+
+
 def history(shape: Sequence[int], seed: int, kinds: Sequence[str] = KINDS) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(1, *shape, generator=generator)
@@ -84,8 +95,7 @@ def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     assert all(bool(same_bits(x, y).all()) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("engine", FEW_CASES)
-@pytest.mark.parametrize("case", each(NATIVE_CASES))
+@pytest.mark.parametrize(("engine", "case"), in_turns(NATIVE_CASES))
 def test_p1_bit_for_bit(engine: str, case: str) -> None:
     """After any history the state is that of a whole run on the last frame, on 1 and 2 threads."""
     fast, _ = compiled(case)
@@ -97,8 +107,7 @@ def test_p1_bit_for_bit(engine: str, case: str) -> None:
     assert_same(state_after(fast, engine, frames[-1:], 2), whole)
 
 
-@pytest.mark.parametrize("engine", FEW_CASES)
-@pytest.mark.parametrize("op", each(NATIVE_OPS))
+@pytest.mark.parametrize(("engine", "op"), in_turns(NATIVE_OPS))
 def test_p1_bit_for_bit_in_networks(engine: str, op: str) -> None:
     """The same through random networks; 5 threads have less than a row each in the small maps."""
     for seed, counts in enumerate(((1, 2), (5,))):

@@ -368,7 +368,7 @@ def test_layouts_of_a_frame_give_the_same_state(channels: int, color: str) -> No
 
 
 @pytest.mark.parametrize("size", [(1, 1), (9, 13), (23, 24)])
-@pytest.mark.parametrize("grain", [1, 2, 5])
+@pytest.mark.parametrize("grain", [1, 5])
 def test_input_gate_is_the_torch_engines(size: tuple[int, int], grain: int) -> None:
     """On changes that are far from the threshold both publish the same pixels."""
     h, w = size
@@ -384,23 +384,22 @@ def test_input_gate_is_the_torch_engines(size: tuple[int, int], grain: int) -> N
         assert not sessions[1].step({"s": x})["s"].changed.any()
 
 
-@pytest.mark.parametrize("tolerance", [0.0, 0.04])
-@pytest.mark.parametrize("grain", [1, 3])
-def test_frames_that_are_valid_in_part_are_gated_alike(tolerance: float, grain: int) -> None:
-    """Both publish the same of moving windows; one slot of three has no mask."""
-    h, w = 21, 70
+@pytest.mark.parametrize(("grain", "tolerance"), [(1, 0.04), (3, 0.04), (3, 0.0)])
+def test_frames_that_are_valid_in_part_are_gated_alike(grain: int, tolerance: float) -> None:
+    """Both publish the same of moving windows; one slot of two has no mask."""
+    h, w = 12, 70
     fast = one_conv((3, h, w), input_range=(0, 1))
     sessions = [
-        new_session(fast, engine, tolerance, slots=3, grain=grain) for engine in ("torch", "triton")
+        new_session(fast, engine, tolerance, slots=2, grain=grain) for engine in ("torch", "triton")
     ]
     r = np.random.default_rng(1)
     world = torch.from_numpy(r.random((3, 2 * h, 2 * w), dtype=np.float32))
     seen = set()
-    for t, (y, x) in enumerate([(0, 0), (0, 0), (2, 5), (2, 5), (1, 3), (1, 3)]):
+    for t, (y, x) in enumerate([(0, 0), (0, 0), (2, 5), (1, 3)]):
         frames, windows = {}, {}
-        for n in range(3):
+        for n in range(2):
             world[:, y + 4 : y + 8, x + 9 * n : x + 9 * n + 5] += 0.2 * (-1) ** t
-            valid = r.random((h, w)) < (0.6, 0.9, 1)[n] if n < 2 else None
+            valid = r.random((h, w)) < 0.8 if n == 0 else None
             frames[str(n)] = world[:, y : y + h, x : x + w].clone()
             windows[str(n)] = Window((y, x), valid, "keep")
         results = [session.step(frames, windows=windows) for session in sessions]
