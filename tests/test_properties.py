@@ -36,7 +36,7 @@ P1_FP32 = 1e-5
 HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
 NETWORKS_PER_OP = 4
 # `make test-long` draws more histories, and lets a failure shrink
-EXAMPLES_PER_OP = 25 if LONG else 3
+EXAMPLES_PER_OP = 25 if LONG else 2
 
 FRAMES = ("pixel", "patch", "stripes", "all", "same", "noise", "black", "nan")
 events = st.lists(
