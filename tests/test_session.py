@@ -293,6 +293,16 @@ def test_a_session_has_1_to_65535_slots(fast: torchdelta.CompiledModel, slots: i
         fast.session(slots=slots)
 
 
+def test_the_last_frame_of_all_streams_is_the_latest(fast: torchdelta.CompiledModel) -> None:
+    """Frames that are counted together are counted in order."""
+    session = fast.session(slots=2)
+    session.step({"a": frame(0), "b": frame(1)})
+    latest = session.step({"a": frame(2)})["a"].stats
+    assert session.stats().last == session.stats("a").last == latest
+    assert session.stats("b").last.frame == 0
+    assert session.stats().frames == 3
+
+
 def test_masks_and_statistics_of_a_frame_stay(fast: torchdelta.CompiledModel) -> None:
     """They are made when they are read, perhaps after later frames."""
     session = fast.session()

@@ -291,6 +291,7 @@ class Session:
     def _count(self, *, wait: bool) -> None:
         """Add finished frames to the statistics, in order."""
         frames: dict[int, tuple[StreamStats, list[Counted]]] = {}
+        in_order: list[Counted] = []
         while self._uncounted and (wait or self._uncounted[0][2].ready):
             stream, stats, counted = self._uncounted.popleft()
             error = counted.report.error if counted.in_doubt else None
@@ -300,9 +301,10 @@ class Session:
                     self._late[stream] = FrameError(text)
                 continue
             frames.setdefault(id(stats), (stats, []))[1].append(counted)
+            in_order.append(counted)
         for stats, of_stream in frames.values():
             stats.add_all(of_stream)
-            self._all.add_all(of_stream)
+        self._all.add_all(in_order)
         if not self._uncounted:
             self._in_doubt = False
 

@@ -484,7 +484,7 @@ def pool(
     lines_ptr, lines_slot,
     limit_ptr, limit_stride, ctl_ptr, stamp_ptr, touch_ptr,
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, rows_ptr, cols_ptr, out_h,
-    kernel_w, kernel_w_by, taps, dilation_h, dilation_w,
+    kernel_w, taps, dilation_h, dilation_w,
     MAX: tl.constexpr,
     slope_ptr, POST: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, FILTERS: tl.constexpr, NORM_MAX: tl.constexpr,
