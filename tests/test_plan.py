@@ -134,6 +134,20 @@ def test_only_what_steps_read_is_gated() -> None:
     assert [moved.values[s.output].gated for s in moved.steps] == [False, False]
 
 
+def test_a_vector_is_gated_where_much_depends_on_it() -> None:
+    from cases import Squeeze
+
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    plan = plan_of(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), *head), (3, 40, 40))
+    assert steps(plan)[:3] == ["conv2d", "tile_reduce", "global_reduce"]
+    assert [plan.values[s.output].gated for s in plan.steps][:3] == [True, False, False]
+    squeezed = plan_of(
+        nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), Squeeze(4), nn.Conv2d(4, 4, 3)), (3, 40, 40)
+    )
+    gated = {s.op.name: squeezed.values[s.output].gated for s in squeezed.steps}
+    assert gated["global_reduce"]
+
+
 def test_what_hangs_on_the_place_in_the_frame_is_known() -> None:
     fixed = {
         "flatten": nn.Flatten(),

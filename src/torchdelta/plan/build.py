@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch.export import ExportedProgram
 
 from torchdelta.ops.base import IDENTITY
@@ -12,6 +14,10 @@ from torchdelta.plan.ir import Plan, Step, Value
 from torchdelta.plan.layout import Layout
 from torchdelta.plan.lower import lower
 from torchdelta.plan.passes import PASSES
+
+# a vector (a global pool's result) behind which lies less of the network's MACs is not gated: keeping
+# quiet would cost accuracy and save nothing. Behind squeeze-and-excitation's lies nearly all
+CHEAP_SHARE = 0.01
 
 
 def build(program: ExportedProgram, preprocess: Preprocess, notes: tuple[str, ...] = ()) -> Plan:
@@ -33,7 +39,7 @@ def build(program: ExportedProgram, preprocess: Preprocess, notes: tuple[str, ..
     return Plan(
         preprocess=preprocess,
         shape=(c, h, w),
-        values=values,
+        values=_without_idle_gates(values, steps),
         buffers=tuple(layout.buffers),
         steps=steps,
         input=0,
@@ -81,6 +87,24 @@ def _values(graph: DraftGraph, layout: Layout) -> tuple[Value, ...]:
             gated=(d.op is not None and d.op.gated and d.dtype is None and i in read),
         )
         for i, d in enumerate(graph.drafts)
+    )
+
+
+def _without_idle_gates(values: tuple[Value, ...], steps: tuple[Step, ...]) -> tuple[Value, ...]:
+    """Leave vectors ungated that little depends on."""
+    whole = sum(step.macs for step in steps)
+    # the steps that depend on a value, by the value's index
+    behind: dict[int, set[int]] = {v.index: set() for v in values}
+    for i in reversed(range(len(steps))):
+        after = behind[steps[i].output] | {i}
+        for source in steps[i].inputs:
+            for owner in values[source].owners:
+                behind[owner] |= after
+    return tuple(
+        replace(v, gated=False)
+        if v.size == (1, 1) and sum(steps[i].macs for i in behind[v.index]) < CHEAP_SHARE * whole
+        else v
+        for v in values
     )
 
 

@@ -44,7 +44,8 @@ class Value:
     dtype:  None stands for the session's compute dtype
     owners: the values that are written into its channels (itself, unless it is a view); its change
             mask is the union of theirs
-    gated:  False: its threshold is 0 always (only the caller reads it, or it is only moved)
+    gated:  False: its threshold is 0 always (only the caller reads it, it is only moved, or it is
+            a vector on which little depends)
     """
 
     index: int
