@@ -309,10 +309,13 @@ def test_unknown_instruction_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -
     conv, x = nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8)
     with pytest.raises(EngineError, match=rf"avx9.*{here}"):
         torchdelta.compile(conv, x, engine="cpu")
-    fast = torchdelta.compile(conv, x)
-    assert fast.engine == "torch"
-    assert "avx9" in fast.engine_reason
+    # the native warp goes by the variable whatever the engine
+    for engine in ("auto", "torch"):
+        with pytest.raises(EngineError, match=rf"avx9.*{here}"):
+            torchdelta.compile(conv, x, engine=engine)
     monkeypatch.delenv(bind.ISA_VARIABLE)
+    fast = torchdelta.compile(conv, x)
+    assert fast.engine == "cpu"
     with pytest.raises(EngineError, match="unknown instruction set avx9"):
         CpuEngine(fast.plan, CPU, torch.float32, isa="avx9")
 
@@ -356,6 +359,9 @@ def test_without_the_library_auto_takes_the_torch_engine(
     fast = torchdelta.compile(conv, x)
     assert fast.engine == "torch"
     assert "was not built" in fast.engine_reason
+    # nothing would use it
+    other_library.setenv(bind.ISA_VARIABLE, "avx9")
+    assert torchdelta.compile(conv, x).engine == "torch"
     with pytest.raises(EngineError, match="was not built"):
         torchdelta.compile(conv, x, engine="cpu")
 

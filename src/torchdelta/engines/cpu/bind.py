@@ -151,6 +151,20 @@ def isas() -> list[str]:
     return names.split(",") if names else []
 
 
+def wrong_isa() -> str | None:
+    """Say what is wrong with TORCHDELTA_CPU_ISA; None where nothing is, or nothing would use it."""
+    wanted = os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return None
+    try:
+        here = isas()
+    except EngineError:
+        return None
+    if not here or wanted in here:
+        return None
+    return f"{ISA_VARIABLE} is {wanted!r}, this CPU can run {', '.join(here)}"
+
+
 def choose_isa() -> str:
     """Pick the instruction set: the best one, or what TORCHDELTA_CPU_ISA names.
 
@@ -159,12 +173,10 @@ def choose_isa() -> str:
     here = isas()
     if not here:
         raise EngineError("this CPU has neither AVX-512, AVX2 with FMA, nor NEON")
-    wanted = os.environ.get(ISA_VARIABLE)
-    if not wanted:
-        return here[0]
-    if wanted not in here:
-        raise EngineError(f"{ISA_VARIABLE} is {wanted!r}, this CPU can run {', '.join(here)}")
-    return wanted
+    wrong = wrong_isa()
+    if wrong:
+        raise EngineError(wrong)
+    return os.environ.get(ISA_VARIABLE) or here[0]
 
 
 def warp(isa: str, **fields: Any) -> None:
