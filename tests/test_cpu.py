@@ -1,6 +1,7 @@
 """The cpu engine alone: bit for bit what it gives on a whole frame, threads, slots, refusals."""
 
 import mmap
+import os
 import subprocess
 import sys
 import threading
@@ -466,9 +467,100 @@ def test_weight_and_scratch_bytes() -> None:
     for x in frames:
         session.step({"s": x})
         sizes.append(engine.scratch_bytes)
-    # masks and lists of a whole frame are there from the first on
-    assert 0 < sizes[0] < session.state_bytes
+    # masks and lists of a whole frame are there from the first on, and nearly nothing beside them
+    assert session.state_bytes == fast.plan.state_bytes(torch.float32)
+    assert 0 < sizes[0] < 0.2 * session.state_bytes
     assert sizes[-1] == sizes[0]
+    # the plan's weights and the packed ones are all that there is
+    assert not engine._oracle._steps
+
+
+def test_only_foreign_steps_have_weights_in_pytorch() -> None:
+    fast, _ = compiled("topk")
+    engine = make_engine(BEST, fast.plan, CPU, torch.float32)
+    names = [fast.plan.steps[i].name for i in engine._oracle._steps]
+    assert names
+    assert names == list(engine.foreign_steps())
+
+
+MEMORY_LIMITED = """
+import ctypes, resource
+from pathlib import Path
+import numpy as np, torch, torchdelta
+from torchdelta.engines.cpu import bind
+from torchdelta.motion.warp import warp
+
+torch.set_num_threads(2)
+small = torch.rand(1, 1, 40, 50)
+torchdelta.compile(torch.nn.Conv2d(1, 1, 1).eval(), small, engine="cpu")(small)
+warp(np.zeros((40, 50, 3), np.uint8), np.diag([1, 1.1, 1]), (40, 50))
+
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+
+
+def limited(function):
+    # no new memory from the system, and no piece of 64 KiB left in the heap
+    def call(*args, **options):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), -1))
+        taken = []
+        while piece := libc.malloc(1 << 16):
+            taken.append(ctypes.c_void_p(piece))
+        try:
+            return function(*args, **options)
+        finally:
+            for piece in taken:
+                libc.free(piece)
+            resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+
+    return call
+
+
+def out_of_memory(function, error):
+    # the first thread may take all the work, and it has its memory
+    for _ in range(100):
+        try:
+            function()
+        except error as raised:
+            return str(raised)
+    raise AssertionError("memory for everything")
+
+
+wide = torch.nn.Conv2d(1, 1, 1).eval()
+x = torch.rand(1, 1, 96, 20000)
+fast = torchdelta.compile(wide, x, engine="cpu", tolerance=0, input_range=(0, 1))
+session = fast.session()
+torch.set_num_threads(1)
+session.step({"s": x})
+torch.set_num_threads(2)
+program = session.engine._program
+step = program.step
+program.step = limited(step)
+x = 1 - x
+print(out_of_memory(lambda: session.step({"s": x}), MemoryError))
+program.step = step
+print(torchdelta.relative_error(session.step({"s": x})["s"].output, wide(x).detach()) < 1e-5)
+
+bind.warp = limited(bind.warp)
+picture, size = np.zeros((2, 2, 3), np.uint8), (64, 200000)
+print(out_of_memory(lambda: warp(picture, np.diag([1, 1.1, 1]), size), torchdelta.EngineError))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_that_runs_out_in_a_thread_is_an_error() -> None:
+    """It must not end the process; the stream starts anew."""
+    env = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_LIMITED], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    step, right, warped = done.stdout.splitlines()
+    assert step == "the native engine ran out of memory"
+    assert right == "True"
+    assert warped.endswith("memory")
 
 
 @cache

@@ -127,6 +127,7 @@ def measure(
         "quality": race.quality.summary() if race.quality else None,
         "state_bytes": state_bytes,
         "values_bytes": race.session.state_bytes,
+        "weight_bytes": race.session.engine.weight_bytes,
         "peak_rss_bytes": peak_rss_bytes,
         "device": _device_name(device),
         "isa": getattr(race.session.engine, "isa", None),
