@@ -1,7 +1,9 @@
 """The cpu engine alone: bit for bit what it gives on a whole frame, threads, slots, refusals."""
 
+import ctypes
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -608,12 +611,53 @@ def test_a_group_is_published_from_its_threshold_on(engine: str, channels: int, 
             assert not moved.any()
 
 
-def test_the_library_shares_the_openmp_runtime_of_pytorch() -> None:
-    code = (
-        "import torch, torchdelta\nfrom torchdelta.engines.cpu import bind\n"
-        "frame = torch.rand(1, 3, 40, 50)\ntorch.set_num_threads(2)\n"
-        "torchdelta.compile(torch.nn.Conv2d(3, 8, 3).eval(), frame, engine='cpu')(frame)\n"
-        "print(len(bind.openmp_runtimes()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "1"
+SHARED_RUNTIME = """
+import ctypes, os, sys
+import torch
+
+for other in sys.argv[1:]:
+    ctypes.CDLL(other)
+import torchdelta
+from torchdelta.engines.cpu import bind
+
+frame = torch.rand(1, 3, 40, 50)
+torch.set_num_threads(2)
+fast = torchdelta.compile(torch.nn.Conv2d(3, 8, 3).eval(), frame, engine="cpu")
+torch.rand(1 << 20).exp()
+before = len(os.listdir("/proc/self/task"))
+fast(frame)
+more = len(os.listdir("/proc/self/task")) - before
+print(len(bind.openmp_runtimes()), more, bind.pytorchs_openmp())
+"""
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path: Path) -> None:
+    """No second runtime is loaded; one of another package, whatever it is called, is not used."""
+    own = bind.pytorchs_openmp()
+    assert own in bind.openmp_runtimes()
+    other = tmp_path / "0_libs" / "libgomp-of-another.so.1"
+    other.parent.mkdir()
+    shutil.copy(own, other)
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED_RUNTIME, *[str(other)] * others],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # PyTorch's threads are there before, and no others come
+    assert done.stdout.split() == [str(1 + others), "0", own]
+
+
+def test_pytorchs_runtime_is_taken_of_several(other_library: pytest.MonkeyPatch) -> None:
+    """Whatever the order of their paths."""
+    own = bind.pytorchs_openmp()
+    load, opened = ctypes.CDLL, list[str]()
+
+    def spy(name: str, *args: Any, **options: Any) -> ctypes.CDLL:
+        opened.append(name)
+        return load(name, *args, **options)
+
+    other_library.setattr(bind, "openmp_runtimes", lambda: ["/0/libgomp.so.1", own])
+    other_library.setattr(bind.ctypes, "CDLL", spy)
+    bind.library()
+    assert own in opened
+    assert "/0/libgomp.so.1" not in opened

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401  (its OpenMP runtime must be loaded before ours is looked for)
+import torch  # its OpenMP runtime must be loaded before ours is looked for
 
 from torchdelta.errors import EngineError
 
@@ -102,6 +102,24 @@ def openmp_runtimes() -> list[str]:
     return sorted(set(re.findall(r"(/\S*/lib(?:g|i)?omp[^/\s]*\.so\S*)", maps)))
 
 
+def pytorchs_openmp() -> str | None:
+    """Find the OpenMP runtime that PyTorch calls, of those that this process has loaded.
+
+    None where PyTorch has none, or the system does not tell.
+    """
+    try:
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        # looked up as PyTorch's own calls are: in the libraries that it names
+        address = ctypes.cast(torch_library.omp_get_max_threads, ctypes.c_void_p).value or 0
+        maps = Path("/proc/self/maps").read_text()
+    except (OSError, AttributeError):
+        return None
+    for begin, end, path in re.findall(r"^(\w+)-(\w+) .*?(/.*)$", maps, re.M):
+        if int(begin, 16) <= address < int(end, 16):
+            return str(path)
+    return None
+
+
 @cache
 def library() -> ctypes.CDLL:
     """Load the native library, once.
@@ -118,8 +136,8 @@ def library() -> ctypes.CDLL:
     try:
         # the library names no OpenMP runtime: it uses the one that PyTorch has loaded, because two
         # pools of spinning threads on the same cores slow each other down
-        for runtime in [*openmp_runtimes(), "libgomp.so.1"][:1]:
-            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+        runtime = pytorchs_openmp() or next(iter(openmp_runtimes()), "libgomp.so.1")
+        ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
         lib = ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"the native library does not load: {error}") from error
