@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 import torchdelta
-from cases import OP_CASES
+from cases import FUNCTIONS, OP_CASES
 from random_nets import compiled_net
 from support import (
     ENGINE_CASES,
@@ -38,7 +40,7 @@ from support import (
 from torchdelta import EngineError
 from torchdelta.engines import choose
 from torchdelta.engines.cpu import CpuEngine, bind
-from torchdelta.ops import OPS
+from torchdelta.ops import OPS, Pointwise
 
 if "cpu" not in ENGINE_NAMES:
     # test_every_engine_is_tested says whether that may be
@@ -241,6 +243,67 @@ def test_input_gate_is_the_torch_engines(
         with threads(3):
             again = sessions[1].step({"s": x})["s"]
         assert not again.changed.any()
+
+
+# of every size and sign, at the edges of ranges and beyond them; no number below float32's smallest
+# normal one, which PyTorch may take for 0
+NUMBERS = torch.tensor([
+    *(s * x for s in (1, -1) for x in (
+        0.0, 1.2e-38, 1e-20, 1e-7, 1e-4, 0.01, 0.1, 0.25, 0.3, 0.49999, 0.5, 0.7, 0.95, 1.0, 1.0001,
+        1.4142, 1.5, 2.0, 2.5, 2.718, 3.0, 3.5, 5.0, 6.0, 7.3, 10.0, 20.0, 20.5, 30.0, 87.0, 88.5,
+        89.5, 103.0, 105.0, 1000.25, 8388607.5, 1e10, 3e38, float("inf"),
+    )), float("nan"),
+])  # fmt: skip
+# with the arguments of a step that the exporter does not make today
+MORE_FUNCTIONS = {"hardshrink": F.hardshrink, "softshrink": F.softshrink}
+# functions whose result hangs on more digits of a large number than float32 has: up to which one
+NARROW = {"sin": 1e4, "cos": 1e4, "tan": 1e4}
+
+
+class OfEachNumber(nn.Module):
+    """Elementwise functions of the same numbers, side by side; the frame is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("numbers", NUMBERS[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.numbers
+        # the last ones are replaced in the plan
+        functions = [f for f, _, _ in FUNCTIONS.values()] + [torch.abs] * len(MORE_FUNCTIONS)
+        return torch.cat([f(x) for f in functions], 1)
+
+
+@cache
+def of_each_number() -> torchdelta.CompiledModel:
+    zeros = torch.zeros(1, 1, 1, len(NUMBERS))
+    fast = torchdelta.compile(OfEachNumber().eval(), zeros, input_range=(0, 1))
+    steps = list(fast.plan.steps)
+    for k, name in enumerate(MORE_FUNCTIONS, len(steps) - len(MORE_FUNCTIONS)):
+        steps[k] = replace(steps[k], op=Pointwise(name, (0.3,)))
+    fast.plan = replace(fast.plan, steps=tuple(steps))
+    return fast
+
+
+@pytest.mark.parametrize("engine", CPU_CASES)
+def test_functions_number_by_number(engine: str) -> None:
+    fast = of_each_number()
+    session = new_session(fast, engine, 0.0)
+    found = session.step({"s": torch.zeros(1, 1, 1, len(NUMBERS))})["s"].output[0, :, 0]
+    functions = {name: f for name, (f, _, _) in FUNCTIONS.items()}
+    functions |= {name: lambda x, f=f: f(x, 0.3) for name, f in MORE_FUNCTIONS.items()}
+    wrong = []
+    for (name, f), mine in zip(functions.items(), found, strict=True):
+        expected = f(NUMBERS.double()).float()
+        # ours, and what PyTorch's float32 gives
+        near = (mine - expected).abs() <= 4e-6 * expected.abs() + 1e-7
+        good = near | same_bits(mine, expected) | same_bits(mine, f(NUMBERS))
+        good |= NUMBERS.abs() > NARROW.get(name, float("inf"))
+        wrong += [
+            (name, x.item(), got.item(), want.item())
+            for x, got, want in zip(NUMBERS[~good], mine[~good], expected[~good], strict=True)
+        ]
+    assert not wrong
 
 
 class Fails(Exception):
