@@ -344,6 +344,7 @@ OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "pixel-shuffle": ("pixel_shuffle", lambda: nn.PixelShuffle(2), (8, 9, 7)),
     "pixel-unshuffle": ("pixel_unshuffle", lambda: nn.PixelUnshuffle(3), (2, 9, 12)),
     "flatten": ("reshape", lambda: _linear(3, 5, 4), (3, 5, 4)),
+    "flatten-rows": ("reshape", lambda: Fn(lambda x: x.flatten(2).unsqueeze(2).tanh()), (3, 5, 4)),
     "cat-twice": ("copy", lambda: Fn(_twice), (5, 9, 7)),
     "split-chunk-slice-cat": ("copy", lambda: Fn(_split), (8, 9, 7)),
     "transpose": ("dense", lambda: Fn(lambda x: x.transpose(2, 3).cumsum(2)), (5, 9, 7)),

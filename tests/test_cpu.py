@@ -29,6 +29,7 @@ from support import (
     ENGINE_NAMES,
     ISA_CASES,
     LONG,
+    assert_active,
     compiled,
     each,
     make_engine,
@@ -486,6 +487,23 @@ def test_masks_of_several_outputs_are_the_torch_engines(engine: str) -> None:
             masks += [m for r in results for m in (r.changed, *r.output_changed)]
     assert all(map(torch.equal, *found))
     assert any(bool(m.any()) and not bool(m.all()) for m in found[0][2::3])
+
+
+@pytest.mark.parametrize("case", each(["maxpool-3-s2-p1", "conv-3x3-s2"]))
+def test_masks_of_very_wide_maps(case: str) -> None:
+    """A stride of 2 is taken in pieces of 4096 outputs: changes at the end of the first."""
+    fast, model = compiled(case, (2, 8300))
+    session = new_session(fast, BEST, 0.0)
+    x = torch.rand(1, *fast.plan.shape, generator=torch.Generator().manual_seed(1))
+    session.step({"s": x})
+    for column in (4095, 8189, 8190, 8191, 8192, 8193, 8299):
+        x = x.clone()
+        x[..., column] = 1 - x[..., column]
+        before = snapshot(session)
+        result = session.step({"s": x}, record=True)["s"]
+        assert_active(session, before, result, 0)
+        with torch.no_grad():
+            assert torchdelta.relative_error(result.output, model(x)) < 1e-5
 
 
 def test_state_is_one_piece_of_memory_on_huge_pages() -> None:

@@ -57,6 +57,40 @@ def test_op(engine: str, case: str) -> None:
     run_op_case(engine, case, FP32)
 
 
+# every operation on single pixels, on rows that end a word of a mask early and late; 3 px for what
+# takes them together
+SMALL, WORD, WORDS = (1, 1), (7, 63), (2, 130)
+SIZED = {
+    "conv-3x3-s2": (SMALL, WORD, WORDS), "deconv-3x3-s2-out1": (SMALL, WORD, WORDS),
+    "maxpool-3-s2-p1": (SMALL, WORD, WORDS), "maxpool-13-s1": (SMALL, WORD, WORDS),
+    "avgpool-ceil": (SMALL, WORD, WORDS), "adaptive-avg": (SMALL, WORD, WORDS),
+    "adaptive-max": (SMALL, WORD, WORDS), "global-avg-of-slice": ((1, 3), (17, 63), (2, 130)),
+    "global-mean": (SMALL, (17, 63), (2, 130)), "global-avg": ((65, 5), (1, 130)),
+    "gelu-tanh-alone": (SMALL, WORD, WORDS), "bn": (SMALL, WORD, WORDS),
+    "squeeze-excite": (SMALL, WORD, WORDS), "mul-channel": (SMALL, WORD, WORDS),
+    "rsub-const": (SMALL, WORD, WORDS), "softmax": (SMALL, WORD, WORDS),
+    "bilinear-x2-noalign": (SMALL, WORD, WORDS), "bilinear-down": (SMALL, WORD, WORDS),
+    "nearest-size": (SMALL, WORD, WORDS), "pad-reflect": ((4, 4), WORD, (4, 130)),
+    "flip": (SMALL, WORD, WORDS), "channel-shuffle": (SMALL, WORD, WORDS),
+    "pixel-shuffle": (SMALL, WORD, WORDS), "pixel-unshuffle": ((3, 3), (6, 63), (3, 195)),
+    "flatten-rows": (SMALL, WORD, WORDS), "split-chunk-slice-cat": (SMALL, WORD, WORDS),
+}  # fmt: skip
+SIZED_KINDS = ("first", "pixel", "corner", "same", "all", "patch")
+
+
+@pytest.mark.skipif("cpu" not in ENGINE_NAMES, reason="the native library was not built")
+@pytest.mark.parametrize("case", each(SIZED))
+def test_op_in_other_sizes(case: str) -> None:
+    """The instruction sets take turns: their masks are the same code."""
+    natives = [name for name in (*ENGINE_CASES, *ISA_CASES) if name.startswith("cpu-")]
+    for n, size in enumerate(SIZED[case], list(SIZED).index(case)):
+        run_op_case(natives[n % len(natives)], case, FP32, size=size, kinds=SIZED_KINDS)
+
+
+def test_every_operation_is_run_in_other_sizes() -> None:
+    assert {OP_CASES[case][0] for case in SIZED} == set(OPS) - {"dense"}
+
+
 @pytest.mark.parametrize(("engine", "dtype", "case"), HALF_RUNS)
 def test_op_half(engine: str, dtype: torch.dtype, case: str) -> None:
     """The half dtypes stay within a rounding of the float32 result."""
