@@ -29,9 +29,13 @@ from support import (
     ENGINE_NAMES,
     ISA_CASES,
     LONG,
+    around_threshold,
     assert_active,
     compiled,
+    computes_in,
+    copies,
     each,
+    gate_profile,
     make_engine,
     move,
     new_session,
@@ -52,6 +56,8 @@ CPU_CASES = [BEST, *ISA_CASES]
 # the best and the narrowest: those between have the same float32 kernels as the best
 FEW_CASES = [BEST, *ISA_CASES[-1:]]
 CPU = torch.device("cpu")
+# the instruction set that has it
+BF16_CASES = [(case, torch.bfloat16) for case in CPU_CASES if computes_in(case, torch.bfloat16)]
 NATIVE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
 NATIVE_OPS = sorted(set(OPS) - {"dense"})
 KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "patch")
@@ -647,49 +653,33 @@ def test_memory_that_runs_out_in_a_thread_is_an_error() -> None:
     assert warped.endswith("memory")
 
 
-@cache
-def copies(channels: int) -> tuple[torchdelta.CompiledModel, Tensor]:
-    """Compile a network whose first value holds multiples of the frame."""
-    first, tail = nn.Conv2d(1, channels, 1, bias=False), nn.Conv2d(channels, 1, 1)
-    # rms and max differ; the largest stands at the end of each group
-    scale = torch.ones(channels)
-    scale[63::64] = scale[-1] = 2.0
-    with torch.no_grad():
-        first.weight.copy_(scale[:, None, None, None])
-    model = nn.Sequential(first, tail).eval()
-    return torchdelta.compile(model, torch.rand(1, 1, 5, 9), input_range=(0, 1)), scale
-
-
 @pytest.mark.parametrize("norm", ["rms", "max"])
-@pytest.mark.parametrize("engine", [*ENGINE_CASES, *ISA_CASES])
+@pytest.mark.parametrize(
+    ("engine", "dtype"),
+    [*((engine, torch.float32) for engine in (*ENGINE_CASES, *ISA_CASES)), *BF16_CASES],
+)
 @pytest.mark.parametrize("channels", [1, 5, 16, 63, 64, 65, 130])
-def test_a_group_is_published_from_its_threshold_on(engine: str, channels: int, norm: str) -> None:
-    """Every group of a value moves by 2 % less than the threshold, then by 2 % more."""
+def test_a_group_is_published_from_its_threshold_on(
+    engine: str, dtype: torch.dtype, channels: int, norm: str
+) -> None:
+    """Every group of a value moves by a little less than the threshold, then by more."""
     fast, scale = copies(channels)
     x = torch.rand(1, 1, 5, 9, generator=torch.Generator().manual_seed(1))
     value = fast.plan.steps[0].output
-    name = fast.plan.values[value].name
-    # every input pixel that differs goes in
-    profile = torchdelta.Profile({"input": 0.0}, rms={name: 1.0}, norm=norm)
-    session = new_session(fast, engine, 0.1, profile=profile)
+    session = new_session(fast, engine, 0.1, profile=gate_profile(fast, norm), dtype=dtype)
     session.step({"s": x})
     assert session._state.thresholds[0, value] == pytest.approx(0.1)
     before = session._state.view(value, 0).clone()
-    groups = [scale[c : c + 64] for c in range(0, channels, 64)]
-    for g, part in enumerate(groups):
-        size = part.max() if norm == "max" else part.square().mean().sqrt()
-        for factor, moves in ((0.98, False), (1.02, True)):
-            y = x.clone()
-            y[0, 0, 2, 3] += factor * 0.1 / size
-            session.reset("s")
-            session.step({"s": x})
-            session.step({"s": y})
-            after = session._state.view(value, 0)
-            moved = after != before
-            # one group of one pixel
-            assert bool(moved[2, 3, 64 * g]) == moves
-            moved[2, 3] = False
-            assert not moved.any()
+    for g, y, moves in around_threshold(x, scale, norm, dtype):
+        session.reset("s")
+        session.step({"s": x})
+        session.step({"s": y})
+        after = session._state.view(value, 0)
+        moved = after != before
+        # one group of one pixel
+        assert bool(moved[2, 3, 64 * g]) == moves
+        moved[2, 3] = False
+        assert not moved.any()
 
 
 SHARED_RUNTIME = """
