@@ -1,9 +1,11 @@
 """Make the tables of docs/performance.md for the cpu engine: one `torchdelta bench` run per row.
 
-    python benchmarks/cpu_figures.py DATA OUT [--only TEXT] [--tables]
+    python benchmarks/cpu_figures.py DATA OUT [--only TEXT] [--quick] [--tables]
 
 DATA is the folder with clips/ and weights/; OUT keeps one JSON file per run, and runs that are
 there already are not repeated. Run it on a machine that does nothing else. `--tables` only prints.
+`--quick` leaves out torch.compile where it takes minutes to get ready, and shows the denoiser the
+beginning of each clip: an hour instead of many. Its rows have files of their own.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = ("--size", "512x768")
 RUNTIMES = "onnxruntime,openvino"
+ALL_PEERS = f"compile,{RUNTIMES}"
 LITE0 = "weights/tf_efficientnet_lite0_imagenet_fp16.pth"
 DNCNN = "weights/dncnn17_gray_sigma25.pth"
 NETWORKS = {
@@ -38,12 +41,12 @@ CLIPS = {
     "juggle": "juggle_1280x720.mp4",
     "road": "road_640x352.mp4",
 }
-# the denoiser takes 1 to 14 seconds a frame when dense
-CLIP_FRAMES = {
+# with --quick: the denoiser takes 1 to 14 seconds a frame when dense
+QUICK_FRAMES = {
     "DnCNN-17": {"room": 16, "road": 16, "pedestrians": 11, "juggle": 6, "lab": 4},
 }
-# it takes minutes to get ready for the others
-COMPILED = ("ResNet-50", "ResNet-18", "MobileNetV2", "EfficientNet-Lite0")
+# with --quick: it takes minutes to get ready for the others
+QUICKLY_COMPILED = ("ResNet-50", "ResNet-18", "MobileNetV2", "EfficientNet-Lite0")
 
 
 @dataclass(frozen=True)
@@ -65,38 +68,44 @@ def forced(network: str, share: float, *more: str, frames: int = 13) -> tuple[st
     return (*NETWORKS[network], "--active", str(share), "--frames", str(frames), *more)
 
 
-def clip(network: str, name: str) -> tuple[str, ...]:
-    """Options of a run on a clip; only ResNet-50 has a size of its own."""
+def clip(network: str, name: str, *, quick: bool) -> tuple[str, ...]:
+    """Options of a run on a whole clip; only ResNet-50 has a size of its own."""
     options = NETWORKS[network]
     if network != "ResNet-50":
         options = options[: options.index("--size")]
-    frames = CLIP_FRAMES.get(network, {}).get(name)
+    source = ("--source", f"clips/static/{CLIPS[name]}")
+    if not quick:
+        return (*options, *source, "--peers", ALL_PEERS)
+    frames = QUICK_FRAMES.get(network, {}).get(name)
     limit = ("--frames", str(frames)) if frames else ()
-    return (*options, "--source", f"clips/static/{CLIPS[name]}", "--peers", RUNTIMES, *limit)
+    return (*options, *source, "--peers", RUNTIMES, *limit)
 
 
-def runs() -> list[Run]:
+def runs(*, quick: bool) -> list[Run]:
     """All runs, the quick and telling ones first."""
     out = []
     for network in NETWORKS:
         frames = 6 if network == "DnCNN-17" else 13
         for share in (0.05, 0.02, 0.1, 0.25):
-            # torch.compile takes a minute to get ready: once per network
-            once = share == 0.05 and network in COMPILED
-            peers = f"compile,{RUNTIMES}" if once else RUNTIMES
+            # torch.compile takes a minute or more to get ready: once per network
+            once = share == 0.05 and (network in QUICKLY_COMPILED or not quick)
+            peers = ALL_PEERS if once else RUNTIMES
             options = forced(network, share, "--peers", peers, frames=frames)
             out.append(Run("forced", (network, f"{share:.0%}"), options))
     for network in ("ResNet-50", "ResNet-18", "DnCNN-17"):
         options = forced(network, 1.0, "--peers", RUNTIMES, frames=6)
         out.append(Run("all", (network,), options))
+    # the same frame again and again
+    options = forced("ResNet-50", 0.0, "--peers", ALL_PEERS, frames=30)
+    out.append(Run("unchanged", ("ResNet-50",), options))
     options = forced("ResNet-50", 0.1, "--dtype", "bf16", "--peers", "openvino")
     out.append(Run("bf16", ("ResNet-50",), options))
     for streams in (1, 16):
         options = forced("ResNet-50", 0.05, "--peers", "none", "--streams", str(streams), frames=8)
         out.append(Run("streams", (f"{streams}",), options))
     for network in ("ResNet-50", "EfficientNet-Lite0", "DnCNN-17"):
-        out += [Run("clips", (network, name), clip(network, name)) for name in CLIPS]
-    return out
+        out += [Run("clips", (network, name), clip(network, name, quick=quick)) for name in CLIPS]
+    return [replace(run, table=f"{run.table} quick") for run in out] if quick else out
 
 
 def measure(run: Run, data: Path, folder: Path) -> None:
@@ -158,10 +167,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="runs whose file name holds this text")
+    parser.add_argument("--quick", action="store_true", help="see above")
     parser.add_argument("--tables", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    wanted = [run for run in runs() if options.only in run.file]
+    wanted = [run for run in runs(quick=options.quick) if options.only in run.file]
     for run in wanted:
         if not options.tables:
             measure(run, options.data.resolve(), options.out.resolve())

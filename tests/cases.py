@@ -6,7 +6,7 @@ shape [C, H, W]). A new operation needs rows here: a test checks that every regi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,78 @@ class SideBySide(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([layer(x) for layer in self.layers], 1)
+
+
+# name: function, and the range in which a case looks at it
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], float, float]] = {
+    # what every engine has a kernel for
+    "relu": (F.relu, -3, 3), "relu6": (F.relu6, -9, 9), "hardtanh": (F.hardtanh, -3, 3),
+    "clamp": (lambda x: x.clamp(-0.5, 0.7), -3, 3),
+    "clamp-min": (lambda x: torch.clamp_min(x, -1), -3, 3),
+    "clamp-max": (lambda x: torch.clamp_max(x, 1), -3, 3),
+    "leaky": (lambda x: F.leaky_relu(x, 0.2), -3, 3), "elu": (F.elu, -4, 2),
+    "elu-alpha": (lambda x: F.elu(x, 1.5), -4, 2), "selu": (F.selu, -4, 2),
+    "celu": (lambda x: F.celu(x, 0.7), -4, 2), "silu": (F.silu, -6, 4),
+    "hardswish": (F.hardswish, -5, 5), "hardsigmoid": (F.hardsigmoid, -5, 5),
+    "sigmoid": (torch.sigmoid, -5, 5), "tanh": (torch.tanh, -3, 3), "gelu": (F.gelu, -4, 4),
+    "gelu-tanh": (lambda x: F.gelu(x, approximate="tanh"), -4, 4), "mish": (F.mish, -5, 4),
+    "softplus": (F.softplus, -5, 4), "softplus-beta": (lambda x: F.softplus(x, 2, 3), -4, 4),
+    "logsigmoid": (F.logsigmoid, -4, 5), "softsign": (F.softsign, -3, 3),
+    "threshold": (lambda x: F.threshold(x, 0.3, -1), -2, 2),
+    "abs": (torch.abs, -3, 3), "neg": (torch.neg, -3, 3), "sign": (torch.sign, -1, 1),
+    "square": (torch.square, -2, 2), "sqrt": (torch.sqrt, 0, 4), "rsqrt": (torch.rsqrt, 0.1, 4),
+    "reciprocal": (torch.reciprocal, 0.2, 3), "floor": (torch.floor, -3, 3),
+    "ceil": (torch.ceil, -3, 3), "exp": (torch.exp, -4, 1), "expm1": (torch.expm1, -3, 1),
+    "log": (torch.log, 0.05, 4), "log1p": (torch.log1p, -0.9, 3), "log2": (torch.log2, 0.1, 4),
+    "log10": (torch.log10, 0.01, 9), "erf": (torch.erf, -2, 2), "sin": (torch.sin, -4, 4),
+    "cos": (torch.cos, -4, 4),
+    # what the triton engine leaves to PyTorch
+    "round": (torch.round, -3, 3), "trunc": (torch.trunc, -3, 3), "tan": (torch.tan, -1.2, 1.2),
+    "sinh": (torch.sinh, -2, 2), "cosh": (torch.cosh, -2, 2), "asin": (torch.asin, -1, 1),
+    "acos": (torch.acos, -1, 1), "atan": (torch.atan, -4, 4), "asinh": (torch.asinh, -4, 4),
+    "acosh": (torch.acosh, 1, 5), "atanh": (torch.atanh, -0.95, 0.95),
+}  # fmt: skip
+# of the cases that look at some each; all but those of the last part have kernels everywhere
+PARTS = [list(FUNCTIONS)[begin:end] for begin, end in ((0, 21), (21, 42), (42, None))]
+
+
+class Functions(nn.Module):
+    """Elementwise functions side by side, each of three channels in its own range of numbers."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = names
+        self.spread = nn.Conv2d(5, 3 * len(names), 1)
+        with torch.no_grad():
+            self.spread.weight.zero_()
+            for c in range(3 * len(names)):
+                _, low, high = FUNCTIONS[names[c // 3]]
+                self.spread.weight[c, c % 5] = high - low
+                self.spread.bias[c] = low
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.spread(x).split(3, 1)
+        return torch.cat(
+            [FUNCTIONS[name][0](part) for name, part in zip(self.names, parts, strict=True)], 1
+        )
+
+
+class Signed(nn.Module):
+    """An elementwise layer on numbers of both signs: a step of its own, as its input is a view."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer((8 * x - 4)[:, 1:])
+
+
+def _prelu(channels: int) -> nn.PReLU:
+    """Give one whose slopes differ."""
+    layer = nn.PReLU(channels)
+    nn.init.uniform_(layer.weight, -0.5, 0.9)
+    return layer
 
 
 def _bn(channels: int) -> nn.BatchNorm2d:
@@ -142,8 +214,8 @@ WIDE_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "squeeze-excite-70": ("binary", lambda: Squeeze(70), (70, 19, 17)),
     "bilinear-70": ("bilinear", lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (70, 5, 7)),
     "nearest-70": ("remap", lambda: nn.Upsample(scale_factor=2), (70, 5, 7)),
-    "act-silu-130": ("pointwise", lambda: nn.SiLU(), (130, 5, 7)),
-    "prelu-70": ("pointwise", lambda: nn.PReLU(70, 0.2), (70, 5, 7)),
+    "act-silu-130": ("pointwise", lambda: Signed(nn.SiLU()), (130, 5, 7)),
+    "prelu-70": ("pointwise", lambda: Signed(_prelu(69)), (70, 5, 7)),
     "bn-70": ("affine", lambda: _bn(70), (70, 5, 7)),
     "softmax-70": ("softmax", lambda: nn.Softmax(1), (70, 5, 7)),
     "channel-shuffle-130": ("remap", lambda: nn.ChannelShuffle(2), (130, 5, 7)),
@@ -225,26 +297,18 @@ OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "global-amax": ("global_reduce", lambda: Fn(lambda x: x.amax((-1, -2), True)), (5, 16, 7)),
     "squeeze-excite": ("binary", lambda: Squeeze(6), (6, 19, 17)),
     "bn": ("affine", lambda: _bn(5), (5, 9, 7)),
-    "prelu": ("pointwise", lambda: nn.PReLU(5, 0.2), (5, 9, 7)),
-    "gelu-tanh": ("pointwise", lambda: nn.GELU(approximate="tanh"), (5, 9, 7)),
-    "leaky": ("pointwise", lambda: nn.LeakyReLU(0.2), (5, 9, 7)),
-    **{
-        f"act-{name}": ("pointwise", lambda f=f: Fn(f), (5, 9, 7))
-        for name, f in {
-            "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish,
-            "hardsigmoid": F.hardsigmoid, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
-            "gelu": F.gelu, "elu": F.elu, "selu": F.selu, "celu": F.celu, "mish": F.mish,
-            "softplus": F.softplus, "abs": torch.abs, "exp": torch.exp, "neg": torch.neg,
-            "clamp": lambda x: x.clamp(-0.5, 0.5), "square": torch.square,
-            "hardtanh": F.hardtanh, "logsigmoid": F.logsigmoid, "softsign": F.softsign,
-        }.items()
-    },
+    **{f"functions-{n}": ("pointwise", lambda part=part: Functions(part), (5, 9, 7))
+       for n, part in enumerate(PARTS)},
+    "gelu-tanh-alone": ("pointwise", lambda: Signed(nn.GELU(approximate="tanh")), (5, 9, 7)),
+    "prelu-conv": ("conv2d", lambda: nn.Sequential(conv(5, 7, 1), _prelu(7)), (5, 9, 7)),
     "add": ("binary", lambda: Fn(lambda x: x.tanh() + x), (5, 9, 7)),
     "add-alpha": ("binary", lambda: Fn(lambda x: torch.add(x.tanh(), x, alpha=0.3)), (5, 9, 7)),
     "sub": ("binary", lambda: Fn(lambda x: x.tanh() - x), (5, 9, 7)),
     "mul": ("binary", lambda: Fn(lambda x: x.tanh() * x), (5, 9, 7)),
     "div": ("binary", lambda: Fn(lambda x: x / (x.abs() + 1)), (5, 9, 7)),
-    "maximum": ("binary", lambda: Fn(lambda x: torch.maximum(x.tanh(), x * 0.5)), (5, 9, 7)),
+    "maximum": ("binary", lambda: Fn(lambda x: torch.maximum(x.tanh(), 1 - x)), (5, 9, 7)),
+    "minimum": ("binary", lambda: Fn(lambda x: torch.minimum(x.tanh(), 1 - x)), (5, 9, 7)),
+    "pow": ("binary", lambda: Fn(lambda x: (x + 0.1).pow((4 * x - 2).tanh())), (5, 9, 7)),
     "mul-channel": ("binary", lambda: Fn(lambda x: x * x[:, 1:2]), (5, 9, 7)),
     "residual": ("conv2d", lambda: nn.Sequential(Residual(5), nn.ReLU()), (5, 9, 17)),
     "sub-from-value": ("conv2d", lambda: Residual(5, lambda x, y: x - y), (5, 9, 17)),
@@ -280,6 +344,7 @@ OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "pixel-shuffle": ("pixel_shuffle", lambda: nn.PixelShuffle(2), (8, 9, 7)),
     "pixel-unshuffle": ("pixel_unshuffle", lambda: nn.PixelUnshuffle(3), (2, 9, 12)),
     "flatten": ("reshape", lambda: _linear(3, 5, 4), (3, 5, 4)),
+    "flatten-rows": ("reshape", lambda: Fn(lambda x: x.flatten(2).unsqueeze(2).tanh()), (3, 5, 4)),
     "cat-twice": ("copy", lambda: Fn(_twice), (5, 9, 7)),
     "split-chunk-slice-cat": ("copy", lambda: Fn(_split), (8, 9, 7)),
     "transpose": ("dense", lambda: Fn(lambda x: x.transpose(2, 3).cumsum(2)), (5, 9, 7)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -88,6 +88,42 @@ def compiled(
     generator = torch.Generator().manual_seed(0)
     example = torch.rand(1, shape[0], *(size or shape[1:]), generator=generator)
     return torchdelta.compile(model, example, input_range=(0, 1)), model
+
+
+@cache
+def copies(channels: int) -> tuple[torchdelta.CompiledModel, Tensor]:
+    """Compile a network whose first value holds multiples of the frame."""
+    first, tail = nn.Conv2d(1, channels, 1, bias=False), nn.Conv2d(channels, 1, 1)
+    # rms and max differ; the largest stands at the end of each group
+    scale = torch.ones(channels)
+    scale[63::64] = scale[-1] = 2.0
+    with torch.no_grad():
+        first.weight.copy_(scale[:, None, None, None])
+    model = nn.Sequential(first, tail).eval()
+    return torchdelta.compile(model, torch.rand(1, 1, 5, 9), input_range=(0, 1)), scale
+
+
+def around_threshold(
+    x: Tensor, scale: Tensor, norm: str, dtype: torch.dtype
+) -> Iterator[tuple[int, Tensor, bool]]:
+    """Move one pixel of a frame of `copies` so that a group moves by less than 0.1, then by more.
+
+    Gives (group, frame, whether the group is to be published where the threshold is 0.1).
+    """
+    # rounding of what is stored moves the difference
+    off = 0.02 if dtype == torch.float32 else 0.1
+    for g, part in enumerate(scale.split(64)):
+        size = part.max() if norm == "max" else part.square().mean().sqrt()
+        for factor, moves in ((1 - off, False), (1 + off, True)):
+            y = x.clone()
+            y[0, 0, 2, 3] += factor * 0.1 / size
+            yield g, y, moves
+
+
+def gate_profile(fast: torchdelta.CompiledModel, norm: str) -> torchdelta.Profile:
+    """Give a profile with which the first value's threshold is the tolerance, the input's 0."""
+    name = fast.plan.values[fast.plan.steps[0].output].name
+    return torchdelta.Profile({"input": 0.0}, rms={name: 1.0}, norm=norm)
 
 
 def new_session(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 import torchdelta
 from conftest import require
-from support import ENGINE_CASES, new_session
+from support import ENGINE_CASES, ENGINE_NAMES, computes_in, new_session
 from test_docs import rows, section
 from torchdelta.bench import peers as peers_module
 from torchdelta.bench.forced import changed_inside, disc_mask, forced_masks, made_frame
@@ -40,6 +41,7 @@ from torchdelta.bench.report import figures, write_json
 from torchdelta.cli import clip as clip_module
 from torchdelta.cli.app import app
 from torchdelta.cli.clip import Clip
+from torchdelta.engines.cpu import bind
 from torchdelta.errors import EngineError, SinkError, SourceError
 
 KEYS = {
@@ -566,6 +568,13 @@ def test_a_clip_gives_figures_that_agree_with_each_other(folder: Path) -> None:
     assert record["commit"]
     spent_ms = [step["ms"] for step in record["steps"]]
     assert spent_ms == sorted(spent_ms, reverse=True)
+    lines = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    assert lines["contestant"][1:] == ["median", "20%", "80%", "mean"]
+    for name, ms in (("torchdelta", record["ours"]), *record["peers"].items()):
+        cells = [float(cell) for cell in lines[name][-4:]]
+        assert cells == pytest.approx(
+            [ms["median"], ms["p20"], ms["p80"], ms["mean"]], rel=1e-2, abs=6e-3
+        )
     for word in ("speedup", "MAC share", "efficiency", "quality", "top-1", "conditions", "decoding",
                  "slowest steps", "note: weights: random"):  # fmt: skip
         assert word in result.stdout
@@ -584,6 +593,11 @@ def test_forced_activity_needs_no_clip(folder: Path) -> None:
     assert record["mac_share"] == pytest.approx(disc_mask((96, 144), 0.1).mean(), rel=1e-5)
     assert 0.1 < record["changed_input"] < 0.2
     assert record["source"] is record["quality"] is record["steps"] is None
+    best = "cpu" if "cpu" in ENGINE_NAMES else "torch"
+    assert record["engine"] == best
+    assert record["isa"] == (bind.choose_isa() if best == "cpu" else None)
+    assert record["engine_reason"].startswith("auto: ")
+    assert f"engine      {best} (auto: " in result.stdout
     assert (record["active"], record["streams"], record["sampled_frames"]) == (0.1, 2, 4)
     assert record["ours_ms"] == record["ours"]["median"]
     assert record["efficiency"] == pytest.approx(record["mac_share"] * record["speedup"])
@@ -603,6 +617,57 @@ def test_an_unchanged_frame(folder: Path) -> None:
     assert record["speedup"] > 0
     assert "the same frame again and again" in result.stdout
     assert "efficiency" not in result.stdout
+
+
+def test_a_record_says_why_it_is_of_the_torch_engine(folder: Path) -> None:
+    args = ["--model", "nets:picture", "--active", "0.1", "--size", "24x32", "--frames", "3",
+            "--peers", "none", "--json", "out.json", "--dtype", "fp16"]  # fmt: skip
+    result = call(*args)
+    record = json.loads(Path("out.json").read_text())
+    assert (record["engine"], record["isa"], record["dtype"]) == ("torch", None, "fp16")
+    if "cpu" in ENGINE_NAMES:
+        assert "not cpu: the cpu engine computes in fp32 and bf16" in record["engine_reason"]
+    note = f"ours ran on the torch engine: {record['engine_reason']}"
+    assert note in record["notes"]
+    assert f"note: {note}" in result.stdout
+    # as asked: no fallback
+    call(*args, "--engine", "torch")
+    record = json.loads(Path("out.json").read_text())
+    assert record["engine_reason"] == "as asked"
+    assert not any("ours ran on" in note for note in record["notes"])
+
+
+@pytest.mark.skipif(
+    not any(computes_in(case, torch.bfloat16) for case in ENGINE_CASES if "cpu" in case),
+    reason="this CPU has no AVX512-BF16",
+)
+def test_bf16_on_the_cpu_engine(folder: Path) -> None:
+    call("--model", "nets:picture", "--source", "clip", "--frames", "4", "--dtype", "bf16",
+         "--peers", "torch", "--json", "out.json")  # fmt: skip
+    record = json.loads(Path("out.json").read_text())
+    assert (record["engine"], record["isa"], record["dtype"]) == ("cpu", "avx512_bf16", "bf16")
+    assert 1e-3 < record["quality"]["layer_error"]["mean"] < 0.1
+    assert list(record["peers"]) == ["torch"]
+
+
+def test_weights_and_a_profile_from_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(folder)
+    model = importlib.import_module("nets").picture()
+    torch.save(model.state_dict(), "w.pth")
+    # the same goes in, and nothing comes out of the gates behind it
+    torchdelta.Profile({"*": 1e6, "input": 1.0}).save("loose.json")
+    args = ["--model", "nets:picture", "--source", "clip", "--frames", "4", "--peers", "none",
+            "--weights", "w.pth", "--json", "out.json"]  # fmt: skip
+    records = []
+    for more in ([], ["--profile", "loose.json"]):
+        call(*args, *more)
+        records.append(json.loads(Path("out.json").read_text()))
+    plain, loose = records
+    for record in records:
+        assert not record["prepared"]
+        assert not any("random" in note for note in record["notes"])
+    assert loose["changed_input"] == plain["changed_input"] > 0
+    assert loose["mac_share"] < 0.7 * plain["mac_share"]
 
 
 def test_tf32_is_refused_where_no_engine_has_it(folder: Path) -> None:

@@ -1,30 +1,41 @@
 """The cpu engine alone: bit for bit what it gives on a whole frame, threads, slots, refusals."""
 
+import ctypes
 import mmap
+import os
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 import torchdelta
-from cases import OP_CASES
+from cases import FUNCTIONS, OP_CASES
 from random_nets import compiled_net
 from support import (
     ENGINE_CASES,
     ENGINE_NAMES,
     ISA_CASES,
     LONG,
+    around_threshold,
+    assert_active,
     compiled,
+    computes_in,
+    copies,
     each,
+    gate_profile,
     make_engine,
     move,
     new_session,
@@ -34,7 +45,7 @@ from support import (
 from torchdelta import EngineError
 from torchdelta.engines import choose
 from torchdelta.engines.cpu import CpuEngine, bind
-from torchdelta.ops import OPS
+from torchdelta.ops import OPS, Pointwise
 
 if "cpu" not in ENGINE_NAMES:
     # test_every_engine_is_tested says whether that may be
@@ -45,6 +56,8 @@ CPU_CASES = [BEST, *ISA_CASES]
 # the best and the narrowest: those between have the same float32 kernels as the best
 FEW_CASES = [BEST, *ISA_CASES[-1:]]
 CPU = torch.device("cpu")
+# the instruction set that has it
+BF16_CASES = [(case, torch.bfloat16) for case in CPU_CASES if computes_in(case, torch.bfloat16)]
 NATIVE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
 NATIVE_OPS = sorted(set(OPS) - {"dense"})
 KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "patch")
@@ -239,6 +252,67 @@ def test_input_gate_is_the_torch_engines(
         assert not again.changed.any()
 
 
+# of every size and sign, at the edges of ranges and beyond them; no number below float32's smallest
+# normal one, which PyTorch may take for 0
+NUMBERS = torch.tensor([
+    *(s * x for s in (1, -1) for x in (
+        0.0, 1.2e-38, 1e-20, 1e-7, 1e-4, 0.01, 0.1, 0.25, 0.3, 0.49999, 0.5, 0.7, 0.95, 1.0, 1.0001,
+        1.4142, 1.5, 2.0, 2.5, 2.718, 3.0, 3.5, 5.0, 6.0, 7.3, 10.0, 20.0, 20.5, 30.0, 87.0, 88.5,
+        89.5, 103.0, 105.0, 1000.25, 8388607.5, 1e10, 3e38, float("inf"),
+    )), float("nan"),
+])  # fmt: skip
+# with the arguments of a step that the exporter does not make today
+MORE_FUNCTIONS = {"hardshrink": F.hardshrink, "softshrink": F.softshrink}
+# functions whose result hangs on more digits of a large number than float32 has: up to which one
+NARROW = {"sin": 1e4, "cos": 1e4, "tan": 1e4}
+
+
+class OfEachNumber(nn.Module):
+    """Elementwise functions of the same numbers, side by side; the frame is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("numbers", NUMBERS[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.numbers
+        # the last ones are replaced in the plan
+        functions = [f for f, _, _ in FUNCTIONS.values()] + [torch.abs] * len(MORE_FUNCTIONS)
+        return torch.cat([f(x) for f in functions], 1)
+
+
+@cache
+def of_each_number() -> torchdelta.CompiledModel:
+    zeros = torch.zeros(1, 1, 1, len(NUMBERS))
+    fast = torchdelta.compile(OfEachNumber().eval(), zeros, input_range=(0, 1))
+    steps = list(fast.plan.steps)
+    for k, name in enumerate(MORE_FUNCTIONS, len(steps) - len(MORE_FUNCTIONS)):
+        steps[k] = replace(steps[k], op=Pointwise(name, (0.3,)))
+    fast.plan = replace(fast.plan, steps=tuple(steps))
+    return fast
+
+
+@pytest.mark.parametrize("engine", CPU_CASES)
+def test_functions_number_by_number(engine: str) -> None:
+    fast = of_each_number()
+    session = new_session(fast, engine, 0.0)
+    found = session.step({"s": torch.zeros(1, 1, 1, len(NUMBERS))})["s"].output[0, :, 0]
+    functions = {name: f for name, (f, _, _) in FUNCTIONS.items()}
+    functions |= {name: lambda x, f=f: f(x, 0.3) for name, f in MORE_FUNCTIONS.items()}
+    wrong = []
+    for (name, f), mine in zip(functions.items(), found, strict=True):
+        expected = f(NUMBERS.double()).float()
+        # ours, and what PyTorch's float32 gives
+        near = (mine - expected).abs() <= 4e-6 * expected.abs() + 1e-7
+        good = near | same_bits(mine, expected) | same_bits(mine, f(NUMBERS))
+        good |= NUMBERS.abs() > NARROW.get(name, float("inf"))
+        wrong += [
+            (name, x.item(), got.item(), want.item())
+            for x, got, want in zip(NUMBERS[~good], mine[~good], expected[~good], strict=True)
+        ]
+    assert not wrong
+
+
 class Fails(Exception):
     pass
 
@@ -309,10 +383,13 @@ def test_unknown_instruction_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -
     conv, x = nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8)
     with pytest.raises(EngineError, match=rf"avx9.*{here}"):
         torchdelta.compile(conv, x, engine="cpu")
-    fast = torchdelta.compile(conv, x)
-    assert fast.engine == "torch"
-    assert "avx9" in fast.engine_reason
+    # the native warp goes by the variable whatever the engine
+    for engine in ("auto", "torch"):
+        with pytest.raises(EngineError, match=rf"avx9.*{here}"):
+            torchdelta.compile(conv, x, engine=engine)
     monkeypatch.delenv(bind.ISA_VARIABLE)
+    fast = torchdelta.compile(conv, x)
+    assert fast.engine == "cpu"
     with pytest.raises(EngineError, match="unknown instruction set avx9"):
         CpuEngine(fast.plan, CPU, torch.float32, isa="avx9")
 
@@ -356,6 +433,9 @@ def test_without_the_library_auto_takes_the_torch_engine(
     fast = torchdelta.compile(conv, x)
     assert fast.engine == "torch"
     assert "was not built" in fast.engine_reason
+    # nothing would use it
+    other_library.setenv(bind.ISA_VARIABLE, "avx9")
+    assert torchdelta.compile(conv, x).engine == "torch"
     with pytest.raises(EngineError, match="was not built"):
         torchdelta.compile(conv, x, engine="cpu")
 
@@ -415,6 +495,23 @@ def test_masks_of_several_outputs_are_the_torch_engines(engine: str) -> None:
     assert any(bool(m.any()) and not bool(m.all()) for m in found[0][2::3])
 
 
+@pytest.mark.parametrize("case", each(["maxpool-3-s2-p1", "conv-3x3-s2"]))
+def test_masks_of_very_wide_maps(case: str) -> None:
+    """A stride of 2 is taken in pieces of 4096 outputs: changes at the end of the first."""
+    fast, model = compiled(case, (2, 8300))
+    session = new_session(fast, BEST, 0.0)
+    x = torch.rand(1, *fast.plan.shape, generator=torch.Generator().manual_seed(1))
+    session.step({"s": x})
+    for column in (4095, 8189, 8190, 8191, 8192, 8193, 8299):
+        x = x.clone()
+        x[..., column] = 1 - x[..., column]
+        before = snapshot(session)
+        result = session.step({"s": x}, record=True)["s"]
+        assert_active(session, before, result, 0)
+        with torch.no_grad():
+            assert torchdelta.relative_error(result.output, model(x)) < 1e-5
+
+
 def test_state_is_one_piece_of_memory_on_huge_pages() -> None:
     """The kernel is asked for them (it need not have any); nothing is rounded up to whole ones."""
     fast = torchdelta.compile(
@@ -460,62 +557,178 @@ def test_weight_and_scratch_bytes() -> None:
     for x in frames:
         session.step({"s": x})
         sizes.append(engine.scratch_bytes)
-    # masks and lists of a whole frame are there from the first on
-    assert 0 < sizes[0] < session.state_bytes
+    # masks and lists of a whole frame are there from the first on, and nearly nothing beside them
+    assert session.state_bytes == fast.plan.state_bytes(torch.float32)
+    assert 0 < sizes[0] < 0.2 * session.state_bytes
     assert sizes[-1] == sizes[0]
+    # the plan's weights and the packed ones are all that there is
+    assert not engine._oracle._steps
 
 
-@cache
-def copies(channels: int) -> tuple[torchdelta.CompiledModel, Tensor]:
-    """Compile a network whose first value holds multiples of the frame."""
-    first, tail = nn.Conv2d(1, channels, 1, bias=False), nn.Conv2d(channels, 1, 1)
-    # rms and max differ; the largest stands at the end of each group
-    scale = torch.ones(channels)
-    scale[63::64] = scale[-1] = 2.0
-    with torch.no_grad():
-        first.weight.copy_(scale[:, None, None, None])
-    model = nn.Sequential(first, tail).eval()
-    return torchdelta.compile(model, torch.rand(1, 1, 5, 9), input_range=(0, 1)), scale
+def test_only_foreign_steps_have_weights_in_pytorch() -> None:
+    fast, _ = compiled("topk")
+    engine = make_engine(BEST, fast.plan, CPU, torch.float32)
+    names = [fast.plan.steps[i].name for i in engine._oracle._steps]
+    assert names
+    assert names == list(engine.foreign_steps())
+
+
+MEMORY_LIMITED = """
+import ctypes, resource
+from pathlib import Path
+import numpy as np, torch, torchdelta
+from torchdelta.engines.cpu import bind
+from torchdelta.motion.warp import warp
+
+torch.set_num_threads(2)
+small = torch.rand(1, 1, 40, 50)
+torchdelta.compile(torch.nn.Conv2d(1, 1, 1).eval(), small, engine="cpu")(small)
+warp(np.zeros((40, 50, 3), np.uint8), np.diag([1, 1.1, 1]), (40, 50))
+
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+
+
+def limited(function):
+    # no new memory from the system, and no piece of 64 KiB left in the heap
+    def call(*args, **options):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), -1))
+        taken = []
+        while piece := libc.malloc(1 << 16):
+            taken.append(ctypes.c_void_p(piece))
+        try:
+            return function(*args, **options)
+        finally:
+            for piece in taken:
+                libc.free(piece)
+            resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+
+    return call
+
+
+def out_of_memory(function, error):
+    # the first thread may take all the work, and it has its memory
+    for _ in range(100):
+        try:
+            function()
+        except error as raised:
+            return str(raised)
+    raise AssertionError("memory for everything")
+
+
+wide = torch.nn.Conv2d(1, 1, 1).eval()
+x = torch.rand(1, 1, 96, 20000)
+fast = torchdelta.compile(wide, x, engine="cpu", tolerance=0, input_range=(0, 1))
+session = fast.session()
+torch.set_num_threads(1)
+session.step({"s": x})
+torch.set_num_threads(2)
+program = session.engine._program
+step = program.step
+program.step = limited(step)
+x = 1 - x
+print(out_of_memory(lambda: session.step({"s": x}), MemoryError))
+program.step = step
+print(torchdelta.relative_error(session.step({"s": x})["s"].output, wide(x).detach()) < 1e-5)
+
+bind.warp = limited(bind.warp)
+picture, size = np.zeros((2, 2, 3), np.uint8), (64, 200000)
+print(out_of_memory(lambda: warp(picture, np.diag([1, 1.1, 1]), size), torchdelta.EngineError))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_that_runs_out_in_a_thread_is_an_error() -> None:
+    """It must not end the process; the stream starts anew."""
+    env = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_LIMITED], capture_output=True, text=True, env=env
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    step, right, warped = done.stdout.splitlines()
+    assert step == "the native engine ran out of memory"
+    assert right == "True"
+    assert warped.endswith("memory")
 
 
 @pytest.mark.parametrize("norm", ["rms", "max"])
-@pytest.mark.parametrize("engine", [*ENGINE_CASES, *ISA_CASES])
+@pytest.mark.parametrize(
+    ("engine", "dtype"),
+    [*((engine, torch.float32) for engine in (*ENGINE_CASES, *ISA_CASES)), *BF16_CASES],
+)
 @pytest.mark.parametrize("channels", [1, 5, 16, 63, 64, 65, 130])
-def test_a_group_is_published_from_its_threshold_on(engine: str, channels: int, norm: str) -> None:
-    """Every group of a value moves by 2 % less than the threshold, then by 2 % more."""
+def test_a_group_is_published_from_its_threshold_on(
+    engine: str, dtype: torch.dtype, channels: int, norm: str
+) -> None:
+    """Every group of a value moves by a little less than the threshold, then by more."""
     fast, scale = copies(channels)
     x = torch.rand(1, 1, 5, 9, generator=torch.Generator().manual_seed(1))
     value = fast.plan.steps[0].output
-    name = fast.plan.values[value].name
-    # every input pixel that differs goes in
-    profile = torchdelta.Profile({"input": 0.0}, rms={name: 1.0}, norm=norm)
-    session = new_session(fast, engine, 0.1, profile=profile)
+    session = new_session(fast, engine, 0.1, profile=gate_profile(fast, norm), dtype=dtype)
     session.step({"s": x})
     assert session._state.thresholds[0, value] == pytest.approx(0.1)
     before = session._state.view(value, 0).clone()
-    groups = [scale[c : c + 64] for c in range(0, channels, 64)]
-    for g, part in enumerate(groups):
-        size = part.max() if norm == "max" else part.square().mean().sqrt()
-        for factor, moves in ((0.98, False), (1.02, True)):
-            y = x.clone()
-            y[0, 0, 2, 3] += factor * 0.1 / size
-            session.reset("s")
-            session.step({"s": x})
-            session.step({"s": y})
-            after = session._state.view(value, 0)
-            moved = after != before
-            # one group of one pixel
-            assert bool(moved[2, 3, 64 * g]) == moves
-            moved[2, 3] = False
-            assert not moved.any()
+    for g, y, moves in around_threshold(x, scale, norm, dtype):
+        session.reset("s")
+        session.step({"s": x})
+        session.step({"s": y})
+        after = session._state.view(value, 0)
+        moved = after != before
+        # one group of one pixel
+        assert bool(moved[2, 3, 64 * g]) == moves
+        moved[2, 3] = False
+        assert not moved.any()
 
 
-def test_the_library_shares_the_openmp_runtime_of_pytorch() -> None:
-    code = (
-        "import torch, torchdelta\nfrom torchdelta.engines.cpu import bind\n"
-        "frame = torch.rand(1, 3, 40, 50)\ntorch.set_num_threads(2)\n"
-        "torchdelta.compile(torch.nn.Conv2d(3, 8, 3).eval(), frame, engine='cpu')(frame)\n"
-        "print(len(bind.openmp_runtimes()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "1"
+SHARED_RUNTIME = """
+import ctypes, os, sys
+import torch
+
+for other in sys.argv[1:]:
+    ctypes.CDLL(other)
+import torchdelta
+from torchdelta.engines.cpu import bind
+
+frame = torch.rand(1, 3, 40, 50)
+torch.set_num_threads(2)
+fast = torchdelta.compile(torch.nn.Conv2d(3, 8, 3).eval(), frame, engine="cpu")
+torch.rand(1 << 20).exp()
+before = len(os.listdir("/proc/self/task"))
+fast(frame)
+more = len(os.listdir("/proc/self/task")) - before
+print(len(bind.openmp_runtimes()), more, bind.pytorchs_openmp())
+"""
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path: Path) -> None:
+    """No second runtime is loaded; one of another package, whatever it is called, is not used."""
+    own = bind.pytorchs_openmp()
+    assert own in bind.openmp_runtimes()
+    other = tmp_path / "0_libs" / "libgomp-of-another.so.1"
+    other.parent.mkdir()
+    shutil.copy(own, other)
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED_RUNTIME, *[str(other)] * others],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    # PyTorch's threads are there before, and no others come
+    assert done.stdout.split() == [str(1 + others), "0", own]
+
+
+def test_pytorchs_runtime_is_taken_of_several(other_library: pytest.MonkeyPatch) -> None:
+    """Whatever the order of their paths."""
+    own = bind.pytorchs_openmp()
+    load, opened = ctypes.CDLL, list[str]()
+
+    def spy(name: str, *args: Any, **options: Any) -> ctypes.CDLL:
+        opened.append(name)
+        return load(name, *args, **options)
+
+    other_library.setattr(bind, "openmp_runtimes", lambda: ["/0/libgomp.so.1", own])
+    other_library.setattr(bind.ctypes, "CDLL", spy)
+    bind.library()
+    assert own in opened
+    assert "/0/libgomp.so.1" not in opened

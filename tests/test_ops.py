@@ -23,13 +23,17 @@ from support import (
     run_op_case,
 )
 from torchdelta.engines import ENGINES
-from torchdelta.engines.cpu import bind
-from torchdelta.ops import OPS, Dense
+from torchdelta.engines.cpu import bind, blob
+from torchdelta.engines.cpu.blob import native_function
+from torchdelta.ops import OPS, Binary, Dense, Pointwise
+from torchdelta.ops.pointwise import BINARY, POINTWISE
 
 # relative L2 against the stock operation in float32; other orders of summation, nothing else
 FP32 = 1e-5
 # half precision: one rounding of the result, and of each intermediate of a composed case
 HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
+# what PyTorch 2.15's exporter makes comparisons of (tests/test_cpu.py computes them)
+REWRITTEN = {"hardshrink", "softshrink"}
 SPARSE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
 
 
@@ -53,13 +57,48 @@ def test_op(engine: str, case: str) -> None:
     run_op_case(engine, case, FP32)
 
 
+# every operation on single pixels, on rows that end a word of a mask early and late; 3 px for what
+# takes them together
+SMALL, WORD, WORDS = (1, 1), (7, 63), (2, 130)
+SIZED = {
+    "conv-3x3-s2": (SMALL, WORD, WORDS), "deconv-3x3-s2-out1": (SMALL, WORD, WORDS),
+    "maxpool-3-s2-p1": (SMALL, WORD, WORDS), "maxpool-13-s1": (SMALL, WORD, WORDS),
+    "avgpool-ceil": (SMALL, WORD, WORDS), "adaptive-avg": (SMALL, WORD, WORDS),
+    "adaptive-max": (SMALL, WORD, WORDS), "global-avg-of-slice": ((1, 3), (17, 63), (2, 130)),
+    "global-mean": (SMALL, (17, 63), (2, 130)), "global-avg": ((65, 5), (1, 130)),
+    "gelu-tanh-alone": (SMALL, WORD, WORDS), "bn": (SMALL, WORD, WORDS),
+    "squeeze-excite": (SMALL, WORD, WORDS), "mul-channel": (SMALL, WORD, WORDS),
+    "rsub-const": (SMALL, WORD, WORDS), "softmax": (SMALL, WORD, WORDS),
+    "bilinear-x2-noalign": (SMALL, WORD, WORDS), "bilinear-down": (SMALL, WORD, WORDS),
+    "nearest-size": (SMALL, WORD, WORDS), "pad-reflect": ((4, 4), WORD, (4, 130)),
+    "flip": (SMALL, WORD, WORDS), "channel-shuffle": (SMALL, WORD, WORDS),
+    "pixel-shuffle": (SMALL, WORD, WORDS), "pixel-unshuffle": ((3, 3), (6, 63), (3, 195)),
+    "flatten-rows": (SMALL, WORD, WORDS), "split-chunk-slice-cat": (SMALL, WORD, WORDS),
+}  # fmt: skip
+SIZED_KINDS = ("first", "pixel", "corner", "same", "all", "patch")
+
+
+@pytest.mark.skipif("cpu" not in ENGINE_NAMES, reason="the native library was not built")
+@pytest.mark.parametrize("case", each(SIZED))
+def test_op_in_other_sizes(case: str) -> None:
+    """The instruction sets take turns: their masks are the same code."""
+    natives = [name for name in (*ENGINE_CASES, *ISA_CASES) if name.startswith("cpu-")]
+    for n, size in enumerate(SIZED[case], list(SIZED).index(case)):
+        run_op_case(natives[n % len(natives)], case, FP32, size=size, kinds=SIZED_KINDS)
+
+
+def test_every_operation_is_run_in_other_sizes() -> None:
+    assert {OP_CASES[case][0] for case in SIZED} == set(OPS) - {"dense"}
+
+
 @pytest.mark.parametrize(("engine", "dtype", "case"), HALF_RUNS)
 def test_op_half(engine: str, dtype: torch.dtype, case: str) -> None:
     """The half dtypes stay within a rounding of the float32 result."""
     run_op_case(engine, case, HALF[dtype], dtype=dtype, kinds=("first", "patch", "pixel"))
 
 
-@pytest.mark.parametrize("case", each(SPARSE_CASES))
+# not every function passes a NaN on, nor has numbers for 0..1; they have one footprint
+@pytest.mark.parametrize("case", each(c for c in SPARSE_CASES if not c.startswith("functions")))
 def test_footprint_is_what_the_stock_operation_reads(case: str) -> None:
     """A NaN at one input pixel reaches exactly the footprint's outputs."""
     fast, _ = compiled(case)
@@ -103,6 +142,17 @@ def test_bilinear_does_not_read_places_of_weight_0(engine: str) -> None:
 def test_every_registered_op_has_cases() -> None:
     seen = {step.op.name for case in OP_CASES for step in compiled(case)[0].plan.steps}
     assert seen == set(OPS)
+
+
+def test_every_function_has_cases() -> None:
+    """As steps of their own, on numbers of both signs where that makes a difference."""
+    steps = [step for case in OP_CASES for step in compiled(case)[0].plan.steps]
+    alone = [step.op for step in steps if isinstance(step.op, Pointwise)]
+    assert {op.fn for op in alone} == {*POINTWISE, "prelu"} - REWRITTEN
+    native = {function.name for op in alone if (function := native_function(op))}
+    assert native == {*blob.POINTWISE} - REWRITTEN
+    pairs = {step.op.fn for step in steps if isinstance(step.op, Binary)}
+    assert pairs == {*BINARY} == {*blob.BINARY}
 
 
 def test_every_engine_is_tested() -> None:

@@ -72,7 +72,7 @@ SIZES = {
     "conv-many-groups": (5, 6),
 }
 # what no kernel computes, beside the dense steps
-FOREIGN = {"pow-const"}
+FOREIGN = {"pow-const", "pow", "functions-2"}
 # channels beyond a gate's group, groups, views with an offset; the rest runs on a GPU
 FEW_WIDE = [
     "conv-3x3-17-65", "conv-1x1-s2-33", "conv-groups-of-3",

@@ -22,6 +22,7 @@ and the bytes, filled up to whole words.
             thresholds bytes (float64 per value), frame bytes
             bytes of origins, moved, border, valid of `td_slot`, none where they are 0 or null
             number of expected buffers (0: none), their bytes (float32)
+            bytes of the expected active sets and change masks, none where they are not compared
 
 Cases with a step that is left to PyTorch have no place here and are counted.
 """
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,14 +44,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torchdelta
 from cases import OP_CASES
-from support import compiled, move, new_session
-from torchdelta.engines.base import Move
+from support import around_threshold, compiled, copies, gate_profile, move, new_session
+from torchdelta.engines.base import Move, SlotReport
 from torchdelta.engines.cpu.blob import foreign_reason, write_program
 from torchdelta.engines.cpu.engine import native_move
 from torchdelta.plan import Plan
 from torchdelta.runtime.session import Session
 
-MAGIC = int.from_bytes(b"TDCASES3", "little")
+MAGIC = int.from_bytes(b"TDCASES4", "little")
 KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "origin")
 FEW = ("first", "patch", "same", "all", "pixel")
 # every n-th case also in uint8, in bfloat16, and with thresholds
@@ -70,6 +72,8 @@ class History:
 
     moves: the window moves, with exact borders; with a tolerance, parts of the frames are not
            valid, and the input gate counts in cells
+    gated: channels of a value whose groups move by a little less and more than their threshold,
+           with expected states, instead of an op case
     """
 
     case: str
@@ -80,6 +84,27 @@ class History:
     norm: str = "rms"
     kinds: tuple[str, ...] = KINDS
     moves: bool = False
+    gated: int = 0
+
+    @property
+    def fast(self) -> torchdelta.CompiledModel:
+        """The network."""
+        return copies(self.gated)[0] if self.gated else compiled(self.case)[0]
+
+
+# channels below, at and above whole vectors and groups
+GATED = (1, 5, 64, 130)
+
+
+def gate_histories() -> Iterator[History]:
+    """List those that show which groups of a pixel are published."""
+    for channels in GATED:
+        for dtype in (torch.float32, torch.bfloat16):
+            for norm in ("rms", "max"):
+                suffix = f"-{norm}{'-bf16' * (dtype == torch.bfloat16)}"
+                yield History(
+                    f"gate-{channels}", suffix, dtype, tolerance=0.1, norm=norm, gated=channels
+                )
 
 
 def histories(cases: Sequence[str]) -> Iterator[History]:
@@ -125,9 +150,11 @@ def reported(plan: Plan) -> list[int]:
 
 def write_history(out: Writer, history: History) -> None:
     """Write a case with its frames and the torch engine's states."""
-    fast, _ = compiled(history.case)
+    fast = history.fast
     plan = fast.plan
     profile = torchdelta.Profile(norm=history.norm)
+    if history.gated:
+        profile = gate_profile(fast, history.norm)
     session = new_session(
         fast, "torch", history.tolerance, profile=profile, dtype=history.dtype,
         grain=GRAIN if history.moves and history.tolerance else 1,
@@ -148,11 +175,18 @@ def write_history(out: Writer, history: History) -> None:
     changed = sum(8 * h * -(-w // 64) for h, w in (plan.values[v].size for v in values))
     out.words(len(plan.steps), active, len(values), changed)
     large = plan.state_bytes(torch.float32) > LARGE_BYTES
-    frames = list(moving_frames(plan, history) if history.moves else still_frames(history, large))
+    if history.gated:
+        frames = list(gated_frames(history))
+    else:
+        still = still_frames(history, large)
+        frames = list(moving_frames(plan, history) if history.moves else still)
     out.words(len(frames))
+    # what is recomputed is rounded to the same number more often in half precision
+    masks = history.gated > 0 or (exact and not history.moves and history.dtype == torch.float32)
     for t, frame in enumerate(frames):
-        wanted = exact and (not (large or history.moves) or t == len(frames) - 1)
-        write_frame(out, session, frame, expect=wanted)
+        every = history.gated or (exact and not (large or history.moves))
+        wanted = bool(every) or (exact and t == len(frames) - 1)
+        write_frame(out, session, frame, expect=wanted, masks=masks)
 
 
 @dataclass(frozen=True)
@@ -178,10 +212,18 @@ def as_pixels(history: History, x: Tensor) -> Tensor:
 def still_frames(history: History, large: bool) -> Iterator[Frame]:
     """Give the frames of a window that stays where it is."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.rand(1, *compiled(history.case)[0].plan.shape, generator=generator)
+    x = torch.rand(1, *history.fast.plan.shape, generator=generator)
     for kind in FEW if large else history.kinds:
         x = move(x, kind, generator)
         yield Frame(as_pixels(history, x[0]), kind == "first", kind == "same")
+
+
+def gated_frames(history: History) -> Iterator[Frame]:
+    """Give a frame, then one of which a group moves, for each group (`around_threshold`)."""
+    x = torch.rand(1, 1, 5, 9, generator=torch.Generator().manual_seed(1))
+    for _, y, _ in around_threshold(x, copies(history.gated)[1], history.norm, history.dtype):
+        yield Frame(as_pixels(history, x[0]), first=True)
+        yield Frame(as_pixels(history, y[0]), first=False)
 
 
 def moving_frames(plan: Plan, history: History) -> Iterator[Frame]:
@@ -203,7 +245,7 @@ def moving_frames(plan: Plan, history: History) -> Iterator[Frame]:
         yield Frame(as_pixels(history, window), not t, origin=(y, x), move=moved, valid=valid)
 
 
-def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool) -> None:
+def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool, masks: bool) -> None:
     """Run a frame on the torch engine and write it."""
     state, plan = session._state, session.plan
     # in force for this frame; they are measured behind the first one
@@ -211,8 +253,12 @@ def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool) ->
     if frame.origin is not None:
         state.place(0, frame.origin)
     moves, valid = {0: frame.move} if frame.move else None, frame.valid
+    if frame.first and session.streams:
+        session.reset("s")
+    report: SlotReport | None = None
     if frame.first or frame.origin is None:
-        session.step({"s": frame.pixels.permute(2, 0, 1)})
+        result = session.step({"s": frame.pixels.permute(2, 0, 1)}, record=True)["s"]
+        report = result._report()
     else:
         session.engine.step(
             state, {0: frame.pixels}, frozenset(), moved=moves,
@@ -233,6 +279,34 @@ def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool) ->
     out.words(len(buffers))
     for buffer in buffers:
         out.data(expected(buffer))
+    if report is None or not masks:
+        out.data(b"")
+        out.data(b"")
+        return
+    out.data(active_bytes(plan, report))
+    out.data(changed_bytes(plan, report))
+
+
+def active_bytes(plan: Plan, report: SlotReport) -> bytes:
+    """Give the active sets of all steps, a byte for a pixel; a missing one is empty."""
+    sizes = [plan.values[step.output].size for step in plan.steps]
+    sets = [report.active.get(i, torch.zeros(size)) for i, size in enumerate(sizes)]
+    return b"".join(
+        mask.bool().expand(size).contiguous().numpy().tobytes()
+        for mask, size in zip(sets, sizes, strict=True)
+    )
+
+
+def changed_bytes(plan: Plan, report: SlotReport) -> bytes:
+    """Give the change masks of the reported values, in rows of whole 8-byte words."""
+    rows = []
+    for value in reported(plan):
+        h, w = plan.values[value].size
+        wide = np.zeros((h, -(-w // 64) * 64), np.bool_)
+        if value in report.changed:
+            wide[:, :w] = report.changed[value].numpy()
+        rows.append(np.packbits(wide, axis=1, bitorder="little").tobytes())
+    return b"".join(rows)
 
 
 def expected(buffer: Tensor) -> bytes:
@@ -254,7 +328,7 @@ def main(path: str, names: Sequence[str]) -> int:
         else:
             cases.append(case)
     out = Writer()
-    todo = list(histories(cases))
+    todo = [*histories(cases), *(() if names else gate_histories())]
     out.words(MAGIC, len(todo))
     for history in todo:
         write_history(out, history)

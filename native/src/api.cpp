@@ -4,6 +4,7 @@
 #include <string>
 
 #include "engine.h"
+#include "frame.h"
 #include "warp.h"
 
 namespace {
@@ -97,7 +98,7 @@ int32_t td_step(td_program* program, const td_call* call) {
     return program->engine.step(*call);
   } catch (const std::exception&) {
     // out of memory: the only thing that can be thrown
-    return -1;
+    return td::kNoMemory;
   }
 }
 
@@ -110,7 +111,7 @@ int32_t td_warp(const char* isa, const td_warp_call* call) {
     }
     return 1;
   } catch (const std::exception&) {
-    return -1;
+    return td::kNoMemory;
   }
 }
 }

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #ifdef _OPENMP
@@ -37,6 +38,7 @@ class Frame {
       int end = i;
       while (end < n && program_.steps[end].code != Code::foreign) ++end;
       parallel(with_input, i, end);
+      if (failed_) return kNoMemory;
       with_input = false;
       if (end < n) {
         const int32_t failed = run_foreign(end);
@@ -75,13 +77,14 @@ class Frame {
   void gate_input(int thread, int threads) {
     Scratch& scratch = space_.scratch[thread];
     input_blocks(&space_.next_hot, [&](int s, int y0, int y1) {
-      if (!call_.slots[s].whole) engine_.kernels->find_hot(input_job(s), y0, y1, scratch);
+      if (call_.slots[s].whole) return;
+      attempt([&] { engine_.kernels->find_hot(input_job(s), y0, y1, scratch); });
     });
     barrier_.wait(threads);
     input_blocks(&space_.next_publish, [&](int s, int y0, int y1) {
       if (!mark_input(s, y0, y1, space_.rows(thread))) return;
       set_flag(&space_.any_at(program_.input.value, s));
-      engine_.kernels->publish_input(input_job(s), y0, y1, scratch);
+      attempt([&] { engine_.kernels->publish_input(input_job(s), y0, y1, scratch); });
     });
     barrier_.wait(threads);
   }
@@ -189,6 +192,17 @@ class Frame {
     }
   }
 
+  // Runs a kernel. Nothing may be thrown out of a parallel region, and the other threads wait at the
+  // next barrier: a thread without memory goes on, and the frame fails.
+  template <class Kernel>
+  void attempt(Kernel kernel) noexcept {
+    try {
+      kernel();
+    } catch (const std::bad_alloc&) {
+      failed_.store(true, std::memory_order_relaxed);
+    }
+  }
+
   // Works through this thread's share of the tasks, then helps the others. Neighbouring tasks of one
   // thread use neighbouring weights.
   void run_tasks(int i, int thread, int threads) {
@@ -218,7 +232,7 @@ class Frame {
 
   // Groups outside, blocks of the threads' lists inside.
   void run_task(const Job& job, int task, int blocks, size_t block, bool by_group,
-                Scratch& scratch) const {
+                Scratch& scratch) {
     int rest = task % blocks;
     for (const List& list : space_.lists) {
       const int here = int((list.count + block - 1) / block);
@@ -228,7 +242,7 @@ class Frame {
       }
       const size_t from = list.begin + size_t(rest) * block;
       const size_t to = std::min(list.begin + list.count, from + block);
-      engine_.kernels->run(job, from, to, by_group ? task / blocks : -1, scratch);
+      attempt([&] { engine_.kernels->run(job, from, to, by_group ? task / blocks : -1, scratch); });
       return;
     }
   }
@@ -336,6 +350,7 @@ class Frame {
   const ActiveSets sets_;
   Barrier barrier_;
   Clock::time_point begin_;
+  std::atomic<bool> failed_{false};
 };
 
 }  // namespace

@@ -7,7 +7,10 @@
 
 namespace td {
 
-// Returns 0, or what the foreign function returned.
+// what a call returns where memory has run out
+constexpr int32_t kNoMemory = -1;
+
+// Returns 0, kNoMemory, or what the foreign function returned.
 int32_t run_frame(const Engine& engine, Workspace& space, const td_call& call);
 
 }  // namespace td

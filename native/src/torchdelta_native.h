@@ -80,9 +80,10 @@ TD_API void td_free(td_program* program);
 // Bytes of the packed weights, and of the scratch memory of all calls so far.
 TD_API uint64_t td_weight_bytes(const td_program* program);
 TD_API uint64_t td_scratch_bytes(const td_program* program);
-// Runs one frame; 0, or what the foreign function returned. Calls may overlap in several threads.
+// Runs one frame; 0, -1 where memory ran out, or what the foreign function returned. Calls may overlap
+// in several threads.
 TD_API int32_t td_step(td_program* program, const td_call* call);
-// Returns 0, or another number where the CPU has no such instruction set.
+// Returns 0, -1 where memory ran out, or another number where the CPU has no such instruction set.
 TD_API int32_t td_warp(const char* isa, const td_warp_call* call);
 
 #ifdef __cplusplus

@@ -1,7 +1,9 @@
 #include "warp.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <vector>
 
 namespace td {
@@ -53,13 +55,20 @@ void mark(const td_warp_call& call, const int32_t* spans, int y0, int y1) {
 void run_warp(const Kernels& kernels, const td_warp_call& call) {
   const std::vector<int32_t> spans = find_spans(call);
   std::vector<Scratch> scratch(call.threads);
+  // nothing may be thrown out of a parallel region
+  std::atomic<bool> failed{false};
 #pragma omp parallel for num_threads(call.threads) schedule(static)
   for (int t = 0; t < call.threads; ++t) {
     const int y0 = int(int64_t(call.out_h) * t / call.threads);
     const int y1 = int(int64_t(call.out_h) * (t + 1) / call.threads);
-    if (call.frame) kernels.warp_rows(call, spans.data(), y0, y1, scratch[t]);
+    try {
+      if (call.frame) kernels.warp_rows(call, spans.data(), y0, y1, scratch[t]);
+    } catch (const std::bad_alloc&) {
+      failed.store(true, std::memory_order_relaxed);
+    }
     if (call.mask) mark(call, spans.data(), y0, y1);
   }
+  if (failed) throw std::bad_alloc();
 }
 
 }  // namespace td

@@ -3,7 +3,7 @@
 //
 //     native_runner FILE [PART OF A NAME ...]
 //
-// For each history: the states are the expected ones; an idle frame activates nothing; two threads
+// For each history: states, active sets and change masks are the expected ones; an idle frame activates nothing; two threads
 // with a second slot, on buffers whose rings begin elsewhere, give the same bits as one thread alone;
 // at threshold 0 the last state is, bit for bit, that of a whole run on the last frame; nothing is
 // written outside the buffers. "warp" names the frames brought into windows. States begin as NaN. Under the address sanitizer nothing may be read
@@ -29,7 +29,7 @@
 
 namespace {
 
-constexpr int64_t kMagic = 0x3353455341434454;  // "TDCASES3"
+constexpr int64_t kMagic = 0x3453455341434454;  // "TDCASES4"
 constexpr size_t kLine = 64, kGuardBytes = 512;
 constexpr unsigned char kPattern = 0xa5, kNan = 0xff;
 
@@ -100,6 +100,7 @@ struct Frame {
   // of a window: where the values' rings begin, and what has moved (see td_slot); without bytes: 0, null
   Guarded origins, moved, border, valid;
   std::vector<std::vector<float>> expected;  // per buffer; empty: none
+  std::vector<char> active, changed;         // expected sets and masks; empty: not compared
 };
 
 struct Buffer {
@@ -168,6 +169,8 @@ Frame read_frame(Reader& in) {
     f.expected.emplace_back(bytes.size() / sizeof(float));
     std::memcpy(f.expected.back().data(), bytes.data(), bytes.size());
   }
+  f.active = in.bytes();
+  f.changed = in.bytes();
   return f;
 }
 
@@ -317,6 +320,14 @@ void compare_expected(const History& h, const Slot& slot, size_t t) {
     check(off <= h.tolerance * h.tolerance * norm || off == 0,
           "frame " + std::to_string(t) + ", buffer " + std::to_string(b) + " is off by " +
               std::to_string(std::sqrt(off / norm)));
+  }
+  const std::pair<const char*, std::pair<const std::vector<char>*, const Guarded*>> masks[] = {
+      {"active sets", {&f.active, &slot.active}}, {"change masks", {&f.changed, &slot.changed}}};
+  for (const auto& [what, both] : masks) {
+    const auto& [want, got] = both;
+    check(want->empty() || (want->size() == got->bytes() &&
+                            !std::memcmp(want->data(), got->at<char>(), want->size())),
+          "frame " + std::to_string(t) + ": other " + what);
   }
 }
 

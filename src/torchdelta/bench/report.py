@@ -264,14 +264,16 @@ def _condition_lines(record: Mapping[str, Any]) -> list[str]:
     isa = f", {record['isa']}" if record["isa"] else ""
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return [
+        f"engine      {record['engine']} ({record['engine_reason']}){isa}",
         f"state       {record['state_bytes'] / MIB:.1f} MiB, published values "
-        f"{record['values_bytes'] / MIB:.1f} of it; peak memory of the process before the peers "
-        f"came {record['peak_rss_bytes'] / MIB:.0f} MiB",
+        f"{record['values_bytes'] / MIB:.1f} of it; weights "
+        f"{record['weight_bytes'] / MIB:.1f} MiB, once for all streams; peak memory of the "
+        f"process before the peers came {record['peak_rss_bytes'] / MIB:.0f} MiB",
         f"conditions  {record['model']}, {source}, {h}x{w}, {streams} "
         f"stream{'s' if streams > 1 else ''}, {record['frames']} frames, peers on "
         f"{record['sampled_frames']}; {record['dtype']}, tolerance {record['tolerance']:g}, "
         f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}",
-        f"            {record['device']}{isa}; {versions}; commit {record['commit']}",
+        f"            {record['device']}; {versions}; commit {record['commit']}",
     ]
 
 

@@ -31,12 +31,15 @@ from torchdelta.cli.info import cpu
 from torchdelta.cli.options import Dtype, Engine
 from torchdelta.cli.outputs import check_outputs
 from torchdelta.cli.progress import Meter
+from torchdelta.engines import PREFERENCE
 from torchdelta.errors import EngineError, ModelError
 
 # frames that ours runs before anything is timed
 WARM_UP_FRAMES = 4
 # of the pass that times single steps
 STEP_FRAMES = 60
+# the engine that "auto" takes where no other can run
+SLOWEST = PREFERENCE[-1]
 KIB = 1024
 
 
@@ -114,6 +117,8 @@ def measure(
     state_bytes = race.session.state_bytes + race.session.engine.scratch_bytes
     steps = _slowest_steps(options, compiled, race, material, log) if options.steps else None
     notes = [*loaded.notes, *left_out]
+    if options.engine is Engine.auto and compiled.engine == SLOWEST:
+        notes.append(f"ours ran on the {SLOWEST} engine: {compiled.engine_reason}")
     if not loaded.has_weights:
         notes.append("the peers run the same prepared weights as ours")
     return {
@@ -122,6 +127,7 @@ def measure(
         "quality": race.quality.summary() if race.quality else None,
         "state_bytes": state_bytes,
         "values_bytes": race.session.state_bytes,
+        "weight_bytes": race.session.engine.weight_bytes,
         "peak_rss_bytes": peak_rss_bytes,
         "device": _device_name(device),
         "isa": getattr(race.session.engine, "isa", None),
@@ -241,6 +247,7 @@ def _conditions(
         "size": list(material.size),
         "streams": options.streams,
         "engine": compiled.engine,
+        "engine_reason": compiled.engine_reason,
         "dtype": options.dtype.value,
         "tolerance": options.tolerance,
         "frames": material.count,

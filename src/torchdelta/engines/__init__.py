@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from torchdelta.engines.base import Deferred, Engine, Move, SlotReport
-from torchdelta.engines.cpu import CpuEngine
+from torchdelta.engines.cpu import CpuEngine, bind
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton import TritonEngine
 from torchdelta.errors import EngineError
@@ -33,8 +33,12 @@ def choose(
     """Pick the engine for a device and dtype; returns it with the reason.
 
     tf32: float32 is to be multiplied in TF32
-    Raises: EngineError for an unknown engine, or one that cannot run here, or not so.
+    Raises: EngineError for an unknown engine, or one that cannot run here, or not so; for a wrong
+    TORCHDELTA_CPU_ISA whatever the engine, because the native warp serves them all.
     """
+    wrong = bind.wrong_isa()
+    if wrong:
+        raise EngineError(wrong)
     if name == "auto":
         return _best(device, dtype, tf32)
     if name not in ENGINES:

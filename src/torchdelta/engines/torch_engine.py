@@ -9,7 +9,7 @@ most of the map is active.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -93,13 +93,23 @@ def ieee_float32(device: torch.device) -> Iterator[None]:
 
 
 class TorchEngine(Engine):
-    """Runs plans with stock PyTorch operations on gathered pixels."""
+    """Runs plans with stock PyTorch operations on gathered pixels.
+
+    only: the steps that `run_step` will be asked for; no weights are kept for the others. None: all
+    """
 
     name: ClassVar[str] = "torch"
 
-    def __init__(self, plan: Plan, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        dtype: torch.dtype,
+        only: Collection[int] | None = None,
+    ) -> None:
         super().__init__(plan, device, dtype)
-        self._steps = tuple(self._ready(step) for step in plan.steps)
+        kept = range(len(plan.steps)) if only is None else only
+        self._steps = {i: self._ready(plan.steps[i]) for i in kept}
         scale = plan.preprocess.per_full_scale(plan.shape[0])
         self._to_full_scale = torch.tensor(scale, device=device, dtype=torch.float32)
 
@@ -155,13 +165,13 @@ class TorchEngine(Engine):
 
     def _run_slot(self, state: State, slot: int, call: _Call) -> SlotReport:
         start = time.perf_counter()
-        count = len(self._steps)
+        count = len(self.plan.steps)
         changed = self._publish_input(state, slot, call)
         input_px = int(changed[self.plan.input].sum()) if changed else 0
         report = SlotReport(changed, [0] * count, [0] * count, input_px)
         if call.timed:
             report.step_ms = [0.0] * count
-        for i, ready in enumerate(self._steps):
+        for i, ready in self._steps.items():
             begin = time.perf_counter()
             output = ready.step.output
             inputs = [state.pixels(v, slot) for v in ready.step.inputs]

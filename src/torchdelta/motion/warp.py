@@ -51,10 +51,11 @@ def to_window(pose: Homography, origin: tuple[int, int]) -> Homography:
 
 def valid_mask(to_window: Homography, frame: Size, window: Size) -> Mask:
     """Mark the window pixels whose centre lies among the frame's pixel centres: bool [H, W]."""
-    if not _native():
+    isa = _native()
+    if not isa:
         return mask_by_rows(to_window, frame, window)
     mask = np.empty(window, np.bool_)
-    _run_native(bind.choose_isa(), to_window, window, h=frame[0], w=frame[1], mask=mask.ctypes.data)
+    _run_native(isa, to_window, window, h=frame[0], w=frame[1], mask=mask.ctypes.data)
     return mask
 
 
@@ -128,7 +129,7 @@ def _copied(frame: Any, by: tuple[int, int], out: Any) -> Any:
 
 
 @cache
-def _native() -> bool:
+def _has_native() -> bool:
     """Say whether the native library can be used; `torchdelta env` says why where it cannot."""
     try:
         return bool(bind.isas())
@@ -136,12 +137,18 @@ def _native() -> bool:
         return False
 
 
+def _native() -> str | None:
+    """Name the instruction set of the native library; None where that cannot be used."""
+    return bind.choose_isa() if _has_native() else None
+
+
 def _warp_here(
     frame: NDArray[Any], to_window: Homography, window: Size, scratch: Scratch
 ) -> NDArray[Any]:
     h, w, channels = frame.shape
-    if frame.dtype == np.uint8 and channels == 3 and min(h, w) > 1 and _native():
-        return warp_native(frame, to_window, window, bind.choose_isa())
+    isa = _native() if frame.dtype == np.uint8 and channels == 3 and min(h, w) > 1 else None
+    if isa:
+        return warp_native(frame, to_window, window, isa)
     return _warp_opencv(frame, to_window, window, scratch)
 
 

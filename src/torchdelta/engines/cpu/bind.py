@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch  # noqa: F401  (its OpenMP runtime must be loaded before ours is looked for)
+import torch  # its OpenMP runtime must be loaded before ours is looked for
 
 from torchdelta.errors import EngineError
 
@@ -102,6 +102,24 @@ def openmp_runtimes() -> list[str]:
     return sorted(set(re.findall(r"(/\S*/lib(?:g|i)?omp[^/\s]*\.so\S*)", maps)))
 
 
+def pytorchs_openmp() -> str | None:
+    """Find the OpenMP runtime that PyTorch calls, of those that this process has loaded.
+
+    None where PyTorch has none, or the system does not tell.
+    """
+    try:
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        # looked up as PyTorch's own calls are: in the libraries that it names
+        address = ctypes.cast(torch_library.omp_get_max_threads, ctypes.c_void_p).value or 0
+        maps = Path("/proc/self/maps").read_text()
+    except (OSError, AttributeError):
+        return None
+    for begin, end, path in re.findall(r"^(\w+)-(\w+) .*?(/.*)$", maps, re.M):
+        if int(begin, 16) <= address < int(end, 16):
+            return str(path)
+    return None
+
+
 @cache
 def library() -> ctypes.CDLL:
     """Load the native library, once.
@@ -118,8 +136,8 @@ def library() -> ctypes.CDLL:
     try:
         # the library names no OpenMP runtime: it uses the one that PyTorch has loaded, because two
         # pools of spinning threads on the same cores slow each other down
-        for runtime in [*openmp_runtimes(), "libgomp.so.1"][:1]:
-            ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
+        runtime = pytorchs_openmp() or next(iter(openmp_runtimes()), "libgomp.so.1")
+        ctypes.CDLL(runtime, mode=ctypes.RTLD_GLOBAL)
         lib = ctypes.CDLL(str(path))
     except OSError as error:
         raise EngineError(f"the native library does not load: {error}") from error
@@ -151,6 +169,20 @@ def isas() -> list[str]:
     return names.split(",") if names else []
 
 
+def wrong_isa() -> str | None:
+    """Say what is wrong with TORCHDELTA_CPU_ISA; None where nothing is, or nothing would use it."""
+    wanted = os.environ.get(ISA_VARIABLE)
+    if not wanted:
+        return None
+    try:
+        here = isas()
+    except EngineError:
+        return None
+    if not here or wanted in here:
+        return None
+    return f"{ISA_VARIABLE} is {wanted!r}, this CPU can run {', '.join(here)}"
+
+
 def choose_isa() -> str:
     """Pick the instruction set: the best one, or what TORCHDELTA_CPU_ISA names.
 
@@ -159,12 +191,10 @@ def choose_isa() -> str:
     here = isas()
     if not here:
         raise EngineError("this CPU has neither AVX-512, AVX2 with FMA, nor NEON")
-    wanted = os.environ.get(ISA_VARIABLE)
-    if not wanted:
-        return here[0]
-    if wanted not in here:
-        raise EngineError(f"{ISA_VARIABLE} is {wanted!r}, this CPU can run {', '.join(here)}")
-    return wanted
+    wrong = wrong_isa()
+    if wrong:
+        raise EngineError(wrong)
+    return os.environ.get(ISA_VARIABLE) or here[0]
 
 
 def warp(isa: str, **fields: Any) -> None:

@@ -49,7 +49,6 @@ class CpuEngine(Engine):
         refusal = self._refusal(device, dtype, self.isa)
         if refusal:
             raise EngineError(refusal)
-        self._oracle = TorchEngine(plan, device, dtype)
         owners = {
             owner
             for out, shape in zip(plan.outputs, plan.output_shapes, strict=True)
@@ -60,6 +59,8 @@ class CpuEngine(Engine):
         self._sizes = [plan.values[step.output].size for step in plan.steps]
         self._mask_sizes = {value: plan.values[value].size for value in self._reported}
         self._foreign = {i for i, s in enumerate(plan.steps) if foreign_reason(plan, s)}
+        # nothing else needs the weights a second time
+        self._oracle = TorchEngine(plan, device, dtype, only=sorted(self._foreign))
         self._native_move = lru_cache(MOST_MOVES)(partial(native_move, plan))
         self._program = bind.NativeProgram(write_program(plan, dtype, self._reported), self.isa)
         self._slots: weakref.WeakKeyDictionary[State, _Slots] = weakref.WeakKeyDictionary()
