@@ -69,6 +69,24 @@ class Cumulated(nn.Module):
         return x.cumsum(3) / x.shape[3]
 
 
+@torch.library.custom_op("torchdelta_tests::peek", mutates_args=())
+def peek(x: Tensor) -> Tensor:
+    """Compute relu, looking at a number on the way: no CUDA graph can hold that."""
+    return x.clamp_min(0.0) if float(x.flatten()[0]) == 0.0 else x.relu()
+
+
+@peek.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Peek(nn.Module):
+    """An operation that PyTorch cannot capture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return peek(x)
+
+
 def conv(c: int, out: int, k: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
     return nn.Conv2d(c, out, k, stride, k // 2, groups=groups)
 

@@ -507,8 +507,11 @@ def test_explain_and_bytes() -> None:
     session = Session(engine, 2, 0.0, torchdelta.Profile())
     ((name, reason),) = engine.foreign_steps().items()
     assert [name] == [step.name for step in fast.plan.steps if step.dense]
-    assert reason in session.explain()
-    assert "triton" in session.explain()
+    (row,) = (line for line in session.explain().splitlines() if line.startswith(name))
+    # rows are as wide as the table's column
+    assert f"dense: {reason}"[:20] in row
+    assert "every frame, for every slot" in " ".join(session.explain().split())
+    assert "engine triton" in session.explain()
     assert engine.scratch_bytes == 0
     session.step({"s": history((), 13)[0]})
     assert engine.scratch_bytes > 0
