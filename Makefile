@@ -1,5 +1,5 @@
-# make demo | test | test-long | test-gpu | test-gpu-long | sanitize-gpu | test-native | test-asan | test-arm | mutants
-# | lint
+# make demo | test | test-long | test-gpu | test-gpu-long | sanitize-gpu | test-native | test-asan
+# | test-arm | mutants | lint
 # each sets up .venv first; make native rebuilds the cpu engine's library (docs/developing.md)
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,8 @@ ARM_CXX := aarch64-linux-gnu-g++
 ARM_QEMU := qemu-aarch64-static
 COMMA := ,
 
-.PHONY: venv native demo test test-long test-gpu test-gpu-long sanitize-gpu test-native test-asan test-arm arm-tools \
-	mutants lint clean
+.PHONY: venv native demo test test-long test-gpu test-gpu-long sanitize-gpu test-native test-asan \
+	test-arm arm-tools mutants lint clean
 
 venv: $(VENV)/.installed $(LIBRARY)
 
@@ -73,9 +73,11 @@ test-gpu: venv
 test-gpu-long: venv
 	TORCHDELTA_REQUIRE=cuda TORCHDELTA_LONG=1 $(PYTEST) -n 3 tests/test_cuda.py -k long_run
 
-# compute-sanitizer over op cases, minutes
+# compute-sanitizer over the op cases and sessions of many kinds: make sanitize-gpu PART=1/12
+PART ?= 1/1
+
 sanitize-gpu: venv
-	$(BIN)/python tools/sanitize_gpu.py
+	$(BIN)/python tools/sanitize_gpu.py --part $(PART)
 
 # the op cases without Python (native/tests/runner.cpp): on this CPU's instruction sets, under
 # sanitizers, on an emulated AArch64
