@@ -1,5 +1,5 @@
-# make demo | test | test-long | test-gpu | sanitize-gpu | test-native | test-asan | test-arm | mutants
-# | lint
+# make demo | test | test-long | test-gpu | test-gpu-long | sanitize-gpu | test-native | test-asan
+# | test-arm | mutants | lint
 # each sets up .venv first; make native rebuilds the cpu engine's library (docs/developing.md)
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,8 @@ ARM_CXX := aarch64-linux-gnu-g++
 ARM_QEMU := qemu-aarch64-static
 COMMA := ,
 
-.PHONY: venv native demo test test-long test-gpu sanitize-gpu test-native test-asan test-arm arm-tools \
-	mutants lint clean
+.PHONY: venv native demo test test-long test-gpu test-gpu-long sanitize-gpu test-native test-asan \
+	test-arm arm-tools mutants lint clean
 
 venv: $(VENV)/.installed $(LIBRARY)
 
@@ -66,11 +66,18 @@ GPU_WORKERS ?= 8
 
 test-gpu: venv
 	TORCHDELTA_REQUIRE=cuda $(PYTEST) -n $(GPU_WORKERS) -k "cuda or triton or every_engine" \
-		$(addprefix tests/test_,cuda.py ops.py properties.py networks.py gate.py drift.py ring.py)
+		$(addprefix tests/test_,cuda.py ops.py properties.py networks.py gate.py drift.py ring.py \
+		bench.py)
 
-# compute-sanitizer over op cases, minutes
+# 20,000 frames of streams that come and go, in each dtype
+test-gpu-long: venv
+	TORCHDELTA_REQUIRE=cuda TORCHDELTA_LONG=1 $(PYTEST) -n 3 tests/test_cuda.py -k long_run
+
+# compute-sanitizer over the op cases and sessions of many kinds: make sanitize-gpu PART=1/12
+PART ?= 1/1
+
 sanitize-gpu: venv
-	$(BIN)/python tools/sanitize_gpu.py
+	$(BIN)/python tools/sanitize_gpu.py --part $(PART)
 
 # the op cases without Python (native/tests/runner.cpp): on this CPU's instruction sets, under
 # sanitizers, on an emulated AArch64

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import torchdelta
 
@@ -67,6 +68,44 @@ class Cumulated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x.cumsum(3) / x.shape[3]
+
+
+@torch.library.custom_op("torchdelta_tests::peek", mutates_args=())
+def peek(x: Tensor) -> Tensor:
+    """Compute relu, looking at a number on the way: no CUDA graph can hold that."""
+    return x.clamp_min(0.0) if float(x.flatten()[0]) == 0.0 else x.relu()
+
+
+@peek.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Peek(nn.Module):
+    """An operation that PyTorch cannot capture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return peek(x)
+
+
+class AllSorts(nn.Module):
+    """Steps of many kinds, each of which finds its input on a ring."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide, self.alone = conv(3, 4, 3), conv(4, 16, 1), conv(16, 16, 3, 2, 16)
+        self.deep, self.up = conv(16, 4, 3), nn.ConvTranspose2d(4, 4, 4, 2, 1)
+        self.squeeze, self.last = conv(4, 4, 1), conv(4, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        y = self.alone(self.wide(x).relu())
+        z = F.max_pool2d(F.avg_pool2d(self.deep(y), 3, 1, 1), 3, 1, 1)
+        up = self.up(z) + F.interpolate(z, scale_factor=2)
+        up = up * self.squeeze(up.mean((2, 3), keepdim=True)).sigmoid()
+        fine = F.pixel_shuffle(F.softmax(y, 1), 2) * 4
+        even = F.interpolate(F.pixel_unshuffle(fine, 2), scale_factor=2, mode="bilinear")[:, 4:8]
+        return self.last(x + up + fine + even.cumsum(3).tanh() * 2 - 0.5)
 
 
 def conv(c: int, out: int, k: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:

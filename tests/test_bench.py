@@ -166,7 +166,7 @@ def test_made_frames_differ_inside_the_discs_only() -> None:
 def test_forced_sets_are_used_and_published_whole(engine: str) -> None:
     fast = compiled(network())
     session = new_session(fast, engine, 0.04, slots=2)
-    masks = forced_masks(fast.plan, 0.1, CPU)
+    masks = forced_masks(fast.plan, 0.1, session.engine.device)
     frames = {"a": frame(0), "b": frame(1)}
     first = session.step(frames, forced=masks)
     # a whole frame stays whole
@@ -235,6 +235,31 @@ def test_peers_compute_the_dense_network(name: str) -> None:
         out = ready[0].outputs(ready[0].run(ready[0].load(x)))
         assert torchdelta.relative_error(out, [expected]) < 1e-4
     assert ready[0].version()
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", [peer.name for peer in PEERS["cuda"]])
+def test_peers_on_cuda_compute_the_dense_network(name: str) -> None:
+    """A frame's result is not the last one's: graphs read what `load` brought them."""
+    (kind,) = [peer for peer in PEERS["cuda"] if peer.name == name]
+    device = torch.device("cuda", torch.cuda.current_device())
+    example = torch.rand(2, 3, H, W, device=device)
+    work = Workload(network().to(device), example, torch.float16, 1)
+    ready, left_out = make_peers([kind], work, lambda _: None, asked=True, say=lambda _: None)
+    assert not left_out
+    (peer,) = ready
+    for seed in (2, 3):
+        x = torch.rand(2, 3, H, W, generator=torch.Generator().manual_seed(seed)).to(device)
+        with torch.no_grad():
+            expected = network().double().to(device)(x.double())
+        (out,) = peer.outputs(peer.run(peer.load(x)))
+        assert out.dtype == (torch.float32 if peer.reference else torch.float16)
+        # TF32 would be off by some 3e-4
+        limit = 1e-5 if peer.reference else 5e-3
+        assert torchdelta.relative_error(out, expected) < limit
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
@@ -603,6 +628,27 @@ def test_forced_activity_needs_no_clip(folder: Path) -> None:
     assert record["efficiency"] == pytest.approx(record["mac_share"] * record["speedup"])
     assert "10.0% of every map forced active" in result.stdout
     assert "not measured: forced active sets" in result.stdout
+
+
+@needs_cuda
+def test_the_triton_engine_against_all_peers_on_cuda(folder: Path) -> None:
+    result = call(
+        "--model", "nets:picture", "--source", "clip", "--engine", "triton", "--dtype", "fp16",
+        "--tolerance", "0.02", "--streams", "2", "--steps", "--json", "out.json",
+    )  # fmt: skip
+    record = json.loads(Path("out.json").read_text())
+    assert set(record) >= KEYS
+    assert (record["engine"], record["dtype"], record["streams"]) == ("triton", "fp16", 2)
+    assert set(record["peers"]) == {"torch", "cudagraph", "compile"} == set(record["peers_ms"])
+    assert record["reference_speedup"] == pytest.approx(record["reference_ms"] / record["ours_ms"])
+    assert record["speedup"] == pytest.approx(min(record["peers_ms"].values()) / record["ours_ms"])
+    assert 0 < record["changed_input"] < record["mac_share"] < 1
+    assert record["quality"]["layer_error"]["mean"] < 0.1
+    assert record["device"] == torch.cuda.get_device_name()
+    assert {"cuda", "cudnn", "triton"} <= set(record["versions"])
+    assert all(step["ms"] > 0 for step in record["steps"])
+    assert not [note for note in record["notes"] if "left out" in note]
+    assert "cudnn-fp32 (reference)" in result.stdout
 
 
 def test_an_unchanged_frame(folder: Path) -> None:

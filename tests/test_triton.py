@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import torchdelta
 from cases import OP_CASES, WIDE_CASES
-from chain_nets import NETS, SHAPE, compiled_chain, conv
+from chain_nets import NETS, SHAPE, AllSorts, compiled_chain, conv
 from conftest import is_required
 from streams import dense, history, play
 from support import (
@@ -49,16 +48,16 @@ CPU = torch.device("cpu")
 # result, and of each intermediate of a composed case
 LIMITS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# dtypes differ in their arithmetic alone: one frame shows that fp16 is loaded and stored
+# float32 shows which pixels are computed; of the others what is stored and gated
 KINDS = {
     "fp32": ("first", "corner", "same"),
-    "fp16": ("first",),
+    "fp16": ("first", "patch"),
     # once per operation
     "bf16": ("first", "all"),
 }
 
-# the interpreter takes milliseconds per block: small pictures, few wide values
-LARGEST = (7, 9)
+# the interpreter takes milliseconds per block: small pictures
+LARGEST, LARGEST_WIDE = (7, 9), (5, 6)
 SIZES = {
     # more than one block of the input gate and of the select kernels
     "conv-3x3": (24, 23),
@@ -66,26 +65,18 @@ SIZES = {
     "global-max": (17, 19),
     "pixel-unshuffle": (6, 9),
     "add-per-position": (9, 7),
-    # wide ones take their time
-    "conv-groups-of-40": (5, 6),
-    "conv-residual-70": (5, 6),
     "conv-many-groups": (5, 6),
+    # long sums
+    "conv-1x1-1100": (3, 3),
+    "conv-3x3-370": (2, 3),
 }
 # what no kernel computes, beside the dense steps
 FOREIGN = {"pow-const", "pow", "functions-2"}
-# channels beyond a gate's group, groups, views with an offset; the rest runs on a GPU
-FEW_WIDE = [
-    "conv-3x3-17-65", "conv-1x1-s2-33", "conv-groups-of-3",
-    "conv-groups-of-40", "conv-depthwise-33-s2", "conv-depthwise-1px", "conv-depthwise-relu6",
-    "conv-of-slice", "conv-depthwise-of-slice", "conv-side-by-side",
-    "conv-residual-70", "deconv-of-slice", "maxpool-of-slice", "softmax-70", "cat-twice-33",
-]  # fmt: skip
-CASES = [case for case in OP_CASES if case not in WIDE_CASES or case in FEW_WIDE]
 
 
 def small(case: str) -> tuple[int, int]:
     """Cut a case's picture down, to a size that is odd or even as it was."""
-    sizes = zip(OP_CASES[case][2][1:], LARGEST, strict=True)
+    sizes = zip(OP_CASES[case][2][1:], LARGEST_WIDE if case in WIDE_CASES else LARGEST, strict=True)
     if OP_CASES[case][0] == "conv_transpose2d":
         # the result is larger
         sizes = zip(OP_CASES[case][2][1:], (5, 6), strict=True)
@@ -94,16 +85,12 @@ def small(case: str) -> tuple[int, int]:
 
 
 def runs() -> list[object]:
-    """List (case, dtype): float32 for all, fp16 but for wide ones, bf16 once per operation."""
+    """List (case, dtype): float32 and fp16 for all, bf16 once per operation."""
     seen: set[str] = set()
     found = []
-    for case in CASES:
+    for case in OP_CASES:
         op = OP_CASES[case][0]
-        names = ["fp32"]
-        if op != "dense" and op not in seen:
-            names += ["fp16", "bf16"]
-        elif op != "dense" and case not in FEW_WIDE:
-            names += ["fp16"]
+        names = ["fp32", "fp16"] if op in seen or op == "dense" else ["fp32", "fp16", "bf16"]
         seen.add(op)
         found += [
             pytest.param(
@@ -476,16 +463,18 @@ def test_frames_that_are_not_finite_are_refused_at_once() -> None:
 
 def test_masks_are_those_of_their_frame_until_the_session_is_gone() -> None:
     """Results that are read late say what their own frame did."""
-    fast, _ = compiled_chain("chain")
-    session = new_session(fast, "triton", 0.0)
-    frames = history(("pixel", "patch", "corner"), 11)
+    shape = (3, 4, 5)
+    session = new_session(one_conv(shape, input_range=(0, 1)), "triton", 0.0)
+    # more frames than can be on their way
+    frames = history(("pixel", "patch", "corner", "all", "same", "patch"), 11, shape)
     results = [session.step({"s": x})["s"] for x in frames]
     masks = [result.changed for result in results[1:]]
     for mask, old, new in zip(masks, frames, frames[1:], strict=False):
         assert torch.equal(mask, (old != new).any(1)[0])
     shares = [result.stats.changed_input for result in results]
-    area = SHAPE[1] * SHAPE[2]
-    assert shares == pytest.approx([1.0, *(int(mask.sum()) / area for mask in masks)])
+    assert shares == pytest.approx([1.0, *(int(mask.sum()) / 20 for mask in masks)])
+    counts = [result._report().active_px for result in results]
+    assert counts == [[20], *([int(mask.sum())] for mask in masks)]
 
 
 def test_views_and_uint8_frames() -> None:
@@ -507,8 +496,9 @@ def test_explain_and_bytes() -> None:
     session = Session(engine, 2, 0.0, torchdelta.Profile())
     ((name, reason),) = engine.foreign_steps().items()
     assert [name] == [step.name for step in fast.plan.steps if step.dense]
-    assert reason in session.explain()
-    assert "triton" in session.explain()
+    (row,) = (line for line in session.explain().splitlines() if line.split()[:1] == [name])
+    assert row.endswith(f"dense: {reason}; in every frame, for every slot")
+    assert "engine triton" in session.explain()
     assert engine.scratch_bytes == 0
     session.step({"s": history((), 13)[0]})
     assert engine.scratch_bytes > 0
@@ -539,26 +529,6 @@ def test_another_device_is_refused() -> None:
 
 
 # windows that move
-
-
-class AllSorts(nn.Module):
-    """Steps of many kinds, each of which finds its input on a ring."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.wide, self.alone = conv(3, 4, 3), conv(4, 16, 1), conv(16, 16, 3, 2, 16)
-        self.deep, self.up = conv(16, 4, 3), nn.ConvTranspose2d(4, 4, 4, 2, 1)
-        self.squeeze, self.last = conv(4, 4, 1), conv(4, 3, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        y = self.alone(self.wide(x).relu())
-        z = F.max_pool2d(F.avg_pool2d(self.deep(y), 3, 1, 1), 3, 1, 1)
-        up = self.up(z) + F.interpolate(z, scale_factor=2)
-        up = up * self.squeeze(up.mean((2, 3), keepdim=True)).sigmoid()
-        fine = F.pixel_shuffle(F.softmax(y, 1), 2) * 4
-        even = F.interpolate(F.pixel_unshuffle(fine, 2), scale_factor=2, mode="bilinear")[:, 4:8]
-        return self.last(x + up + fine + even.cumsum(3).tanh() * 2 - 0.5)
 
 
 @cache

@@ -446,9 +446,9 @@ class CompiledModel:
 
     def explain(self) -> str:
         """Return the plan as a table: step, shape, MACs, state, sparse or dense and why."""
-        foreign = self._for_size(self._size).engine.foreign_steps()
+        engine = self._for_size(self._size).engine
         name = f"{self.engine} ({self.engine_reason})" + (", products in tf32" if self.tf32 else "")
-        return explain(self.plan, self.dtype, name, foreign)
+        return explain(self.plan, self.dtype, name, engine.foreign_steps(), engine.whole_steps())
 
     def preprocess(self, frame: Frame) -> Tensor:
         """Give one frame as the model sees it: [1, C, H, W] in the compute dtype."""

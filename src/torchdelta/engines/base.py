@@ -132,6 +132,10 @@ class Engine(ABC):
         """Name the steps that the engine leaves to PyTorch, each with the reason."""
         return {}
 
+    def whole_steps(self) -> dict[str, str]:
+        """Name those of them that are computed whole even where nothing changed, and when."""
+        return {}
+
     @abstractmethod
     def step(
         self,

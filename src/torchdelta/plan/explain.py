@@ -27,6 +27,7 @@ def explain(
     dtype: torch.dtype = torch.float32,
     engine: str = "",
     foreign: Mapping[str, str] | None = None,
+    whole: Mapping[str, str] | None = None,
 ) -> str:
     """Return the plan's table as text.
 
@@ -34,6 +35,7 @@ def explain(
     per stream, and how it runs: sparse; whole (all of a small output when any input changed); or
     dense, with the reason; and why all of it is active whenever a moving stream's window moved.
     foreign: steps that the engine leaves to PyTorch, each with the reason
+    whole: those that it computes whole whether or not their input changed, each with when
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("step", "operation"):
@@ -51,7 +53,7 @@ def explain(
             "x".join(map(str, value.shape)),
             human(step.macs) if step.macs else "",
             human(state, "B"),
-            _how(step, foreign or {}, plan.shifts.reasons.get(index)),
+            _how(step, foreign or {}, whole or {}, plan.shifts.reasons.get(index)),
         )
     out = Console(file=io.StringIO(), width=118, color_system=None)
     dense = sum(step.dense for step in plan.steps)
@@ -74,14 +76,18 @@ def explain(
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
 
 
-def _how(step: Step, foreign: Mapping[str, str], moved: str | None) -> str:
-    if step.dense:
-        return f"dense: {step.reason}"
+def _how(
+    step: Step, foreign: Mapping[str, str], whole: Mapping[str, str], moved: str | None
+) -> str:
+    by_pytorch = f"by PyTorch: {foreign[step.name]}" if step.name in foreign else ""
+    if step.dense or step.name in whole:
+        how = f"dense: {step.reason}" if step.dense else f"whole, {by_pytorch}"
+        return f"{how}; {whole[step.name]}" if step.name in whole else how
     how = "sparse"
     if step.op.kind == "whole":
         how = f"whole: {step.op.whole_reason}"
-    if step.name in foreign:
-        how += f", by PyTorch: {foreign[step.name]}"
+    if by_pytorch:
+        how += f", {by_pytorch}"
     return f"{how}; at a move whole: {moved}" if moved else how
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from torchdelta.errors import ProfileError
 from torchdelta.ops.gate import input_threshold
@@ -98,6 +99,26 @@ class Profile:
         return cls(norm=data.get("norm", "rms"), **tables)
 
 
+class _Pending:
+    """Numbers on their way from a device: spreads of `slots`, then norms of the `fresh` ones."""
+
+    def __init__(self, slots: Sequence[int], fresh: Sequence[int], numbers: Tensor) -> None:
+        self.slots, self.fresh, self._numbers = slots, fresh, numbers
+        self._event: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(numbers.device))
+
+    def get(self) -> list[float]:
+        """Wait for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        found: list[float] = self._numbers.tolist()
+        return found
+
+
 class Thresholds:
     """Keeps the thresholds of a state's slots in line with tolerance, profile and first frames."""
 
@@ -107,8 +128,11 @@ class Thresholds:
         self._gated = [v for v in plan.owners if v.gated]
         self._multiplier = {v.index: profile.multipliers.get(v.name, default) for v in self._gated}
         self._input = input_threshold(tolerance, profile.multipliers.get("input", 1.0))
-        # slots of which some gated value has no scale yet
+        self._measured = [v for v in self._gated if v.name not in profile.rms]
+        # slots of which some gated value has no scale yet; of them, those that had no frame yet
         self._without: set[int] = set()
+        self._fresh: set[int] = set()
+        self._pending: _Pending | None = None
 
     def start(self, state: State, slot: int) -> None:
         """Set a fresh slot's thresholds: the profile's where it has a scale, else 0."""
@@ -119,29 +143,58 @@ class Thresholds:
         for v in self._gated:
             if v.name in self.profile.rms:
                 state.rms[slot, v.index] = self.profile.rms[v.name]
-            else:
-                self._without.add(slot)
+        if self._measured:
+            self._without.add(slot)
+            self._fresh.add(slot)
         self._apply(state, slot)
 
-    def wanted(self, slot: int) -> bool:
-        """Whether some gated value of the slot has no scale yet."""
-        return slot in self._without
+    def measure(self, state: State, slots: Iterable[int], to_full_scale: Tensor) -> None:
+        """Begin to measure the scales of these slots that have none, on the frame they just had.
 
-    def informative(self, state: State, slot: int, to_full_scale: torch.Tensor) -> bool:
-        """Whether the slot's published frame varies enough to take scales from."""
+        A device may still be at it when this returns: `settle` before the next frame.
+        """
+        wanted = [slot for slot in slots if slot in self._without] if self._without else []
+        if not wanted:
+            return
+        # a first frame mostly tells something; dark ones behind it cost no more than looking
+        fresh = [slot for slot in wanted if slot in self._fresh]
+        self._fresh.difference_update(fresh)
+        spreads = [self._spread(state, slot, to_full_scale) for slot in wanted]
+        norms = [self._norms(state, slot) for slot in fresh]
+        self._pending = _Pending(wanted, fresh, torch.cat([torch.stack(spreads), *norms]))
+
+    def settle(self, state: State) -> None:
+        """Set the thresholds that `measure` began with; waits for a device that is still at it."""
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        numbers = pending.get()
+        spreads = dict(zip(pending.slots, numbers, strict=False))
+        per_slot = len(self._measured)
+        norms = {
+            slot: numbers[len(spreads) + n * per_slot :][:per_slot]
+            for n, slot in enumerate(pending.fresh)
+        }
+        for slot, spread in spreads.items():
+            if spread >= MIN_FRAME_STD:
+                found = norms[slot] if slot in norms else self._norms(state, slot).tolist()
+                self._take(state, slot, found)
+
+    def _spread(self, state: State, slot: int, to_full_scale: Tensor) -> Tensor:
+        """Measure how much the slot's published frame varies: standard deviation, full scale 1."""
         x = (state.view(self.plan.input, slot).float() * to_full_scale).flatten(0, 1)
         # per channel: a black frame has another normalised value in each
-        variance = (x - x.mean(0)).square().mean()
-        return float(variance.sqrt()) >= MIN_FRAME_STD
+        return (x - x.mean(0)).square().mean().sqrt()
 
-    def measure(self, state: State, slot: int) -> None:
-        """Take the scale of every gated value that the profile does not give."""
-        for v in self._gated:
-            if v.name in self.profile.rms:
-                continue
-            x = state.view(v.index, slot)
-            norm = torch.linalg.vector_norm(x, dtype=torch.float32)
-            rms = float(norm) / math.sqrt(x.numel())
+    def _norms(self, state: State, slot: int) -> Tensor:
+        """Measure the L2 norms of the values that the profile gives no scale of."""
+        # slot by slot: a sum's order must not depend on the other slots
+        views = [state.view(v.index, slot) for v in self._measured]
+        return torch.stack(torch._foreach_norm(views, 2, torch.float32))
+
+    def _take(self, state: State, slot: int, norms: Sequence[float]) -> None:
+        for v, norm in zip(self._measured, norms, strict=True):
+            rms = norm / math.sqrt(math.prod(v.size) * v.channels)
             # values beyond the dtype's range: compare values instead of trusting the scale
             state.rms[slot, v.index] = rms if math.isfinite(rms) else 0.0
         self._without.discard(slot)

@@ -349,6 +349,8 @@ class Session:
         spent_ms: Mapping[str, float],
     ) -> dict[str, Result]:
         begin = time.perf_counter()
+        # of streams that had their first frame in the last step
+        self._thresholds.settle(self._state)
         moved: dict[int, Move] = {}
         masks: dict[int, Tensor] = {}
         by_slot: dict[int, Tensor] = {}
@@ -382,8 +384,9 @@ class Session:
             raise
         for stream in whole:
             del self._whole[stream]
-        for slot in by_slot:
-            self._measure_scales(slot)
+        self._thresholds.measure(self._state, by_slot, self._to_full_scale)
+        if not self.engine.asynchronous:
+            self._thresholds.settle(self._state)
         outputs = self._outputs(list(by_slot))
         ready = [r for r in reports.values() if isinstance(r, SlotReport)]
         shared_ms = 0.0
@@ -407,7 +410,8 @@ class Session:
                 stream, outputs[slot], counted, record=record, origin=placed[stream].origin
             )
         if len(self._uncounted) > MOST_UNCOUNTED * self.slots:
-            self._count(wait=True)
+            # engines let few frames be under way: nearly all of these are done
+            self._count(wait=False)
         return results
 
     def _settle(self, stream: str, at: Placement) -> None:
@@ -426,13 +430,6 @@ class Session:
         ):
             self._state.place(slot, at.origin)
         self._resting[stream] = Placement(at.origin, None, None)
-
-    def _measure_scales(self, slot: int) -> None:
-        """Take a slot's scales at its first frame since it started that tells anything."""
-        if self._thresholds.wanted(slot) and self._thresholds.informative(
-            self._state, slot, self._to_full_scale
-        ):
-            self._thresholds.measure(self._state, slot)
 
     def _synchronize(self) -> None:
         if self.engine.device.type == "cuda":
@@ -518,7 +515,9 @@ class Session:
     def explain(self) -> str:
         """Return the plan as a table, with the engine and dtype that run it."""
         engine = self.engine
-        return explain(self.plan, engine.dtype, engine.name, engine.foreign_steps())
+        return explain(
+            self.plan, engine.dtype, engine.name, engine.foreign_steps(), engine.whole_steps()
+        )
 
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
@@ -528,6 +527,7 @@ class Session:
         """
         with self._lock:
             slot = self._with_frames(stream)
+            self._thresholds.settle(self._state)
             return audit_slot(self.engine, self._state, slot, edges=stream not in self._kept)
 
     def _with_frames(self, stream: str) -> int:
@@ -542,7 +542,9 @@ class Session:
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
-            return self._thresholds.export(self._state, self._with_frames(stream))
+            slot = self._with_frames(stream)
+            self._thresholds.settle(self._state)
+            return self._thresholds.export(self._state, slot)
 
 
 def check_slots(slots: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,9 @@ from torchdelta.plan.ir import Step
 if TYPE_CHECKING:
     from torchdelta.engines.triton.runner import Runner
     from torchdelta.runtime.state import State
+
+# the engine's device is the current one already
+CURRENT = nullcontext()
 
 # Triton and the kernels are imported when an engine is made: a CPU machine never needs them
 
@@ -41,6 +45,8 @@ class TritonEngine(Engine):
     ) -> None:
         from torchdelta.engines.triton import conv
 
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         super().__init__(plan, device, dtype)
         self.interpreted = is_interpreted()
         if device.type != ("cpu" if self.interpreted else "cuda"):
@@ -55,6 +61,8 @@ class TritonEngine(Engine):
         self.foreign = {
             i: reason for i, s in enumerate(plan.steps) if (reason := foreign_reason(plan, s))
         }
+        # steps of `foreign` that PyTorch cannot capture, with its words; found out when it tries
+        self.uncaptured: dict[int, str] = {}
         self.packed = {
             i: conv.pack(plan, step, device, dtype)
             for i, step in enumerate(plan.steps)
@@ -103,10 +111,11 @@ class TritonEngine(Engine):
             return True, f"{found}, interpreted on the CPU (TRITON_INTERPRET=1)"
         if not torch.cuda.is_available():
             return False, "PyTorch finds no GPU"
-        capability = torch.cuda.get_device_capability()
-        if capability < (8, 0):
-            return False, f"the GPU has compute capability {capability[0]}.{capability[1]}, not 8.0"
-        return True, f"{found} on {torch.cuda.get_device_name()}"
+        refusals = [_too_old(n) for n in range(torch.cuda.device_count())]
+        if all(refusals):
+            return False, "; ".join(dict.fromkeys(filter(None, refusals)))
+        names = [torch.cuda.get_device_name(n) for n, old in enumerate(refusals) if not old]
+        return True, f"{found} on {', '.join(dict.fromkeys(names))}"
 
     @classmethod
     def refuses(cls, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -114,7 +123,7 @@ class TritonEngine(Engine):
         wanted = "cpu" if is_interpreted() else "cuda"
         if device.type != wanted:
             return f"the triton engine runs on {wanted} here, the model is on {device}"
-        return None
+        return None if is_interpreted() else _too_old(device)
 
     @classmethod
     def reluctance(cls) -> str | None:
@@ -146,6 +155,15 @@ class TritonEngine(Engine):
         """Name the steps that PyTorch computes, each with the reason."""
         return {self.plan.steps[i].name: reason for i, reason in self.foreign.items()}
 
+    def whole_steps(self) -> dict[str, str]:
+        """Name the steps that are computed whole in every frame, and which split the CUDA graph."""
+        return {
+            self.plan.steps[i].name: "in every frame, for every slot"
+            if i not in self.uncaptured
+            else f"for every slot with a frame, between CUDA graphs: {self.uncaptured[i]}"
+            for i in self.foreign
+        }
+
     @torch.no_grad()
     def step(
         self,
@@ -167,17 +185,35 @@ class TritonEngine(Engine):
 
         if not frames:
             return {}
-        runner = self._sessions.get(state)
-        if runner is None:
-            runner = self._sessions[state] = Runner(self, state)
-        return dict(
-            runner.step(state, frames, whole, record, timed, forced or {}, moved or {}, masks or {})
-        )
+        # Triton, events and captures work on the current device
+        with self._current():
+            runner = self._sessions.get(state)
+            if runner is None:
+                runner = self._sessions[state] = Runner(self, state)
+            return dict(
+                runner.step(
+                    state, frames, whole, record, timed, forced or {}, moved or {}, masks or {}
+                )
+            )
+
+    def _current(self) -> AbstractContextManager[object]:
+        """Make the engine's device the current one; where it is, that costs next to nothing."""
+        if self.interpreted or torch.cuda.current_device() == self.device.index:
+            return CURRENT
+        return torch.cuda.device(self.device)
 
 
 def is_interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter, on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _too_old(device: torch.device | int) -> str | None:
+    """Say why a GPU cannot run the kernels; None where it can."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (8, 0):
+        return None
+    return f"the GPU has compute capability {capability[0]}.{capability[1]}, not 8.0"
 
 
 def foreign_reason(plan: Plan, step: Step) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ class Memory:
             hot_tiles, changed_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
     thresholds, limits: float32 [slots, values];  forced: int32 [values], whose sets are forced
     cells:  of an input gate that counts in cells, else None
+    given:  slots that have a frame
     """
 
     def __init__(self, engine: TritonEngine, state: State) -> None:
@@ -120,6 +121,7 @@ class Memory:
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
         grain = state.input_grain
         self.cells = Cells(grain, plan.size, slots, device) if grain > 1 else None
+        self.given: Sequence[int] = ()
         self.now = 0
         self.frame = 0
         self.bytes = sum(
@@ -327,7 +329,11 @@ class Frame:
         return list(rows.launches(self, index))
 
     def _foreign(self, index: int) -> list[Work]:
-        """Let PyTorch compute a step whole for all slots; gate and publish as always."""
+        """Let PyTorch compute a step whole; gate and publish as always.
+
+        For the slots that have a frame, in a graph for all of them: what changed the host never
+        knows.
+        """
         plan, step = self.plan, self.plan.steps[index]
         v = plan.values[step.output]
         scratch = torch.zeros(
@@ -337,7 +343,7 @@ class Frame:
         self.constants.append(scratch)
 
         def compute() -> None:
-            for slot in range(self.slots):
+            for slot in self.memory.given:
                 inputs = [self._window(value, slot) for value in step.inputs]
                 scratch[slot].copy_(self.engine.oracle.evaluate(index, inputs))
 

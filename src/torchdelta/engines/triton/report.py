@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ class FrameNumbers:
 
     info: int32 numbers on the host (pinned), there once the second event has happened
     bad:  int32 [slots], 1 where a frame had values that are not finite; None: none was checked
+
+    That memory and the events are a later frame's again: `settle` is called before.
     """
 
     def __init__(
@@ -36,6 +39,9 @@ class FrameNumbers:
         self._engine, self._slots = engine, tuple(slots)
         self._info, self._bad, self._events = info, bad, events
         self._step_ms = step_ms
+        self._checked = bad is not None
+        self._refused: list[int] = []
+        self._settling = threading.Lock()
         # [steps + 1, slots], and by slot: pixels of all steps, then of the input
         self._table: np.ndarray = np.empty(0)
         self._counts: list[list[int]] | None = None
@@ -45,34 +51,44 @@ class FrameNumbers:
     @property
     def ready(self) -> bool:
         """Whether the device is done with the frame."""
-        return self._finished or self._events is None or self._events[1].query()
+        # another thread may settle it meanwhile
+        events = self._events
+        return self._finished or events is None or events[1].query()
 
-    def _wait(self) -> None:
-        """Wait for the frame."""
-        if not self._finished:
+    def settle(self) -> None:
+        """Wait for the frame, and take its numbers from the memory that frames share."""
+        if self._finished:
+            return
+        with self._settling:
+            if self._finished:
+                return
             if self._events is not None:
-                self._events[1].synchronize()
-                self._ms = self._events[0].elapsed_time(self._events[1]) / len(self._slots)
-            self._table = self._info.numpy().reshape(len(self._engine.plan.steps) + 1, -1)
+                start, end = self._events
+                end.synchronize()
+                self._ms = start.elapsed_time(end) / len(self._slots)
+            self._table = self._info.numpy().reshape(len(self._engine.plan.steps) + 1, -1).copy()
+            if self._bad is not None:
+                self._refused = self._bad.tolist()
             self._finished = True
+            self._events = None
 
     @property
     def in_doubt(self) -> bool:
         """Whether the device may have refused a frame."""
-        return self._bad is not None
+        return self._checked
 
     def counts(self, slot: int) -> tuple[np.ndarray, float] | None:
         """Wait, and give a slot's active pixels of all steps, then of the input, and its time."""
-        if self._bad is not None or self._step_ms is not None or self._engine.foreign:
+        if self._checked or self._step_ms is not None or self._engine.foreign:
             return None
-        self._wait()
+        self.settle()
         return self._table[:, slot], self._ms
 
     def report(
         self, slot: int, changed: Mapping[int, Tensor], active: dict[int, Tensor]
     ) -> SlotReport:
         """Wait, and say what the frame did in one slot."""
-        self._wait()
+        self.settle()
         if self._counts is None:
             self._counts = self._table.T.tolist()
         *active_px, input_px = self._counts[slot]
@@ -84,7 +100,7 @@ class FrameNumbers:
                 for i, px in enumerate(active_px)
             ]
         error = None
-        if self._bad is not None and int(self._bad[slot]):
+        if self._refused and self._refused[slot]:
             error = "frame has NaN or infinite values, or values beyond the compute dtype's range"
         return SlotReport(
             changed, active_px, work_px, input_px, active, self._ms,

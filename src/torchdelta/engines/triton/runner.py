@@ -51,15 +51,31 @@ class Runner:
         self._on_gpu = engine.device.type == "cuda"
         self._staging = _Staging(engine) if self._on_gpu else None
         size = self.memory.ctl.numel()
-        self._controls = [
-            torch.zeros(size, dtype=torch.int64, pin_memory=self._on_gpu) for _ in range(RING)
+        self._controls = self._on_host(torch.int64, size)
+        # by turn, used again once the frame of that turn is done: where numbers come back, and when
+        counted = (len(engine.plan.steps) + 1) * self.memory.slots
+        self._info = self._on_host(torch.int32, counted)
+        self._bad = self._on_host(torch.int32, self.memory.slots)
+        self._events = [
+            (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            if self._on_gpu
+            else None
+            for _ in range(RING)
         ]
-        self._done: list[torch.cuda.Event | None] = [None] * RING
+        self._numbers: list[FrameNumbers | None] = [None] * RING
         # frames that the device may still read
         self._kept: list[list[Tensor]] = [[] for _ in range(RING)]
         self._turn = 0
         self._thresholds = np.full_like(state.thresholds, np.nan)
         self._input_threshold = np.full_like(state.input_threshold, np.nan)
+        self._threshold_hosts = {
+            name: self._on_host(torch.float32, *shape)
+            for name, shape in (
+                ("values", state.thresholds.shape),
+                ("input", state.input_threshold.shape),
+                ("fine", state.input_threshold.shape),
+            )
+        }
         self._frames: dict[Variant, Frame] = {}
         self._graphs: dict[tuple[Variant, bool], list[Work]] = {}
         self._warm: set[tuple[Variant, bool]] = set()
@@ -67,6 +83,10 @@ class Runner:
         # from the first window that moves or frame that has a mask
         self._windows: Windows | None = None
         self._last: weakref.ref[FrameRecord] | None = None
+
+    def _on_host(self, dtype: torch.dtype, *shape: int) -> list[Tensor]:
+        """Allocate memory that frames are sent from or counted in, for each turn."""
+        return [torch.zeros(shape, dtype=dtype, pin_memory=self._on_gpu) for _ in range(RING)]
 
     @property
     def bytes(self) -> int:
@@ -90,10 +110,12 @@ class Runner:
         if last is not None:
             last.keep_masks()
         self._turn = (self._turn + 1) % RING
-        done = self._done[self._turn]
-        if done is not None:
-            done.synchronize()
-        start = self._event()
+        numbers = self._numbers[self._turn]
+        if numbers is not None:
+            numbers.settle()
+        events = self._events[self._turn]
+        if events is not None:
+            events[0].record()
         floats = self._send(frames, whole)
         self._send_thresholds(state)
         self._send_windows(state, moved, masks)
@@ -112,33 +134,23 @@ class Runner:
             self._warm.add((variant, floats))
         else:
             self._replay(frame, variant, floats)
-        info, bad = self._read(frame.info), self._read(self.memory.bad) if floats else None
-        end = self._event()
-        self._done[self._turn] = end
-        events = None if start is None or end is None else (start, end)
+        info = self._info[self._turn].copy_(frame.info, non_blocking=True)
+        bad = self._bad[self._turn].copy_(self.memory.bad, non_blocking=True) if floats else None
+        if events is not None:
+            events[1].record()
         numbers = FrameNumbers(self.engine, list(frames), info, bad, events, step_ms)
+        self._numbers[self._turn] = numbers
         found = FrameRecord(frame, list(frames))
         if record:
             found.keep_active()
         self._last = weakref.ref(found)
         return {slot: DeviceReport(numbers, found, slot) for slot in frames}
 
-    def _event(self) -> torch.cuda.Event | None:
-        if not self._on_gpu:
-            return None
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _read(self, numbers: Tensor) -> Tensor:
-        """Copy numbers to the host; they are there when the frame's event has happened."""
-        host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=self._on_gpu)
-        return host.copy_(numbers, non_blocking=True)
-
     def _send(self, frames: Mapping[int, Tensor], whole: frozenset[int]) -> bool:
         """Send the control block and frames of the host; returns whether some are float."""
         memory = self.memory
         memory.tick()
+        memory.given = tuple(frames)
         control = self._controls[self._turn]
         # a list takes single numbers faster than an array
         numbers = [0] * control.numel()
@@ -172,13 +184,18 @@ class Runner:
     def _send_thresholds(self, state: State) -> None:
         if not np.array_equal(self._thresholds, state.thresholds):
             self._thresholds[:] = state.thresholds
-            self.memory.thresholds.copy_(torch.from_numpy(self._thresholds))
+            self._send_numbers("values", self._thresholds, self.memory.thresholds)
         if not np.array_equal(self._input_threshold, state.input_threshold):
             self._input_threshold[:] = state.input_threshold
-            self.memory.input_threshold.copy_(torch.from_numpy(self._input_threshold))
+            self._send_numbers("input", self._input_threshold, self.memory.input_threshold)
             if self.memory.cells is not None:
-                fine = torch.from_numpy(FINE * self._input_threshold)
-                self.memory.cells.fine_threshold.copy_(fine)
+                fine = FINE * self._input_threshold
+                self._send_numbers("fine", fine, self.memory.cells.fine_threshold)
+
+    def _send_numbers(self, name: str, numbers: np.ndarray, to: Tensor) -> None:
+        host = self._threshold_hosts[name][self._turn]
+        host.numpy()[:] = numbers
+        to.copy_(host, non_blocking=True)
 
     def _send_windows(
         self, state: State, moved: Mapping[int, Move], masks: Mapping[int, Tensor]
@@ -231,36 +248,61 @@ class Runner:
     def _replay(self, frame: Frame, variant: Variant, floats: bool) -> None:
         key = variant, floats
         if key not in self._graphs:
-            work = [w for _, part in frame.work for w in part]
-            if floats:
-                work = frame.check_frames() + work
+            checks = frame.check_frames() if floats else []
+            work = [(i, item) for i, part in [(None, checks), *frame.work] for item in part]
             self._graphs[key] = self._capture(work)
         _do(self._graphs[key])
 
-    def _capture(self, work: list[Work]) -> list[Work]:
-        """Make one graph of the work; what cannot be captured stays between graphs."""
+    def _capture(self, work: Sequence[tuple[int | None, Work]]) -> list[Work]:
+        """Make one graph of the work of steps; what cannot be captured stays between graphs."""
         parts: list[Work] = []
         run: list[Work] = []
-        for item in work:
-            if isinstance(item, Launch) or self._capturable(item):
+        given = self.memory.given
+        # a graph serves every frame, whichever slots have one
+        self.memory.given = range(self.memory.slots)
+        for index, item in work:
+            if isinstance(item, Launch) or self._capturable(index, item):
                 run.append(item)
                 continue
             if run:
-                parts.append(_graph(run))
+                parts.append(self._graph(run))
             parts.append(item)
             run = []
         if run:
-            parts.append(_graph(run))
+            parts.append(self._graph(run))
+        self.memory.given = given
         return parts
 
-    def _capturable(self, item: Work) -> bool:
-        """Try whether a call into PyTorch can be captured."""
+    def _capturable(self, index: int | None, item: Work) -> bool:
+        """Try whether a call into PyTorch can be captured; the engine remembers which cannot."""
         try:
-            _graph([item])
-        except RuntimeError:
+            self._graph([item])
+        except RuntimeError as error:
+            causes = _causes(error)
+            if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
+                raise
             torch.cuda.synchronize(self.engine.device)
+            if index is not None:
+                # behind the first line is PyTorch's advice on how to debug
+                self.engine.uncaptured.setdefault(index, str(causes[-1]).partition("\n")[0])
             return False
         return True
+
+    def _graph(self, work: Sequence[Work]) -> Work:
+        """Capture work as a CUDA graph; returns its replay."""
+        graph = torch.cuda.CUDAGraph()
+        device = self.engine.device
+        # PyTorch's own stream for captures belongs to the device that was current at the first one
+        stream = torch.cuda.Stream(device)
+        with (
+            CAPTURING,
+            # PyTorch before 2.15 stays on the capture's stream where a capture fails
+            torch.cuda.stream(torch.cuda.current_stream(device)),
+            # other threads go on with their sessions: only this one's calls are restricted
+            torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        ):
+            _do(work)
+        return graph.replay
 
 
 def _do(work: Sequence[Work]) -> None:
@@ -268,13 +310,12 @@ def _do(work: Sequence[Work]) -> None:
         item()
 
 
-def _graph(work: Sequence[Work]) -> Work:
-    """Capture work as a CUDA graph; returns its replay."""
-    graph = torch.cuda.CUDAGraph()
-    # other threads go on with their sessions meanwhile: only this one's calls are restricted
-    with CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        _do(work)
-    return graph.replay
+def _causes(error: BaseException) -> list[BaseException]:
+    """List an error and those in whose handling it came up; the last one is the first."""
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
+        found.append(cause)
+    return found
 
 
 class _Staging:
