@@ -356,11 +356,24 @@ def test_calling_with_homographies(engine: str) -> None:
             for x, y in zip(outputs, results[str(i)].output, strict=True):
                 assert same_bits(x[i : i + 1], y).all(), n
     assert fast.stats.frames == 12
-    single = fast(view(0, 0), homography=torch.eye(3))
-    assert single[1].shape[-2:] == session.window
-    for wrong, said in ((np.eye(3), r"\[3, 3\] for 2 frames"), (np.zeros((2, 3, 3)), "row 0")):
+    # of one of them nothing is known: a new reference, and the other goes on
+    fast(frames, homography=[np.eye(3), None])
+    assert fast.stats.reasons == {"first frame": 2, "no homography": 1}
+    for wrong, said in (
+        (np.eye(3), r"\[3, 3\] for 2 frames"), (np.zeros((2, 3, 3)), "row 0"),
+        ([None], r"\[1\] for 2 frames"), ([np.eye(2), np.eye(3)], "differ in shape"),
+        ([None, np.full((3, 3), np.nan)], "row 1: .* give None where"),
+    ):  # fmt: skip
         with pytest.raises(FrameError, match=said):
             fast(frames, homography=wrong)
+    assert fast.stats.frames == 14
+    single = fast(view(0, 0), homography=torch.eye(3))
+    assert single[1].shape[-2:] == session.window
+    # without one it is a fixed camera's frame, of which nothing was seen: and the other way round
+    assert fast(view(0, 0))[1].shape[-2:] == SIZE
+    assert fast.stats.frames == 1
+    fast(view(0, 9), homography=shift(9, 0))
+    assert fast.stats.reasons == {"first frame": 1}
 
 
 # ------------------------------------------------------------------------------- results, regions

@@ -45,7 +45,6 @@ class Track:
     moves: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     first_ms: float | None = None
-    first_dense_ms: float | None = None
     ms: array[float] = field(default_factory=_floats)
     dense_ms: array[float] = field(default_factory=_floats)
     changed_input: array[float] = field(default_factory=_floats)
@@ -54,15 +53,13 @@ class Track:
     layer_error: array[float] = field(default_factory=_floats)
 
     def add(self, stats: FrameStats, comparison: Comparison | None) -> None:
-        """Count one frame; the first one, which is dense, is kept apart."""
+        """Count one frame; the stream's first one is kept apart, later new references are not."""
         self.moves += stats.moved
-        if stats.first:
-            if self.first_ms is not None:
-                self.reasons[stats.reason or ""] += 1
-            self.first_ms = stats.ms if self.first_ms is None else self.first_ms
-            if comparison is not None and self.first_dense_ms is None:
-                self.first_dense_ms = comparison.dense_ms
+        if self.first_ms is None:
+            self.first_ms = stats.ms
             return
+        if stats.first:
+            self.reasons[stats.reason or ""] += 1
         self.ms.append(stats.ms)
         self.changed_input.append(stats.changed_input)
         self.mac_share.append(stats.mac_share)

@@ -309,7 +309,7 @@ class MovingSession:
         roi:          stream -> bool [h, w], the frame's region of interest
         homographies: with motion="given": stream -> 3x3, pixel centres (x, y, 1) of this frame to
                       those of the stream's previous one. A first frame needs none; any other
-                      without one becomes a new reference
+                      without one, or with None, becomes a new reference
         relative_to:  "previous", or "reference": homographies lead to the last frame whose
                       `result.aligned.anchored` is not None
         vectors:      stream -> the decoder's motion vectors (`Source.vectors`), for "codec", "auto"
