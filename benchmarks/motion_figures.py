@@ -177,8 +177,7 @@ def print_fallbacks(clips: dict[str, Path], limit: int | None) -> None:
         for _, (frame, vectors) in zip(range(limit or 10**9), frames(path, SIZE), strict=False):
             current = Thumb.of(frame)
             if previous is not None:
-                codec.estimate(previous, current, vectors)
-                why[fallback(codec.fallback)] += 1
+                why[fallback(codec.estimate(previous, current, vectors).fallback)] += 1
             previous = current
         counts = " | ".join(str(why[key]) for key in ("", "none", "agree", "differ"))
         print(f"| {clip} | {why.total()} | {counts} |", flush=True)

@@ -680,14 +680,32 @@ def test_estimated_pan(engine: str, motion: Any) -> None:
     size = (120, 160)
     fast = compiled(engine, 0.04)
     session, still = fast.session(motion=motion, size=size), fast.session(size=size)
-    for here in path((60, 40), (3, 6), 20):
-        result = session.step({"a": view(*here, size)})["a"]
+    # the decoder's vectors, of blocks of 16, lead to where the content was
+    y, x = np.mgrid[8 : size[0] : 16, 8 : size[1] : 16].reshape(2, -1) - 0.5
+    blocks = np.stack([x, y, *(np.full_like(x, n) for n in (6, 3, 256))], 1).astype(np.float32)
+    for n, here in enumerate(path((60, 40), (3, 6), 20)):
+        vectors = {"a": Vectors(blocks, size, kept=True) if n else None}
+        result = session.step({"a": view(*here, size)}, vectors=vectors)["a"]
         still.step({"a": view(*here, size)})
         assert result.stats.ms > 0
+        assert result.aligned.motion.estimator == (motion if n else None)
+        assert result.aligned.motion.fallback is None
+    assert not any("vectors" in note for note in session.notes)
     stats = session.stats("a")
     assert stats.reasons == {"first frame": 1}
     assert stats.moves > 3
     assert (stats.mac_share or 1) < 0.7 * (still.stats("a").mac_share or 0)
+
+
+def test_vectors_that_never_come_are_missed_once() -> None:
+    session = compiled("torch", 0.04).session(2, motion="codec")
+    for n in range(14):
+        result = session.step({"a": view(90, 90 + 3 * n), "b": view(90, 90 + 2 * n)})["a"]
+    assert result.aligned is not None
+    assert result.aligned.motion.estimator == "features"
+    assert result.aligned.motion.fallback == "the frame has no motion vectors"
+    told = [note for note in session.notes if "no motion vectors" in note]
+    assert ["'a'" in told[0], "'b'" in told[1], len(told)] == [True, True, 2]
 
 
 def test_float_frames_and_tensors() -> None:

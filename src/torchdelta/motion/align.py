@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -186,6 +186,7 @@ class Aligner:
         """
         assert self._estimator is not None
         motion = self._estimator.estimate(previous, current, vectors)
+        motion = replace(motion, estimator=motion.estimator or self._estimator.name)
         if motion.confidence >= self._limits.confidence:
             return motion, None
         still = misfit(previous, current, np.eye(3))
@@ -197,7 +198,7 @@ class Aligner:
         best, homography = min(candidates, key=lambda candidate: candidate[0])
         if best > CLEARLY_BETTER * still:
             best, homography = still, np.eye(3)
-        doubt = Motion(homography, motion.confidence, motion.reason)
+        doubt = replace(motion, homography=homography)
         if best > FOREIGN_LEVELS:
             return doubt, ("scene cut", f"{best:.0f} grey levels differ")
         if best > MOSTLY_NEW_LEVELS:

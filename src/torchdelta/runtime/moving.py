@@ -17,7 +17,7 @@ from torchdelta.engines import Engine
 from torchdelta.errors import CaptureError, FrameError, StreamError
 from torchdelta.motion.align import RELATIVE_TO, Aligner
 from torchdelta.motion.aligned import Aligned
-from torchdelta.motion.codec import Codec
+from torchdelta.motion.codec import NO_VECTORS, Codec
 from torchdelta.motion.estimate import Estimator
 from torchdelta.motion.features import Features
 from torchdelta.motion.homography import check_homography
@@ -44,6 +44,8 @@ ESTIMATORS: dict[str, type[Estimator] | None] = {
 # (docs/performance.md, "The input gate's cells")
 GRAINS, COARSE_STRIDE = (4, 8), 32
 THE_CAMERA_MOVES = "the camera moves"
+# motion="codec" says so where as many frames of a stream came without a single vector
+MISSES_VECTORS = 10
 
 
 @dataclass
@@ -52,10 +54,12 @@ class _Camera:
 
     aligner: None while the camera is not followed
     watch:   decides whether it is, with motion="auto"
+    vectorless: frames that came without vectors; None once there were any
     """
 
     aligner: Aligner | None
     watch: Watch | None
+    vectorless: int | None = 0
 
 
 @dataclass
@@ -442,7 +446,25 @@ class MovingSession:
             # of a stream that is computed whole in any case, that reason stays
             assert self._moving is not None
             self._moving.refresh(stream, reason=aligned.anchored)
+        if self.motion == "codec":
+            self._note_vectors(stream, aligned)
         return aligned
+
+    def _note_vectors(self, stream: str, aligned: Aligned) -> None:
+        """Say once of a stream that its vectors never come."""
+        camera = self._cameras[stream]
+        if camera.vectorless is None or aligned.motion.estimator is None:
+            return
+        if aligned.motion.fallback != NO_VECTORS:
+            camera.vectorless = None
+            return
+        camera.vectorless += 1
+        if camera.vectorless == MISSES_VECTORS:
+            self.notes.append(
+                f"stream {stream!r}: no motion vectors came with its first {MISSES_VECTORS} "
+                "frames; corners are followed instead, which takes more time "
+                "(open_source(…, vectors=True) and step(vectors=…) bring them)"
+            )
 
     def _watch(self, stream: str, result: Result) -> None:
         camera = self._cameras[stream]
