@@ -33,6 +33,9 @@ LEAST_AGREEING = 0.5
 # the road and the roadside move as no homography says, and are most of the picture ahead of a car:
 # so few will do where the pictures fit so much better than with no motion
 LEAST_BACKED, BACKED = 0.25, 0.95
+# an encoder finds something alike in another scene too: where pictures that differ by as much (grey
+# levels) do not fit better with the motion, its vectors say nothing
+LEAST_FOREIGN = 10.0
 # why corners are followed in I-frames, and in all of a source without vectors
 NO_VECTORS = "the frame has no motion vectors"
 
@@ -107,6 +110,11 @@ def _chosen(options: list[Homography], agree: Flags, previous: Thumb, current: T
     if farthest_px(homography, current.size) < STILL_PX:
         return Motion(homography, confidence, said)
     still = misfit(previous, current, np.eye(3))
+    if moved > LEAST_FOREIGN and moved > BACKED * still:
+        return unknown(
+            f"the pictures differ by {moved:.1f} grey levels with the vectors' motion, by "
+            f"{still:.1f} without"
+        )
     if LEAST_BACKED <= confidence < LEAST_AGREEING and moved < BACKED * still:
         confidence, said = LEAST_AGREEING, None
     return judged(Motion(homography, confidence, said), moved, still)
