@@ -245,7 +245,8 @@ def test_bad_input_leaves_state_intact(engine: str) -> None:
     places = path((100, 100), (3, 4), 12)
     bad = list(BAD_HOMOGRAPHIES.values())
     for n, here in enumerate(places):
-        frame, there = view(*here), to_previous(here, places[max(0, n - 1)])
+        # "to the previous frame" would lead to what was refused
+        frame, there = view(*here), to_previous(here, places[0])
         if n in (2, 5):
             for homography, said in bad:
                 results = session.step(
@@ -259,8 +260,8 @@ def test_bad_input_leaves_state_intact(engine: str) -> None:
             assert session.step({"a": frame[1:]})["a"].error is not None
             region = {"a": np.ones((3, 3), bool)}
             assert "roi" in str(session.step({"a": frame}, roi=region)["a"].error)
-        a = session.step({"a": frame}, homographies={"a": there})["a"]
-        b = clean.step({"a": frame}, homographies={"a": there})["a"]
+        told: Any = {"homographies": {"a": there}, "relative_to": "reference"}
+        a, b = (s.step({"a": frame}, **told)["a"] for s in (session, clean))
         assert a.origin == b.origin
         assert a.stats.first == b.stats.first
         for x, y in zip(a.output, b.output, strict=True):
@@ -269,6 +270,47 @@ def test_bad_input_leaves_state_intact(engine: str) -> None:
         session.step({"a": frame}, homographies={"q": np.eye(3)})
     with pytest.raises(ValueError, match="relative_to"):
         session.step({"a": frame}, relative_to="yesterday")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("bad", ["frame", "homography"])
+def test_a_homography_to_a_refused_frame_is_not_followed(engine: str, bad: str) -> None:
+    fast = compiled(engine)
+    session = fast.session(motion="given", border="exact")
+    camera = Camera("a", path((100, 100), (3, 4), 8))
+    reasons = []
+    for n in range(8):
+        frame, there = camera.next()
+        if n == 3:
+            wrong = frame[1:] if bad == "frame" else frame
+            given = {"a": there if bad == "frame" else np.zeros((3, 3))}
+            assert session.step({"a": wrong}, homographies=given)["a"].error is not None
+            continue
+        result = session.step({"a": frame}, homographies={"a": there})["a"]
+        reasons.append(result.stats.reason)
+        assert dense_on_published(fast, session, result) <= CLOSE
+        assert result.aligned is not None
+        back = result.to_frame_map(session.published("a")).mul(255).round().to(torch.uint8)
+        assert np.array_equal(back[0].permute(1, 2, 0).numpy(), frame)
+    assert reasons == ["first frame", None, None, "refused frame", None, None, None]
+
+
+def test_vectors_that_lead_to_a_refused_frame_are_not_used() -> None:
+    session = compiled("torch", 0.04).session(motion="codec")
+    y, x = np.mgrid[4 : SIZE[0] : 8, 4 : SIZE[1] : 8].reshape(2, -1) - 0.5
+    blocks = np.stack([x, y, *(np.full_like(x, n) for n in (3, 2, 64))], 1).astype(np.float32)
+    vectors = {"a": Vectors(blocks, SIZE, kept=True)}
+    for n, here in enumerate(path((90, 90), (2, 3), 5)):
+        frame = view(*here)
+        if n == 2:
+            assert session.step({"a": frame[1:]}, vectors=vectors)["a"].error is not None
+            continue
+        aligned = session.step({"a": frame}, vectors=vectors)["a"].aligned
+        assert aligned is not None
+        by = 2 if n == 3 else 1
+        assert aligned.motion.estimator == (None, "codec", None, "features", "codec")[n]
+        if n:
+            assert np.allclose(aligned.motion.homography, shift(3 * by, 2 * by), atol=0.5)
 
 
 def test_wrong_settings() -> None:

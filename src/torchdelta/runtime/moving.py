@@ -321,7 +321,8 @@ class MovingSession:
         returns: stream -> Result; output and masks of a followed camera are its window's, and
                  `result.to_frame_points` and its like lead back to the frame
         A frame, region or homography that does not fit is refused (`Result.error`), its stream
-        stays as it was, and the others run.
+        stays as it was, and the others run. A homography to the previous frame leads nowhere after
+        that: its frame becomes a new reference ("refused frame").
         Raises: StreamError where a new stream finds no free slot, or where a region, a homography
         or vectors are of a stream without a frame; ValueError for homographies that nobody asked
         for, or an unknown relative_to; nothing has run then.
@@ -354,6 +355,10 @@ class MovingSession:
             for stream in newcomers:
                 self._join(stream)
             results = self._run(ready, relative_to, record)
+            for stream in refused:
+                camera = self._cameras.get(stream)
+                if camera is not None and camera.aligner is not None:
+                    camera.aligner.miss()
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
 
     def _check(self, stream: str, frame: Frame) -> Tensor:
