@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise, product
@@ -20,6 +21,7 @@ from chain_nets import conv
 from support import ENGINE_NAMES, GPU_NAMES, same_bits
 from torchdelta import CaptureError, FrameError, MovingSession, StreamError
 from torchdelta.engines import Engine
+from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.features import Features
 from torchdelta.motion.homography import shift
 from torchdelta.motion.thumb import Thumb
@@ -27,6 +29,7 @@ from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate
 from torchdelta.runtime import watch
 from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.moving import ESTIMATORS
 
 ENGINES = (*ENGINE_NAMES, *GPU_NAMES)
 SIZE = (60, 84)
@@ -642,9 +645,7 @@ class Counting(Features):
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
     monkeypatch.setattr("torchdelta.runtime.moving.Codec", Counting)
-    monkeypatch.setitem(
-        __import__("torchdelta.runtime.moving").runtime.moving.ESTIMATORS, "auto", Counting
-    )
+    monkeypatch.setitem(ESTIMATORS, "auto", Counting)
     Counting.asked = 0
     return Counting
 
@@ -881,6 +882,42 @@ def test_estimated_pan(engine: str, motion: Any) -> None:
     assert stats.reasons == {"first frame": 1}
     assert stats.moves > 3
     assert (stats.mac_share or 1) < 0.7 * (still.stats("a").mac_share or 0)
+
+
+SLOW_S = 0.03
+
+
+class Slow(Features):
+    """An estimator of known slowness."""
+
+    def estimate(self, previous: Thumb, current: Thumb, vectors: Vectors | None = None) -> Any:
+        time.sleep(SLOW_S)
+        return super().estimate(previous, current, vectors)
+
+
+@pytest.mark.parametrize("motion", ["features", "auto"])
+def test_ms_holds_estimation_and_warp(monkeypatch: pytest.MonkeyPatch, motion: Any) -> None:
+    monkeypatch.setitem(ESTIMATORS, motion, Slow)
+    monkeypatch.setattr("torchdelta.runtime.moving.Codec", Slow)
+    warp = Aligned.warp
+
+    def slow_warp(self: Aligned, frame: Any) -> Any:
+        time.sleep(SLOW_S)
+        return warp(self, frame)
+
+    monkeypatch.setattr(Aligned, "warp", slow_warp)
+    session = compiled("torch", 0.04).session(2, motion=motion)
+    session.waits = True
+    for n in range(20):
+        result = session.step({"a": view(90, 90 + 4 * n)})["a"]
+        least_ms = 0.0
+        if result.aligned is not None:
+            least_ms = SLOW_S * 1e3 * (1 + (result.aligned.motion.estimator is not None))
+        elif 5 <= n <= 8:
+            # it is being looked at
+            least_ms = SLOW_S * 1e3
+        assert result.stats.ms >= least_ms, n
+    assert result.aligned is not None
 
 
 def test_vectors_that_never_come_are_missed_once() -> None:
