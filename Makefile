@@ -66,7 +66,8 @@ GPU_WORKERS ?= 8
 
 test-gpu: venv
 	TORCHDELTA_REQUIRE=cuda $(PYTEST) -n $(GPU_WORKERS) -k "cuda or triton or every_engine" \
-		$(addprefix tests/test_,cuda.py ops.py properties.py networks.py gate.py drift.py ring.py)
+		$(addprefix tests/test_,cuda.py ops.py properties.py networks.py gate.py drift.py ring.py motion.py \
+			moving.py)
 
 # compute-sanitizer over op cases, minutes
 sanitize-gpu: venv
