@@ -330,7 +330,8 @@ PAN_SIZE = (120, 160)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("motion", "reason"),
-    [(turned(3.5), "rotation"), (turned(0, 0.93), "scale"), (turned(0, 1.02), "outside the window")],
+    [(turned(3.5), "rotation"), (turned(0, 0.93), "scale"),
+     (turned(0, 1.02), "outside the window")],
     ids=["roll", "zoom-in", "zoom-out"],
 )  # fmt: skip
 def test_roll_and_zoom_until_a_new_reference(engine: str, motion: np.ndarray, reason: str) -> None:
