@@ -432,6 +432,16 @@ def test_a_moving_camera_is_followed(folder: Path, motion: str) -> None:
     shares = [line["result"]["pixel_shares"] for line in (still[-1], lines[-1])]
     assert shares[0].keys() == shares[1].keys()
     assert all(abs(shares[0][k] - shares[1][k]) < 0.1 for k in shares[0])
+    # "auto" makes them later than the others do
+    assert result.stderr.count("cameras are followed on windows of") == 1
+    estimators = {line["motion"]["estimator"] for line in lines[start + 1 :]}
+    by_corners = sum(line["motion"]["fallback"] is not None for line in lines[start:])
+    if motion in ("features", "translation"):
+        assert estimators == {motion}
+    else:
+        assert "codec" in estimators
+    told = re.search(r"corners followed instead of motion vectors in (\d+) of", result.stdout)
+    assert (int(told[1]) if told else 0) == by_corners
     moved = re.search(r"the window moved with (\d+) frames", result.stdout)
     assert moved
     assert int(moved[1]) >= 5
