@@ -67,7 +67,7 @@ GPU_WORKERS ?= 8
 test-gpu: venv
 	TORCHDELTA_REQUIRE=cuda $(PYTEST) -n $(GPU_WORKERS) -k "cuda or triton or every_engine" \
 		$(addprefix tests/test_,cuda.py ops.py properties.py networks.py gate.py drift.py ring.py \
-		bench.py)
+		motion.py moving.py bench.py)
 
 # 20,000 frames of streams that come and go, in each dtype
 test-gpu-long: venv

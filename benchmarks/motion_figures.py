@@ -4,8 +4,9 @@
 
 DATA is the folder with clips/. Changed input at 640x384 of all frames after the first, as shares of
 the frame's pixels: "signed" with the mean over the 3x3 box and the channels of the signed
-difference, "gate" with the package's own input gate; both at 8/255, dilated by 1. A frame that is a
-new reference counts as 1.
+difference, dilated by 1; "gate" with the package's own input gate, in pixels; "cells" with its
+cells, as sessions of followed cameras have them with a network of a total stride of 32; all at
+8/255. A frame that is a new reference counts as 1.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate, input_threshold
+from torchdelta.runtime.moving import default_grain
 from torchdelta.video.source import open_source
 
 CLIPS = {
@@ -41,9 +43,14 @@ CLIPS = {
 }
 ESTIMATORS: dict[str, type[Estimator]] = {e.name: e for e in (Features, Codec, Translation)}
 SIZE, TIMED_SIZE, STRIDE = (384, 640), (540, 960), 32
-# name: whether signed, threshold in grey levels
-GATES = {"signed": (True, 8.0), "gate": (False, input_threshold(0.04) * 255)}
-TIGHT = {"8": (True, 8.0), "4": (True, 4.0)}
+# name: threshold in grey levels, and the input gate's grain; None: the trial's signed box
+Gate = tuple[float, int | None]
+GATES: dict[str, Gate] = {
+    "signed": (8.0, None),
+    "gate": (input_threshold(0.04) * 255, 1),
+    "cells": (input_threshold(0.04) * 255, default_grain((STRIDE, STRIDE))),
+}
+TIGHT: dict[str, Gate] = {"8": (8.0, None), "4": (4.0, None)}
 FILTERS = {
     "bilinear": cv2.INTER_LINEAR,
     "bicubic": cv2.INTER_CUBIC,
@@ -79,13 +86,13 @@ def window_of(size: tuple[int, int]) -> tuple[int, int]:
 class Shown:
     """The world as last published, in the window.
 
-    signed: the trial's box;  otherwise the input gate's
+    grain: the input gate's; None: the trial's signed box
     """
 
-    def __init__(self, window: tuple[int, int], signed: bool, threshold: float) -> None:
+    def __init__(self, window: tuple[int, int], threshold: float, grain: int | None) -> None:
         self.world = np.zeros((*window, 3), np.float32)
         self.seen = np.zeros(window, bool)
-        self.signed, self.threshold = signed, threshold
+        self.threshold, self.grain = threshold, grain
 
     def forget(self) -> None:
         self.seen[:] = False
@@ -101,14 +108,14 @@ class Shown:
     def publish(self, frame: Picture, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         known = mask & self.seen
         new = frame.astype(np.float32)
-        if self.signed:
+        if self.grain is None:
             hot = self._hot(new, known)
         else:
-            stored = np.where(known[..., None], self.world, new)
-            scale = torch.full((3,), 1 / 255)
             hot = input_gate(
-                torch.from_numpy(new), torch.from_numpy(stored), self.threshold / 255, scale
-            ).numpy()
+                torch.from_numpy(new), torch.from_numpy(self.world), self.threshold / 255,
+                torch.full((3,), 1 / 255), mask=torch.from_numpy(mask),
+                unseen=torch.from_numpy(~self.seen), grain=self.grain,
+            ).numpy()  # fmt: skip
         published = (hot | ~self.seen) & mask
         self.world[published] = new[published]
         self.seen |= mask
@@ -123,8 +130,10 @@ class Shown:
         return cv2.dilate(hot, np.ones((3, 3), np.uint8)) > 0
 
 
-def changed_static(path: Path, limit: int | None, signed: bool, threshold: float) -> list[float]:
-    shown = Shown(SIZE, signed, threshold)
+def changed_static(
+    path: Path, limit: int | None, threshold: float, grain: int | None
+) -> list[float]:
+    shown = Shown(SIZE, threshold, grain)
     everywhere = np.ones(SIZE, bool)
     shares = [
         float(shown.publish(frame, everywhere).mean())
@@ -138,7 +147,7 @@ def changed_aligned(
     limit: int | None,
     name: str,
     how: int,
-    thresholds: dict[str, tuple[bool, float]],
+    thresholds: dict[str, Gate],
     pictures: Path | None = None,
     limits: Limits | None = None,
 ) -> tuple[dict[str, list[float]], Counter[str]]:
@@ -177,8 +186,7 @@ def print_fallbacks(clips: dict[str, Path], limit: int | None) -> None:
         for _, (frame, vectors) in zip(range(limit or 10**9), frames(path, SIZE), strict=False):
             current = Thumb.of(frame)
             if previous is not None:
-                codec.estimate(previous, current, vectors)
-                why[fallback(codec.fallback)] += 1
+                why[fallback(codec.estimate(previous, current, vectors).fallback)] += 1
             previous = current
         counts = " | ".join(str(why[key]) for key in ("", "none", "agree", "differ"))
         print(f"| {clip} | {why.total()} | {counts} |", flush=True)
@@ -226,14 +234,15 @@ def times_ms(
 
 
 def print_shares(clips: dict[str, Path], limit: int | None, pictures: Path | None) -> None:
-    print(f"| clip | estimator | signed | first {SHORT} | gate | new references |")
-    print("|---" * 6 + "|")
+    print(f"| clip | estimator | signed | first {SHORT} | gate | cells | new references |")
+    print("|---" * 7 + "|")
     for clip, path in clips.items():
-        signed, gate = (changed_static(path, limit, *setting) for setting in GATES.values())
-        print(f"| {clip} | static | {row(signed, gate)} | |", flush=True)
+        signed, gate = (changed_static(path, limit, *GATES[key]) for key in ("signed", "gate"))
+        # fixed cameras have no cells
+        print(f"| {clip} | static | {row(signed, gate)} | | |", flush=True)
         for name in ESTIMATORS:
             found, why = changed_aligned(path, limit, name, cv2.INTER_LINEAR, GATES, pictures)
-            shares = row(found["signed"], found["gate"])
+            shares = f"{row(found['signed'], found['gate'])} | {fmean(found['cells']):.3f}"
             print(f"| {clip} | {name} | {shares} | {reasons(why)} |", flush=True)
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import warnings
+import weakref
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -94,9 +96,24 @@ def test_outputs_are_copies_unless_views_are_asked_for() -> None:
 def test_other_sizes_get_a_plan_of_their_own() -> None:
     model = net()
     fast = torchdelta.compile(model, torch.rand(1, 3, 20, 22), tolerance=0)
-    for size in ((20, 22), (31, 17), (20, 22), (31, 17)):
+    x = torch.rand(1, 3, 20, 22)
+    fast(x)
+    first = weakref.ref(fast._last._state.buffers[0])
+    said = "frames are {}x{} from here on, no longer {}x{}"
+    for before, size in pairwise(((20, 22), (31, 17), (20, 22), (31, 17))):
         x = torch.rand(1, 3, *size)
-        assert torchdelta.relative_error(fast(x), model(x)) < 1e-5
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            assert torchdelta.relative_error(fast(x), model(x)) < 1e-5
+            fast(x)
+        # once for each change, and where the caller is
+        assert [w.filename for w in warned] == [__file__]
+        assert said.format(*size, *before) in str(warned[0].message)
+        # the state of the size before is gone, so that a frame of it would be a first frame
+        assert fast.stats.frames == 2
+        assert first() is None
+        assert [s.plan.size for s in fast._sized.values() if s.session or s.moving] == [size]
+    # the plans stay
     assert len(fast._sized) == 2
     session = fast.session(size=(9, 11))
     assert session.plan.size == (9, 11)

@@ -26,7 +26,10 @@ from typer.testing import CliRunner, Result
 import torchdelta
 from conftest import require
 from torchdelta.cli.app import app
+from torchdelta.cli.compare import Comparison
+from torchdelta.cli.track import Track, movements, summary
 from torchdelta.engines.cpu import bind
+from torchdelta.runtime.stats import FrameStats
 from torchdelta.video.sink import VideoWriter
 
 KEYS = [
@@ -202,6 +205,26 @@ def test_compare_measures_both_errors(folder: Path) -> None:
     assert "speed-up" in result.stdout
     call("run", source, *model, "--tolerance", "0.2")
     assert max(line["layer_error"] for line in records()) > 1e-5
+
+
+def test_new_references_count_in_the_summary() -> None:
+    """Frames that are computed whole after the first one: their time and their work are real."""
+    track = Track("pan")
+    kinds = ["first frame", None, "scene cut", None, "scale"]
+    for n, reason in enumerate(kinds):
+        ms, share = (60.0, 1.5) if reason else (10.0, 0.1)
+        stats = FrameStats(n, reason is not None, share, share, share, ms, reason)
+        track.add(stats, Comparison(dense_ms=40.0, error=0.02, layer_error=0.01))
+    assert list(track.ms) == [10, 60, 10, 60]
+    assert track.first_ms == 60
+    table = summary([track], compared=True)
+    cells = {str(c.header).replace("-\n", "").replace("\n", " "): next(iter(c.cells))
+             for c in table.columns}  # fmt: skip
+    assert cells["median ms"] == "35.0"
+    assert cells["MAC share"] == cells["changed input"] == "80.0%"
+    # four dense frames over all of our time
+    assert cells["speedup"] == f"{160 / 140:.2f}x"
+    assert "1 x scene cut; 1 x scale" in str(movements(track))
 
 
 def test_no_layer_gate_error_without_layer_gates(folder: Path) -> None:
@@ -409,6 +432,16 @@ def test_a_moving_camera_is_followed(folder: Path, motion: str) -> None:
     shares = [line["result"]["pixel_shares"] for line in (still[-1], lines[-1])]
     assert shares[0].keys() == shares[1].keys()
     assert all(abs(shares[0][k] - shares[1][k]) < 0.1 for k in shares[0])
+    # "auto" makes them later than the others do
+    assert result.stderr.count("cameras are followed on windows of") == 1
+    estimators = {line["motion"]["estimator"] for line in lines[start + 1 :]}
+    by_corners = sum(line["motion"]["fallback"] is not None for line in lines[start:])
+    if motion in ("features", "translation"):
+        assert estimators == {motion}
+    else:
+        assert "codec" in estimators
+    told = re.search(r"corners followed instead of motion vectors in (\d+) of", result.stdout)
+    assert (int(told[1]) if told else 0) == by_corners
     moved = re.search(r"the window moved with (\d+) frames", result.stdout)
     assert moved
     assert int(moved[1]) >= 5

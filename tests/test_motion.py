@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import itertools
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from conftest import is_required
 from torchdelta.engines.cpu import bind
 from torchdelta.errors import FrameError
 from torchdelta.motion.align import RELATIVE_TO, Aligner, Limits, inside_share
@@ -41,6 +44,7 @@ from torchdelta.motion.thumb import Thumb, misfit
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.motion.warp import Scratch, to_window, valid_mask, warp
+from torchdelta.video.source import open_source
 
 SIZE = (240, 320)
 H, W = SIZE
@@ -92,8 +96,35 @@ def true_vectors(motion: np.ndarray, size: tuple[int, int] = SIZE) -> Vectors:
     return Vectors(blocks, size, kept=True)
 
 
-def estimated(name: str, before: np.ndarray, after: np.ndarray, true: np.ndarray) -> Motion:
-    return ESTIMATORS[name]().estimate(Thumb.of(before), Thumb.of(after), true_vectors(true))
+def rough_vectors(
+    motion: np.ndarray, still: Sequence[tuple[int, int, int, int]] = (), outliers: float = 0.3
+) -> Vectors:
+    """What a real encoder's blocks say: in places anything, and nothing moves under `still`.
+
+    still: (x0, y0, x1, y1) of burnt-in pictures
+    """
+    vectors, rng = true_vectors(motion), np.random.default_rng(0)
+    blocks = vectors.blocks
+    wrong = rng.random(len(blocks)) < outliers
+    blocks[wrong, 2:4] = rng.integers(-64, 64, (int(wrong.sum()), 2)) / 4
+    blocks[~wrong, 2:4] += rng.integers(-1, 2, (int((~wrong).sum()), 2)) / 4
+    for x0, y0, x1, y1 in still:
+        x, y = blocks[:, 0], blocks[:, 1]
+        under = (x > x0 - 8) & (x < x1 + 8) & (y > y0 - 8) & (y < y1 + 8)
+        blocks[under, 2:4] = 0
+    return vectors
+
+
+def estimated(
+    name: str, before: np.ndarray, after: np.ndarray, true: np.ndarray,
+    still: Sequence[tuple[int, int, int, int]] = (),
+) -> Motion:  # fmt: skip
+    """Estimate a motion that can be found: nothing falls back."""
+    vectors = rough_vectors(true, still)
+    motion = ESTIMATORS[name]().estimate(Thumb.of(before), Thumb.of(after), vectors)
+    assert motion.estimator in (None, name), motion
+    assert motion.fallback is None, motion
+    return motion
 
 
 def noisy(frame: np.ndarray, deviation: float, seed: int) -> np.ndarray:
@@ -159,8 +190,8 @@ def with_objects(frame: np.ndarray, at: int, share: float) -> np.ndarray:
 def test_objects_over_40_percent(name: str, true: np.ndarray) -> None:
     before = with_objects(view(START), 0, 0.4)
     after = with_objects(view(START @ true), 1, 0.4)
-    # vectors of blocks that the objects cover say how the objects move
-    vectors = true_vectors(true)
+    # vectors of blocks that the objects cover say how the objects move; some of the others err
+    vectors = rough_vectors(true, outliers=0.1)
     for part, (y, x) in enumerate([(16, 15), (H - 107 - 17, W - 143 - 66)]):
         b = vectors.blocks
         on = (b[:, 0] > x) & (b[:, 0] < x + 143) & (b[:, 1] > y) & (b[:, 1] < y + 107)
@@ -169,20 +200,23 @@ def test_objects_over_40_percent(name: str, true: np.ndarray) -> None:
     assert motion.confidence < 0.5 or off_px(motion.homography, true) < 1.0, motion
     if name != "translation":
         assert motion.confidence >= 0.5, motion
+    assert motion.fallback is None, motion
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_burnt_in_clock_and_logo_do_not_win(name: str) -> None:
     # smooth scene, sharp text: nearly all of the strongest corners are the text's
-    def frame(pose: np.ndarray) -> np.ndarray:
+    def frame(pose: np.ndarray, second: int) -> np.ndarray:
         picture = cv2.GaussianBlur(view(pose), (0, 0), 3)
-        cv2.putText(picture, "2024-05-17 12:34:56", (8, 20), 0, 0.5, (255, 255, 255), 1)
+        clock = f"2024-05-17 12:34:{second}"
+        cv2.putText(picture, clock, (8, 20), 0, 0.5, (255, 255, 255), 1)
         cv2.putText(picture, "CAM 7 NORTH", (200, 230), 0, 0.5, (255, 255, 255), 1)
         cv2.rectangle(picture, (270, 6), (312, 34), (255, 0, 0), -1)
         return picture
 
     true = shift(4, 1.5)
-    motion = estimated(name, frame(START), frame(START @ true), true)
+    burnt_in = [(8, 8, 180, 24), (200, 218, 310, 234), (270, 6, 312, 34)]
+    motion = estimated(name, frame(START, 58), frame(START @ true, 59), true, burnt_in)
     assert motion.confidence >= 0.5, motion
     assert off_px(motion.homography, true) < 1.0
 
@@ -199,7 +233,9 @@ BLANKS = {
 def test_blank_frames_give_low_confidence(name: str, blank: str) -> None:
     for deviation in (0, 1.5, 3, 6):
         frames = [Thumb.of(noisy(BLANKS[blank], deviation, seed)) for seed in (0, 1)]
-        motion = ESTIMATORS[name]().estimate(*frames)
+        # of noise an encoder says that it stays where it is, or anything
+        said = true_vectors(np.eye(3)) if deviation < 3 else rough_vectors(np.eye(3), outliers=1)
+        motion = ESTIMATORS[name]().estimate(*frames, said)
         # a ramp has no corners, and yet may tell that it stands still
         assert motion.confidence < 0.5 or blank == "ramp"
         off = off_px(motion.homography, np.eye(3))
@@ -210,9 +246,11 @@ def test_blank_frames_give_low_confidence(name: str, blank: str) -> None:
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_another_scene_is_not_garbage_accepted(name: str) -> None:
-    before, after = view(START), view(shift(60, 40) @ about_centre(90))
-    motion = ESTIMATORS[name]().estimate(Thumb.of(before), Thumb.of(after))
-    assert motion.confidence < 0.5, motion
+    before, after = Thumb.of(view(START)), Thumb.of(view(shift(60, 40) @ about_centre(90)))
+    for said in (true_vectors(shift(5, -3)), rough_vectors(np.eye(3), outliers=1)):
+        motion = ESTIMATORS[name]().estimate(before, after, said)
+        assert motion.confidence < 0.5, motion
+        assert (motion.fallback is not None) == (name == "codec")
 
 
 def test_wrong_vectors_fall_back_to_features() -> None:
@@ -224,10 +262,51 @@ def test_wrong_vectors_fall_back_to_features() -> None:
         motion = codec.estimate(Thumb.of(before), Thumb.of(after), vectors)
         assert motion.confidence >= 0.5
         assert off_px(motion.homography, true) < 0.5
-        assert codec.fallback is not None
-        assert said in codec.fallback
-    codec.estimate(Thumb.of(before), Thumb.of(after), true_vectors(true))
-    assert codec.fallback is None
+        assert motion.estimator == "features"
+        assert motion.fallback is not None
+        assert said in motion.fallback
+    motion = codec.estimate(Thumb.of(before), Thumb.of(after), true_vectors(true))
+    assert (motion.estimator, motion.fallback) == ("codec", None)
+
+
+ENCODED = {
+    "pan": shift(6, -4),
+    "sub-pixel": shift(-5.5, 2.25),
+    "roll-zoom-pan": shift(3, 7) @ about_centre(1, 0.985),
+}
+
+
+@pytest.mark.parametrize("encoded", ENCODED)
+def test_vectors_that_a_decoder_gives(encoded: str, tmp_path: Path) -> None:
+    """Sign, unit and places of the vectors of an H.264 file of known motion."""
+    true, path = ENCODED[encoded], tmp_path / "pan.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = H, W, "yuv420p"
+        stream.options = {"g": "100", "bf": "0", "refs": "1", "crf": "16"}
+        for n in range(3):
+            picture = view(START @ np.linalg.matrix_power(true, n))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    codec = Codec()
+    with open_source(path, vectors=True) as source:
+        previous = Thumb.of(next(source))
+        assert source.vectors is None
+        for frame in source:
+            vectors, current = source.vectors, Thumb.of(frame)
+            assert vectors is not None
+            assert vectors.size == SIZE
+            at = vectors.blocks[:, :2].astype(np.float64)
+            # blocks of whole pixels: their middles lie between two centres
+            assert ((at + 0.5) % 2 == 0).all()
+            assert vectors.blocks[:, 4].sum() > 0.9 * H * W
+            off = np.linalg.norm(vectors.blocks[:, 2:4] - (through(true, at) - at), axis=1)
+            assert np.median(off) < 0.2
+            assert (off < 0.5).mean() > 0.9
+            motion = codec.estimate(previous, current, vectors)
+            assert motion.fallback is None
+            assert off_px(motion.homography, true) < 0.3
+            previous = current
 
 
 def test_vectors_of_a_frame_before_the_last_one() -> None:
@@ -242,6 +321,43 @@ def test_vectors_of_a_frame_before_the_last_one() -> None:
     motion = codec.estimate(thumbs[2], thumbs[3], Vectors(true_vectors(both).blocks, SIZE, False))
     assert motion.confidence >= 0.5
     assert off_px(motion.homography, step) < 0.6
+
+
+def test_what_did_not_fit_is_left_out_for_some_frames() -> None:
+    """The cells of an object are not looked at in the next frames, and come back."""
+    estimator, step = Features(), shift(4, 2)
+    # of the cells of 24 pixels, counted from the picture's edge, rows 3 to 5 and columns 4 to 7
+    y, x, h, w = 72, 96 + 4, 72, 96
+
+    def frame(n: int, there: bool) -> Thumb:
+        picture = view(START @ np.linalg.matrix_power(step, n)).copy()
+        if there:
+            picture[y + 3 * n : y + 3 * n + h, x - 5 * n : x - 5 * n + w] = scene()[:h, :w]
+        return Thumb.of(picture)
+
+    def asked(grey: np.ndarray) -> int:
+        points, _ = estimator._corners(grey)
+        inside = (points > (x, y)).all(1) & (points < (x + w - 8, y + h - 8)).all(1)
+        return int(inside.sum())
+
+    thumbs = [frame(n, there=n < 2) for n in range(8)]
+    free = asked(thumbs[2].fine)
+    assert free >= 6
+    for n in range(7):
+        motion = estimator.estimate(thumbs[n], thumbs[n + 1])
+        if n != 1:
+            # (with the second frame's object the third shows the world in its place)
+            assert off_px(motion.homography, step) < 0.5, n
+        left = asked(thumbs[n + 1].fine)
+        if n == 0:
+            assert left <= free // 3
+    assert left >= free - 1
+    # where most of the corners disagree, nobody knows which of them are right
+    estimator.reset()
+    estimator._corners(thumbs[0].fine)
+    estimator._remember(np.arange(10), np.arange(10) < 4)
+    assert estimator._unfit is not None
+    assert not estimator._unfit.any()
 
 
 def test_few_points_carry_a_simple_model_only() -> None:
@@ -344,6 +460,72 @@ def test_opencv_and_torch_sample_alike(pose: str, kind: str, channels: int) -> N
     assert difference.mean() < 0.05
     public = warp(torch.from_numpy(frame.copy()), POSES[pose], window)
     assert np.abs(public.numpy().astype(float) - by_opencv)[mask].max() <= 1
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The GPU; without one the test is skipped, or fails where one is required."""
+    if not torch.cuda.is_available():
+        if is_required("cuda"):
+            pytest.fail("TORCHDELTA_REQUIRE=cuda, and PyTorch finds no GPU")
+        pytest.skip("PyTorch finds no GPU")
+    return torch.device("cuda")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["uint8", "float32", "float16"])
+@pytest.mark.parametrize("pose", POSES)
+def test_warp_on_cuda(cuda: torch.device, pose: str, kind: str, channels: int) -> None:
+    """A frame on a GPU is sampled there, as on the CPU; beyond the frame it is 0."""
+    frame = np.concatenate([view(START)] * 2, 2)[:, :, :channels].astype(kind)
+    window = (288, 352)
+    mask = valid_mask(POSES[pose], SIZE, window)
+    there = warp(torch.from_numpy(frame.copy()).to(cuda), POSES[pose], window)
+    assert there.device.type == "cuda"
+    assert (there.shape, there.dtype) == ((*window, channels), getattr(torch, kind))
+    found = there.cpu().numpy().astype(float)
+    here = warp(frame.astype("float32"), POSES[pose], window)
+    off = np.abs(found - here)[mask]
+    # the eleventh bit of 255 in half precision, whole levels
+    assert off.max() <= (0 if pose == "whole" and kind != "float16" else 1)
+    assert off.mean() < (0.05 if kind == "float32" else 0.3)
+    # a pixel beyond it blends with 0
+    beyond = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
+    assert beyond.any()
+    assert not found[beyond].any()
+
+
+@pytest.mark.parametrize("size", [SIZE, (540, 960), (301, 447)])
+def test_thumbs_on_cuda(cuda: torch.device, size: tuple[int, int]) -> None:
+    """The small picture is made where the frame lies, and is the same but for rounding."""
+    frame = view(shift(300, 300), size)
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)[..., None]
+    for picture in (frame, grey, frame.astype(np.float32) / 255):
+        here, there = (Thumb.of(torch.from_numpy(picture.copy()).to(at)) for at in ("cpu", cuda))
+        assert (here.size, here.fine.shape) == (there.size, there.fine.shape)
+        # rounded before it is averaged down there, behind it here
+        off = np.abs(here.fine.astype(int) - there.fine)
+        assert off.max() <= 1
+        assert off.mean() < 0.5
+    broken = torch.full((*size, 3), float("nan"), device=cuda)
+    assert (Thumb.of(broken).fine == 127).all()
+
+
+def test_features_on_cuda(cuda: torch.device) -> None:
+    true = shift(5.5, -3.2) @ about_centre(1, 1.01)
+    thumbs = [
+        Thumb.of(torch.from_numpy(view(pose).copy()).to(cuda)) for pose in (START, START @ true)
+    ]
+    assert off_px(Features().estimate(*thumbs).homography, true) < 0.5
+
+
+def test_maps_on_cuda_come_back(cuda: torch.device) -> None:
+    at, values = aligned_somewhere(), torch.rand(2, 72, 88)
+    back = at.to_frame_map(values.to(cuda), fill=-1)
+    assert back.device.type == "cuda"
+    assert torch.allclose(back.cpu(), at.to_frame_map(values, fill=-1), atol=1e-4)
+    labels = (values > 0.5).to(cuda)
+    assert (at.to_frame_map(labels).cpu() != at.to_frame_map(labels.cpu())).float().mean() < 1e-3
 
 
 def around(size: tuple[int, int], motion: np.ndarray) -> np.ndarray:
@@ -525,7 +707,9 @@ def aligner(name: str | None = "features", limits: Limits | None = None) -> Alig
     return Aligner(SIZE, WINDOW, STRIDE, estimator, limits=limits)
 
 
-def world_error(placements: list[Aligned], poses: list[np.ndarray]) -> float:
+def world_error(
+    placements: list[Aligned], poses: list[np.ndarray], size: tuple[int, int] = SIZE
+) -> float:
     """How far poses are off, relative to the last reference, at the corners."""
     worst, reference = 0.0, 0
     for n, (placement, pose) in enumerate(zip(placements, poses, strict=True)):
@@ -533,7 +717,7 @@ def world_error(placements: list[Aligned], poses: list[np.ndarray]) -> float:
             reference = n
         anchor = placements[reference].pose
         true = scaled(anchor @ inverse(poses[reference]) @ pose)
-        worst = max(worst, off_px(placement.pose, true))
+        worst = max(worst, off_px(placement.pose, true, size))
     return worst
 
 
@@ -572,16 +756,54 @@ def test_pan(step: tuple[float, float]) -> None:
     assert through(poses[-1], last) == pytest.approx(through(poses[0], first) + shifted, abs=1.5)
 
 
-def test_drift_over_hundreds_of_frames() -> None:
+# of the pan below, over the frames that the window can still show: mean and worst, pixels.
+# Unregistered, features and codec have means of 2.0 and 2.4; translation drifts little in any case
+MOST_DRIFT_PX = {"features": (1.2, 5), "codec": (1.5, 6), "translation": (0.5, 2)}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_drift_over_a_long_pan(name: str) -> None:
+    """Through tens of windows: what is still in view stays in its place."""
+    size, follow = (120, 160), Aligner((120, 160), (160, 192), STRIDE, ESTIMATORS[name]())
+    poses: list[np.ndarray] = []
+    placements: list[Aligned] = []
+    for n in range(320):
+        x = 100 + 3.3 * n
+        pose = shift(min(x, 1900 - x), 100 + 1.7 * n)
+        vectors = None
+        if poses:
+            vectors = true_vectors(inverse(poses[-1]) @ pose, size)
+            quarters = np.random.default_rng(n).integers(-1, 2, (len(vectors.blocks), 2))
+            vectors.blocks[:, 2:4] += quarters / 4
+        placements.append(follow.place(noisy(view(pose, size), 2, n), vectors=vectors))
+        poses.append(pose)
+    assert [p.anchored for p in placements[1:]] == [None] * 319
+    assert {p.motion.estimator for p in placements[1:]} == {name}
+    assert len({p.origin for p in placements}) > 30
+    lag = 25
+    off = [
+        off_px(
+            inverse(placements[n - lag].pose) @ placements[n].pose,
+            inverse(poses[n - lag]) @ poses[n], size,
+        )
+        for n in range(lag, 320)
+    ]  # fmt: skip
+    mean, most = MOST_DRIFT_PX[name]
+    assert np.mean(off) < mean
+    assert max(off) < most
+
+
+def test_drift_within_a_window() -> None:
     # there and back again within the window's reach, sub-pixel
+    size, follow = (120, 160), Aligner((120, 160), (160, 192), STRIDE, Features())
     poses = [
-        shift(600 + 9 * np.sin(n / 9), 450 + 7 * np.sin(n / 7)) @ about_centre(np.sin(n / 11))
-        for n in range(300)
+        shift(600 + 9 * np.sin(n / 9), 450 + 7 * np.sin(n / 7))
+        @ about_centre(np.sin(n / 11), 1, size)
+        for n in range(200)
     ]
-    follow = aligner()
-    placements = [follow.place(noisy(view(pose), 2, n)) for n, pose in enumerate(poses)]
-    assert [p.anchored for p in placements[1:]] == [None] * 299
-    assert world_error(placements, poses) < 1.0
+    placements = [follow.place(noisy(view(pose, size), 2, n)) for n, pose in enumerate(poses)]
+    assert [p.anchored for p in placements[1:]] == [None] * 199
+    assert world_error(placements, poses, size) < 1.0
     # the window never had to move: the frame stays within its margin
     assert {p.origin for p in placements} == {(0, 0)}
 

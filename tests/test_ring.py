@@ -166,9 +166,20 @@ def same_state(a: Session, slot_a: int, b: Session, slot_b: int) -> bool:
     )
 
 
-# a run in each direction, long enough to wrap both rings several times; then back and forth
 DIRECTIONS = [d for d in product((-1, 0, 1), repeat=2) if d != (0, 0)]
-PAN = [d for d in DIRECTIONS for _ in range(3)] + [(2, -1), (-2, 1), (0, 0), (1, 3), (-3, -2)]
+BACK_AND_FORTH = [(2, -1), (-2, 1), (0, 0), (1, 3), (-3, -2)]
+# a few single strides in each direction
+PAN = [d for d in DIRECTIONS for _ in range(3)] + BACK_AND_FORTH
+
+
+def long_pan(stride: Point) -> list[Point]:
+    """Give a run in each direction, in strides: the rings (of 17x22) come round with each.
+
+    Per direction: most of a window, one stride, nearly all of a window.
+    """
+    runs = [tuple(max(1, px // s) for s in stride) for px in (12, 1, 16)]
+    far = [(y * dy, x * dx) for dy, dx in DIRECTIONS for y, x in runs]
+    return far + BACK_AND_FORTH
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -176,8 +187,13 @@ PAN = [d for d in DIRECTIONS for _ in range(3)] + [(2, -1), (-2, 1), (0, 0), (1,
 def test_pans_equal_the_dense_network_on_every_window(engine: str, net: str) -> None:
     fast, model = compiled(net)
     session, world = new_session(fast, engine, 0.0), World()
+    stride, size = fast.plan.total_stride, fast.plan.size
+    steps = long_pan(stride)
+    for axis in (0, 1):
+        way = [abs(step[axis]) * stride[axis] for step in steps]
+        assert sum(way) > 7 * size[axis] > 7 * max(way)
     last, moved = None, 0.0
-    for t, origin in enumerate(walk(fast.plan.total_stride, [(0, 0), *PAN], (-40, 60))):
+    for t, origin in enumerate(walk(stride, [(0, 0), *steps], (-40, 60))):
         if t % 4 == 3:
             world.change(origin, fast.plan.size)
         origin = tuple(o - o % s for o, s in zip(origin, fast.plan.total_stride, strict=True))
@@ -194,7 +210,7 @@ def test_pans_equal_the_dense_network_on_every_window(engine: str, net: str) -> 
         last = expected
     assert moved > 1e-2
     assert session.stats("s").reasons == {"first frame": 1}
-    assert session.stats("s").moves == len(PAN) - 1
+    assert session.stats("s").moves == len(steps) - 1
 
 
 # -------------------------------------------------------------------- P1 over random walks and nets

@@ -567,6 +567,21 @@ def test_windows_that_move() -> None:
     assert session.stats("still").mac_share == 0.0
 
 
+def test_new_strips_are_published_without_comparing() -> None:
+    """In an even world, where nothing differs from what its cell held; round the rings."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 4, 3, 2), conv(4, 2, 1)).eval()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 8, 10), input_range=(0, 1))
+    session, oracle = (new_session(fast, e, 0.0) for e in ("triton", "torch"))
+    frame = torch.full((1, 3, 8, 10), 0.5)
+    for t, origin in enumerate([(6, 2), (2, 8), (8, 14)]):
+        windows = {"s": Window(origin, border="keep")}
+        result, wanted = (s.step({"s": frame}, windows=windows)["s"] for s in (session, oracle))
+        assert torch.equal(result.changed, wanted.changed), t
+        assert torch.equal(result.output_changed, wanted.output_changed), t
+        assert 0 < int(wanted.changed.sum()) < 80 or t == 0
+
+
 def test_masked_frames_are_gated_as_by_the_oracle() -> None:
     """With a threshold: means over what can be compared, marks inside the mask."""
     torch.manual_seed(0)

@@ -73,6 +73,16 @@ def ring_tests(names: str, engine: str = "torch") -> tuple[str, ...]:
     return "tests/test_ring.py", "-k", f"{engine} and {names}"
 
 
+def moving_tests(names: str) -> tuple[str, ...]:
+    """Name tests of sessions that follow cameras, on the torch engine where they name one."""
+    return "tests/test_moving.py", "-k", f"{names} and not cpu"
+
+
+def motion_tests(names: str) -> tuple[str, ...]:
+    """Name tests of estimators, placement and warps."""
+    return "tests/test_motion.py", "-k", names
+
+
 def native_warps(names: str) -> tuple[str, ...]:
     """Name the tests of the native warp."""
     return "tests/test_motion.py", "-k", f"native and {names}"
@@ -270,6 +280,20 @@ MUTANTS = [
            "active = tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)",
            "active |= tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)",
            triton_tests("forced_sets and downsampling")),
+    Mutant("triton: ring's columns begin at 0", TRITON + "kernels/shared.py",
+           "x += tl.load(ring_ptr + slot * 2 + 1)", "x += 0", triton_tests("windows_that_move")),
+    Mutant("triton: ring wraps one row late", TRITON + "kernels/shared.py",
+           "y = tl.where(y >= h, y - h, y)", "y = tl.where(y > h, y - h, y)",
+           triton_tests("windows_that_move")),
+    Mutant("triton: new strip compared with what lay there", TRITON + "kernels/shared.py",
+           "limit = tl.where(level == IS_UNSEEN, -1.0, limit)", "pass",
+           triton_tests("new_strips")),
+    Mutant("triton: new strip of the input compared", TRITON + "kernels/gate.py",
+           "return valid, (level == IS_UNSEEN).to(tl.int32)", "return valid, level * 0",
+           triton_tests("new_strips")),
+    Mutant("triton: rings of the frame before", TRITON + "windows.py",
+           "state.rings.transpose(1, 0, 2)", "rings.view(np.int32).reshape(values, slots, 2)",
+           triton_tests("windows_that_move")),
     Mutant("ring begins elsewhere", "runtime/state.py",
            "return Ring(view, (y, x))", "return Ring(view, (x, y))",
            ring_tests("footprint_of_the_new_strip")),
@@ -369,6 +393,55 @@ MUTANTS = [
     Mutant("native: masked pixels of a new strip published as they are", "native/src/isa/input.h",
            "keep_valid(*job.slot, y, in.w, content, content + words);", "",
            ring_tests("never_seen", "cpu")),
+    Mutant("motion: vectors point the other way", "video/source.py",
+           'table["motion_x"] / scale, table["motion_y"]',
+           '-table["motion_x"] / scale, -table["motion_y"]', motion_tests("decoder_gives")),
+    Mutant("motion: vectors of another scene believed", "motion/codec.py",
+           "LEAST_FOREIGN = 10.0", "LEAST_FOREIGN = 1e9", motion_tests("another_scene")),
+    Mutant("motion: nobody says that corners were followed", "motion/codec.py",
+           "fallback=motion.reason", "fallback=None", motion_tests("fall_back")),
+    Mutant("motion: cells that did not fit are looked at", "motion/features.py",
+           "usable &= self._unfit < LEAST_KEPT", "pass", motion_tests("left_out")),
+    Mutant("motion: chain never corrected", "motion/align.py",
+           "if self._since_registered < REGISTER_EVERY:", "if True:",
+           motion_tests("long_pan and features")),
+    Mutant("motion: homography turned round", "motion/align.py",
+           "pose = scaled(self._last.pose @ followed)",
+           "pose = scaled(self._last.pose @ inverse(followed))", moving_tests("pans_with")),
+    Mutant("motion: window's corner with the wrong sign", "motion/warp.py",
+           "shift(-origin[1], -origin[0])", "shift(origin[1], origin[0])",
+           moving_tests("pans_with")),
+    Mutant("motion: homographies lead to the first reference", "motion/align.py",
+           "inverse(self._last.pose) @ self._anchor @ matrix",
+           "inverse(self._last.pose) @ matrix", moving_tests("relative_to_reference")),
+    Mutant("motion: homography to a refused frame followed", "motion/align.py",
+           "self._missed = True", "pass", moving_tests("refused_frame")),
+    Mutant("motion: new reference kept from the network", "runtime/moving.py",
+           "self._moving.refresh(stream, reason=aligned.anchored)", "pass",
+           moving_tests("new_references")),
+    Mutant("motion: region of interest stays behind", "runtime/moving.py",
+           "return aligned.warp(grey)[:, :, 0] >= 128",
+           "return Aligned(aligned.frame, aligned.window).warp(grey)[:, :, 0] >= 128",
+           moving_tests("region_of_interest")),
+    Mutant("motion: ms without estimation and warp", "runtime/moving.py",
+           "spent_ms[stream] = (time.perf_counter() - begin) * 1e3", "spent_ms[stream] = 0.0",
+           moving_tests("ms_holds")),
+    Mutant("motion: a camera never rests", "runtime/watch.py",
+           "self._idle = self._idle + 1 if (still or useless) and not aligned.anchored else 0",
+           "self._idle = 0", moving_tests("pan_and_rests")),
+    Mutant("motion: what a call before left is kept", "api.py",
+           "other.session = other.moving = None", "pass",
+           ("tests/test_api.py", "-k", "other_sizes")),
+    Mutant("summary without new references", "cli/track.py",
+           'self.reasons[stats.reason or ""] += 1',
+           'self.reasons[stats.reason or ""] += 1\n            return',
+           ("tests/test_cli.py", "-k", "new_references")),
+    Mutant("mosaic scrolls the other way", "cli/panels.py",
+           "_scrolled(self._canvas, dy, dx)", "_scrolled(self._canvas, -dy, -dx)",
+           ("tests/test_panels.py", "-k", "mosaic")),
+    Mutant("heat in the window's place", "cli/panels.py",
+           "heat = result.to_frame_map(torch.from_numpy(heat)).numpy()", "pass",
+           ("tests/test_panels.py", "-k", "followed")),
     Mutant("native: warp takes scattered pixels for neighbours", WARP,
            "breaks &= ~1u;", "breaks = 0;",
            native_warps("alike")),

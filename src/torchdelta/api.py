@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -206,6 +207,8 @@ class CompiledModel:
         self._sized: OrderedDict[tuple[int, int], _Sized] = OrderedDict()
         self._size = (example.shape[2], example.shape[3])
         self._last: Session | MovingSession | None = None
+        # size of the frames that the model was last called with
+        self._called: tuple[int, int] | None = None
         self.plan = self._for_size(self._size, example).plan
         profile.check(self.plan)
 
@@ -306,10 +309,13 @@ class CompiledModel:
                every call. A numpy array [H, W, C] stands for one camera.
         views: True returns views of the state where N is 1, valid until the next call, instead of
                copies
-        homography: how the cameras have moved: [3, 3], or [N, 3, 3], pixel centres (x, y, 1) of
-               each frame to its camera's previous one; the identity for the first. The outputs are
-               those of windows larger than the frame: see `MovingSession`, whose results lead back
+        homography: how the cameras have moved: [3, 3], or N of them, pixel centres (x, y, 1) of
+               each frame to its camera's previous one, None in a list where that is not known;
+               anything for a first frame. The outputs are those of windows larger than the frame:
+               see `MovingSession`, whose results lead back. A call without is one of fixed cameras
         relative_to: "previous" or "reference", see `MovingSession.step`
+        A call that is not like the one before begins anew: with another number of rows, another
+        size (a warning says so), with homographies or without.
         Raises: FrameError where any row or homography does not fit; nothing has run then.
         """
         rows = self._rows(frame)
@@ -321,8 +327,12 @@ class CompiledModel:
                     check_frame(row, sized.plan, self.device, self.dtype)
                 except FrameError as error:
                     raise FrameError(f"row {n}: {error}") from None
+            given = None
             if homography is not None:
-                return self._follow(sized, rows, homography, relative_to, views)
+                given = _homographies(homography, len(rows), sized.plan.size)
+            self._drop_others(sized, followed=given is not None)
+            if given is not None:
+                return self._follow(sized, rows, given, relative_to, views)
             if sized.session is None or sized.session.slots != len(rows):
                 sized.session = self._open(sized, len(rows), views=True)
             session = self._last = sized.session
@@ -330,22 +340,27 @@ class CompiledModel:
             outputs = [results[str(n)].output for n in range(len(rows))]
             return _stack(outputs, sized.plan, views)
 
-    def _follow(
-        self, sized: _Sized, rows: list[Any], homography: Any, relative_to: str, views: bool
-    ) -> Any:
-        """Run frames, already checked, of cameras whose motion is given."""
-        shape = np.shape(homography)
-        given = [homography] if len(shape) == 2 else list(homography) if len(shape) == 3 else []
-        if len(given) != len(rows):
-            raise FrameError(
-                f"homography is {list(shape)} for {len(rows)} frames, expected "
-                f"[{len(rows)}, 3, 3], or [3, 3] for a single camera"
+    def _drop_others(self, sized: _Sized, *, followed: bool) -> None:
+        """Give up the state of frames of another size, or of cameras seen the other way."""
+        before, self._called = self._called, sized.plan.size
+        if before is not None and before != self._called:
+            (h, w), (h0, w0) = self._called, before
+            warnings.warn(
+                f"frames are {h}x{w} from here on, no longer {h0}x{w0}: what was kept of those is "
+                "dropped, and the next frame is computed whole",
+                stacklevel=3,
             )
-        for n, one in enumerate(given):
-            try:
-                check_homography(one, sized.plan.size)
-            except FrameError as error:
-                raise FrameError(f"row {n}: {error}") from None
+            for other in self._sized.values():
+                other.session = other.moving = None
+        elif followed:
+            sized.session = None
+        else:
+            sized.moving = None
+
+    def _follow(
+        self, sized: _Sized, rows: list[Any], given: list[Any], relative_to: str, views: bool
+    ) -> Any:
+        """Run frames of cameras whose motion is given; both have been checked."""
         if sized.moving is None or sized.moving.slots != len(rows):
             sized.moving = self._open_moving(
                 sized.plan.size, len(rows), "given", "keep", views=True, timed=False
@@ -353,7 +368,7 @@ class CompiledModel:
         session = self._last = sized.moving
         results = session.step(
             {str(n): row for n, row in enumerate(rows)},
-            homographies={str(n): one for n, one in enumerate(given)},
+            homographies={str(n): one for n, one in enumerate(given) if one is not None},
             relative_to=relative_to,
         )
         outputs = [results[str(n)].output for n in range(len(rows))]
@@ -441,7 +456,7 @@ class CompiledModel:
 
     @property
     def stats(self) -> StreamStats:
-        """Statistics of the frames this model was called with (the last size's)."""
+        """Statistics of the frames this model was called with, since it last began anew."""
         return self._last.stats() if self._last else StreamStats(self.plan)
 
     def explain(self) -> str:
@@ -470,6 +485,33 @@ class CompiledModel:
                 )
         with ieee_float32(self.device):
             return self._dense(x.contiguous(memory_format=torch.channels_last))
+
+
+def _homographies(given: Any, rows: int, size: tuple[int, int]) -> list[Any]:
+    """Check the homographies of a call: one for each row, None where none is known.
+
+    Raises: FrameError.
+    """
+    if isinstance(given, (list, tuple)) and any(one is None for one in given):
+        found, shape = list(given), [len(given)]
+    else:
+        try:
+            shape = list(np.shape(given))
+        except ValueError:
+            raise FrameError("the homographies differ in shape, expected 3x3 each") from None
+        found = [given] if len(shape) == 2 else list(given) if len(shape) == 3 else []
+    if len(found) != rows:
+        raise FrameError(
+            f"homography is {shape} for {rows} frames, expected [{rows}, 3, 3], or [3, 3] for a "
+            "single camera"
+        )
+    for n, one in enumerate(found):
+        try:
+            if one is not None:
+                check_homography(one, size)
+        except FrameError as error:
+            raise FrameError(f"row {n}: {error}") from None
+    return found
 
 
 def _frame_size(frame: Any) -> tuple[int, int]:

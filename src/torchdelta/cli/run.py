@@ -215,7 +215,7 @@ class _Loop:
             reading = read(self.options.task, result, self.loaded)
             if self.options.compare:
                 comparison = self.compare(frame, result, self.sessions.of(track.name))
-            track.add(stats, comparison)
+            track.add(stats, comparison, result.aligned)
         if self.lines is not None:
             self.lines.write(track.record(stats, comparison, reading.result, result.aligned))
         if track.writer is not None:

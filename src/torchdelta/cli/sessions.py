@@ -95,6 +95,8 @@ class Sessions:
             )
             if isinstance(session, MovingSession):
                 session.waits = not self._live
+                for note in session.notes:
+                    self._warn(note)
             self._open[size] = session
 
     def leave(self, stream: str) -> None:

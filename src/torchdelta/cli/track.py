@@ -16,6 +16,7 @@ from rich.table import Table
 
 from torchdelta.cli.compare import Comparison
 from torchdelta.motion.aligned import Aligned
+from torchdelta.motion.codec import NO_VECTORS
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.video.sink import VideoWriter
 
@@ -35,6 +36,8 @@ class Track:
     damage:  why the source broke off
     moves:   frames with which the window of a followed camera moved
     reasons: why frames after the first were computed whole, and how many
+    estimated: frames whose camera's motion was estimated;  by_corners: those of them for which
+             "codec" followed corners instead of vectors;  no_vectors: for want of any
     """
 
     name: str
@@ -44,8 +47,10 @@ class Track:
     damage: str | None = None
     moves: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
+    estimated: int = 0
+    by_corners: int = 0
+    no_vectors: int = 0
     first_ms: float | None = None
-    first_dense_ms: float | None = None
     ms: array[float] = field(default_factory=_floats)
     dense_ms: array[float] = field(default_factory=_floats)
     changed_input: array[float] = field(default_factory=_floats)
@@ -53,16 +58,21 @@ class Track:
     error: array[float] = field(default_factory=_floats)
     layer_error: array[float] = field(default_factory=_floats)
 
-    def add(self, stats: FrameStats, comparison: Comparison | None) -> None:
-        """Count one frame; the first one, which is dense, is kept apart."""
+    def add(
+        self, stats: FrameStats, comparison: Comparison | None, aligned: Aligned | None = None
+    ) -> None:
+        """Count one frame; the stream's first one is kept apart, later new references are not."""
         self.moves += stats.moved
-        if stats.first:
-            if self.first_ms is not None:
-                self.reasons[stats.reason or ""] += 1
-            self.first_ms = stats.ms if self.first_ms is None else self.first_ms
-            if comparison is not None and self.first_dense_ms is None:
-                self.first_dense_ms = comparison.dense_ms
+        if aligned is not None:
+            motion = aligned.motion
+            self.estimated += motion.estimator is not None
+            self.by_corners += motion.fallback is not None
+            self.no_vectors += motion.fallback == NO_VECTORS
+        if self.first_ms is None:
+            self.first_ms = stats.ms
             return
+        if stats.first:
+            self.reasons[stats.reason or ""] += 1
         self.ms.append(stats.ms)
         self.changed_input.append(stats.changed_input)
         self.mac_share.append(stats.mac_share)
@@ -101,16 +111,26 @@ def _motion(aligned: Aligned) -> dict[str, Any]:
         "homography": aligned.motion.homography,
         "confidence": aligned.motion.confidence,
         "doubt": aligned.motion.reason,
+        "estimator": aligned.motion.estimator,
+        "fallback": aligned.motion.fallback,
         "detail": aligned.detail,
     }
 
 
 def movements(track: Track) -> str | None:
-    """Say how often a stream's window moved, and why frames were computed whole; None: neither."""
+    """Say how often a stream's window moved, what was computed whole, what came without vectors.
+
+    None where there is nothing to say.
+    """
     parts = [f"the window moved with {track.moves} frames"] if track.moves else []
     if track.reasons:
         why = "; ".join(f"{count} x {reason}" for reason, count in track.reasons.most_common())
         parts.append(f"computed whole after the first frame: {why}")
+    if track.by_corners:
+        parts.append(
+            f"corners followed instead of motion vectors in {track.by_corners} of "
+            f"{track.estimated} frames ({track.no_vectors} of them had no vectors)"
+        )
     return f"{track.name}: {'; '.join(parts)}" if parts else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -108,9 +108,14 @@ class Aligner:
         self._anchor = np.eye(3)
         self._since_registered = 0
         self._trusted: Homography | None = None
+        self._missed = False
         self.choice.reset()
         if self._estimator is not None:
             self._estimator.reset()
+
+    def miss(self) -> None:
+        """Take note of a frame that was refused: nobody knows where it lies."""
+        self._missed = True
 
     def place(
         self,
@@ -125,7 +130,8 @@ class Aligner:
         frame:      [h, w, C], uint8 or float
         vectors:    the decoder's, for the estimator "codec"
         homography: 3x3, pixel centres of this frame to the previous one (or to the reference frame,
-                    the last one whose placement was `anchored`); used instead of an estimate
+                    the last one whose placement was `anchored`); used instead of an estimate.
+                    One that leads to a frame that was missed makes a new reference
         Raises: FrameError for a homography that is none, or that has nothing to refer to; all is as
         before then.
         """
@@ -136,10 +142,12 @@ class Aligner:
             )
         given = self._check_given(homography, relative_to)
         if given is not None or self._estimator is None:
-            placement = self._place_given(given)
+            placement = self._place_given(given, self._missed and relative_to == "previous")
         else:
+            # vectors would lead to the frame that was missed
+            vectors = None if self._missed else vectors
             placement = self._place_estimated(Thumb.of(frame, *self._range), vectors)
-        self._last = placement
+        self._last, self._missed = placement, False
         return placement
 
     def _check_given(self, homography: Any, relative_to: str) -> Homography | None:
@@ -153,13 +161,15 @@ class Aligner:
             return matrix
         return scaled(inverse(self._last.pose) @ self._anchor @ matrix)
 
-    def _place_given(self, given: Homography | None) -> Aligned:
+    def _place_given(self, given: Homography | None, leads_nowhere: bool) -> Aligned:
         # thumbs of earlier frames would be compared across a gap
         self._thumb = self._kept = self._trusted = None
         if self._last is None:
             return self._anchored(Motion(), "first frame")
         if given is None:
             return self._anchored(unknown("none given"), "no homography")
+        if leads_nowhere:
+            return self._anchored(unknown("it leads to a frame that was refused"), "refused frame")
         return self._moved(Motion(given))
 
     def _place_estimated(self, thumb: Thumb, vectors: Vectors | None) -> Aligned:
@@ -186,6 +196,7 @@ class Aligner:
         """
         assert self._estimator is not None
         motion = self._estimator.estimate(previous, current, vectors)
+        motion = replace(motion, estimator=motion.estimator or self._estimator.name)
         if motion.confidence >= self._limits.confidence:
             return motion, None
         still = misfit(previous, current, np.eye(3))
@@ -197,7 +208,7 @@ class Aligner:
         best, homography = min(candidates, key=lambda candidate: candidate[0])
         if best > CLEARLY_BETTER * still:
             best, homography = still, np.eye(3)
-        doubt = Motion(homography, motion.confidence, motion.reason)
+        doubt = replace(motion, homography=homography)
         if best > FOREIGN_LEVELS:
             return doubt, ("scene cut", f"{best:.0f} grey levels differ")
         if best > MOSTLY_NEW_LEVELS:

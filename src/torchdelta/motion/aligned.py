@@ -22,6 +22,7 @@ ANCHORS = {
     "scene cut": "the frame does not show what the one before showed",
     "low confidence": "the motion is doubtful, and without it most of the frame would be new",
     "no homography": "homographies are given, and none came with the frame",
+    "refused frame": "the frame before was refused, and the homography leads to that one",
     "singular pose": "the frame's pose is not finite, or folds the frame",
     "scale": "the frame would be shrunk or enlarged too much",
     "stretch": "the same in one direction, or in a corner",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import cv2
@@ -32,19 +33,23 @@ LEAST_AGREEING = 0.5
 # the road and the roadside move as no homography says, and are most of the picture ahead of a car:
 # so few will do where the pictures fit so much better than with no motion
 LEAST_BACKED, BACKED = 0.25, 0.95
+# an encoder finds something alike in another scene too: where pictures that differ by as much (grey
+# levels) do not fit better with the motion, its vectors say nothing
+LEAST_FOREIGN = 10.0
+# why corners are followed in I-frames, and in all of a source without vectors
+NO_VECTORS = "the frame has no motion vectors"
 
 
 class Codec(Estimator):
     """A homography fitted to the decoder's vectors; corners where there are none that fit.
 
-    fallback: why corners were followed in the last frame, None where its vectors were used
+    `Motion.estimator` and `Motion.fallback` say which of them a frame's motion comes from.
     """
 
     name: ClassVar[str] = "codec"
 
     def __init__(self) -> None:
         self._features = Features()
-        self.fallback: str | None = None
         # from the previous frame to the last one that later frames may be made of
         self._to_kept: Homography | None = None
 
@@ -55,15 +60,15 @@ class Codec(Estimator):
 
     def estimate(self, previous: Thumb, current: Thumb, vectors: Vectors | None = None) -> Motion:
         """Estimate the motion from the current frame back to the previous one."""
-        motion = unknown("the frame has no motion vectors")
+        motion = unknown(NO_VECTORS)
         if vectors is not None and len(vectors.blocks):
             motion = self._from_vectors(previous, current, vectors)
-        self.fallback = None
         if motion.confidence >= LEAST_AGREEING:
             self._features.reset()
+            motion = replace(motion, estimator=self.name)
         else:
-            self.fallback = motion.reason
-            motion = self._features.estimate(previous, current)
+            corners = self._features.estimate(previous, current)
+            motion = replace(corners, estimator=Features.name, fallback=motion.reason)
         self._chain(motion, vectors)
         return motion
 
@@ -105,6 +110,11 @@ def _chosen(options: list[Homography], agree: Flags, previous: Thumb, current: T
     if farthest_px(homography, current.size) < STILL_PX:
         return Motion(homography, confidence, said)
     still = misfit(previous, current, np.eye(3))
+    if moved > LEAST_FOREIGN and moved > BACKED * still:
+        return unknown(
+            f"the pictures differ by {moved:.1f} grey levels with the vectors' motion, by "
+            f"{still:.1f} without"
+        )
     if LEAST_BACKED <= confidence < LEAST_AGREEING and moved < BACKED * still:
         confidence, said = LEAST_AGREEING, None
     return judged(Motion(homography, confidence, said), moved, still)

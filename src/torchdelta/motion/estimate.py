@@ -27,11 +27,15 @@ class Motion:
     homography: float64 [3, 3], pixel centres (x, y, 1) of this frame to those of the previous one
     confidence: 0..1; 0 comes with the identity
     reason:     why the confidence is what it is, where it is low or the estimate was not used
+    estimator:  what estimated it ("features", "codec", "translation"); None where nothing did
+    fallback:   why "codec" followed corners instead of the decoder's vectors, None where it did not
     """
 
     homography: Homography = field(default_factory=lambda: np.eye(3))
     confidence: float = 1.0
     reason: str | None = None
+    estimator: str | None = None
+    fallback: str | None = None
 
 
 def unknown(reason: str) -> Motion:

@@ -35,7 +35,7 @@ Cells = NDArray[np.float32]
 
 
 class Features(Estimator):
-    """Corners balanced over the picture, followed there and back, and a homography by MAGSAC."""
+    """Corners balanced over the picture, followed there and back, and a homography of them."""
 
     name: ClassVar[str] = "features"
 

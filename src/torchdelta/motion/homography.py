@@ -35,7 +35,9 @@ def check_homography(given: Any, size: Size) -> Homography:
             f"homography is {got}, expected 3x3 numbers that map pixel centres (x, y, 1)"
         )
     if not np.isfinite(matrix).all():
-        raise FrameError("homography has NaN or infinite numbers; leave the frame's out instead")
+        raise FrameError(
+            "homography has NaN or infinite numbers; give None where the motion is not known"
+        )
     if matrix[2, 2] == 0 or not np.isfinite(matrix := matrix / matrix[2, 2]).all():
         raise FrameError("homography is singular: it maps pixel (0, 0) to infinity")
     determinant = float(np.linalg.det(matrix))

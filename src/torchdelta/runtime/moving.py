@@ -17,7 +17,7 @@ from torchdelta.engines import Engine
 from torchdelta.errors import CaptureError, FrameError, StreamError
 from torchdelta.motion.align import RELATIVE_TO, Aligner
 from torchdelta.motion.aligned import Aligned
-from torchdelta.motion.codec import Codec
+from torchdelta.motion.codec import NO_VECTORS, Codec
 from torchdelta.motion.estimate import Estimator
 from torchdelta.motion.features import Features
 from torchdelta.motion.homography import check_homography
@@ -44,6 +44,8 @@ ESTIMATORS: dict[str, type[Estimator] | None] = {
 # (docs/performance.md, "The input gate's cells")
 GRAINS, COARSE_STRIDE = (4, 8), 32
 THE_CAMERA_MOVES = "the camera moves"
+# motion="codec" says so where as many frames of a stream came without a single vector
+MISSES_VECTORS = 10
 
 
 @dataclass
@@ -52,10 +54,12 @@ class _Camera:
 
     aligner: None while the camera is not followed
     watch:   decides whether it is, with motion="auto"
+    vectorless: frames that came without vectors; None once there were any
     """
 
     aligner: Aligner | None
     watch: Watch | None
+    vectorless: int | None = 0
 
 
 @dataclass
@@ -309,7 +313,7 @@ class MovingSession:
         roi:          stream -> bool [h, w], the frame's region of interest
         homographies: with motion="given": stream -> 3x3, pixel centres (x, y, 1) of this frame to
                       those of the stream's previous one. A first frame needs none; any other
-                      without one becomes a new reference
+                      without one, or with None, becomes a new reference
         relative_to:  "previous", or "reference": homographies lead to the last frame whose
                       `result.aligned.anchored` is not None
         vectors:      stream -> the decoder's motion vectors (`Source.vectors`), for "codec", "auto"
@@ -317,7 +321,8 @@ class MovingSession:
         returns: stream -> Result; output and masks of a followed camera are its window's, and
                  `result.to_frame_points` and its like lead back to the frame
         A frame, region or homography that does not fit is refused (`Result.error`), its stream
-        stays as it was, and the others run.
+        stays as it was, and the others run. A homography to the previous frame leads nowhere after
+        that: its frame becomes a new reference ("refused frame").
         Raises: StreamError where a new stream finds no free slot, or where a region, a homography
         or vectors are of a stream without a frame; ValueError for homographies that nobody asked
         for, or an unknown relative_to; nothing has run then.
@@ -350,6 +355,10 @@ class MovingSession:
             for stream in newcomers:
                 self._join(stream)
             results = self._run(ready, relative_to, record)
+            for stream in refused:
+                camera = self._cameras.get(stream)
+                if camera is not None and camera.aligner is not None:
+                    camera.aligner.miss()
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
 
     def _check(self, stream: str, frame: Frame) -> Tensor:
@@ -442,7 +451,25 @@ class MovingSession:
             # of a stream that is computed whole in any case, that reason stays
             assert self._moving is not None
             self._moving.refresh(stream, reason=aligned.anchored)
+        if self.motion == "codec":
+            self._note_vectors(stream, aligned)
         return aligned
+
+    def _note_vectors(self, stream: str, aligned: Aligned) -> None:
+        """Say once of a stream that its vectors never come."""
+        camera = self._cameras[stream]
+        if camera.vectorless is None or aligned.motion.estimator is None:
+            return
+        if aligned.motion.fallback != NO_VECTORS:
+            camera.vectorless = None
+            return
+        camera.vectorless += 1
+        if camera.vectorless == MISSES_VECTORS:
+            self.notes.append(
+                f"stream {stream!r}: no motion vectors came with its first {MISSES_VECTORS} "
+                "frames; corners are followed instead, which takes more time "
+                "(open_source(…, vectors=True) and step(vectors=…) bring them)"
+            )
 
     def _watch(self, stream: str, result: Result) -> None:
         camera = self._cameras[stream]

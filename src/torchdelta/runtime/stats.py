@@ -27,7 +27,7 @@ class FrameStats:
                    first frame, more where a window larger than the frame is computed
     work_share:    the same for the pixels that the engine really computed
     ms:            time of the step's share of this stream, milliseconds; of a moving camera with
-                   estimation and warp
+                   estimation and warp (on a GPU their time on the host)
     reason:        why everything was recomputed ("first frame", "reset", "refresh" or the refresh's
                    own reason, a jump of the window), else None
     moved:         whether the stream's window moved with it
