@@ -32,7 +32,7 @@ from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate, input_threshold
-from torchdelta.runtime.moving import default_grain
+from torchdelta.runtime.gate import default_grain
 from torchdelta.video.source import open_source
 
 CLIPS = {
@@ -48,7 +48,7 @@ Gate = tuple[float, int | None]
 GATES: dict[str, Gate] = {
     "signed": (8.0, None),
     "gate": (input_threshold(0.04) * 255, 1),
-    "cells": (input_threshold(0.04) * 255, default_grain((STRIDE, STRIDE))),
+    "cells": (input_threshold(0.04) * 255, default_grain((STRIDE, STRIDE), followed=True)),
 }
 TIGHT: dict[str, Gate] = {"8": (8.0, None), "4": (4.0, None)}
 FILTERS = {

@@ -13,6 +13,7 @@ from support import ENGINE_CASES, move, new_session
 from torchdelta import Profile, ProfileError
 from torchdelta.ops.base import Axis
 from torchdelta.ops.gate import input_gate, input_threshold, value_gate
+from torchdelta.runtime.gate import default_grain
 
 NAN = float("nan")
 
@@ -144,6 +145,37 @@ def test_input_gate_in_cells_sees_what_is_small_and_strong() -> None:
     assert torch.equal(gate_in_cells(new, old, 0.1), cells)
     new[21:24, 21:24] = 0.39
     assert not gate_in_cells(new, old, 0.1).any()
+
+
+def test_cells_grow_with_the_total_stride() -> None:
+    strides = (1, 2, 4, 8, 12, 16, 32, 64)
+    fixed = [default_grain((s, s), followed=False) for s in strides]
+    assert fixed == [1, 1, 1, 2, 3, 4, 8, 8]
+    followed = [default_grain((s, s), followed=True) for s in strides]
+    assert followed == [4, 4, 4, 4, 4, 4, 8, 8]
+    assert default_grain((32, 8), followed=False) == 2
+
+
+def test_a_deep_network_of_a_fixed_camera_is_gated_in_cells() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, 2, 1), *(nn.Conv2d(4, 4, 3, 2, 1) for _ in range(4))]
+    fast = torchdelta.compile(
+        nn.Sequential(*layers).eval(), torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
+    )
+    changed = []
+    for grain in (None, 1):
+        session = fast.session(grain=grain)
+        assert session.grain == grain or session.grain == 8
+        frame = torch.full((3, 96, 96), 100, dtype=torch.uint8)
+        session.step({"a": frame})
+        # 2x2 pixels: .44 of a 3x3 box, more than 8 levels, less than 4 times 8
+        frame[:, 40:42, 40:42] = 140
+        changed.append(session.step({"a": frame})["a"].stats.changed_input)
+        frame[:, 40:48, 40:48] = 140
+        changed.append(session.step({"a": frame})["a"].stats.changed_input)
+    # 3x3 cells; boxes that hold two of the pixels or more, dilated
+    assert changed[:3] == [0, (24 / 96) ** 2, (6**2 - 4) / 96**2]
+    assert 0 < changed[3] < changed[1]
 
 
 def test_input_gate_in_cells_publishes_whole_cells_and_their_neighbours() -> None:

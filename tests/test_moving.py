@@ -466,8 +466,8 @@ def test_wrong_settings() -> None:
     for grain in (0, 2.5, True, 1000):
         with pytest.raises(ValueError, match="expected a whole number of pixels"):
             fast.session(motion="given", grain=grain)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="grain is for followed cameras"):
-        fast.session(grain=8)
+        with pytest.raises(ValueError, match="expected a whole number of pixels"):
+            fast.session(grain=grain)  # type: ignore[call-overload]
     with pytest.raises(ValueError, match='motion="given", this session has motion="features"'):
         fast.session(motion="features").step({"a": view(0, 0)}, homographies={"a": np.eye(3)})
     fixed = torchdelta.compile(
@@ -492,7 +492,8 @@ def test_followed_cameras_are_gated_in_cells(engine: str) -> None:
     changed = {}
     for grain in (1, None):
         session = fast.session(motion="given", grain=grain)
-        assert session.grain == grain or session.grain == 4
+        cells = session.grains[1]
+        assert cells == grain or cells == 4
         for n in range(8):
             # the camera stands still, and is said to move by 0.3 px there and back
             frame = edges()[100:160, 100:184].copy()
@@ -503,21 +504,22 @@ def test_followed_cameras_are_gated_in_cells(engine: str) -> None:
             # nothing is left that the gate would let through
             assert not input_gate(
                 shown.permute(1, 2, 0), published(session)[0].permute(1, 2, 0), 8.01 / 255,
-                torch.ones(3), mask=mask, grain=session.grain,
+                torch.ones(3), mask=mask, grain=cells,
             ).any()  # fmt: skip
-        changed[session.grain] = session.stats("a").changed_input
+        changed[cells] = session.stats("a").changed_input
     assert changed[1] > 0.1
     assert changed[4] < 0.02
 
 
-def test_fixed_cameras_are_gated_in_pixels() -> None:
+@pytest.mark.parametrize("grain", [None, 3])
+def test_cells_while_the_camera_stays_still(grain: int | None) -> None:
     fast = compiled("torch", 0.04)
-    session = fast.session(motion="auto")
+    session = fast.session(motion="auto", grain=grain)
     for n in range(3):
         session.step({"a": view(100, 100 + n)})
     assert session._still is not None
-    assert session._still._state.input_grain == 1
-    assert fast.session()._state.input_grain == 1
+    assert session._still.grain == session.grains[0] == (grain or 1)
+    assert fast.session(grain=grain).grain == (grain or 1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

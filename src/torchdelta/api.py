@@ -384,8 +384,13 @@ class CompiledModel:
             raise FrameError(f"frame is {got}, expected a tensor [N, C, H, W]")
         return list(frame)
 
-    def _open(self, sized: _Sized, slots: int, views: bool, timed: bool = False) -> Session:
-        return Session(sized.engine, slots, self.tolerance, self._profile, views=views, timed=timed)
+    def _open(
+        self, sized: _Sized, slots: int, views: bool, timed: bool = False, grain: int | None = None
+    ) -> Session:
+        return Session(
+            sized.engine, slots, self.tolerance, self._profile,
+            views=views, timed=timed, grain=grain,
+        )  # fmt: skip
 
     def _open_moving(
         self,
@@ -438,8 +443,8 @@ class CompiledModel:
                 estimated and followed; "given": homographies come with the frames; "auto":
                 estimated and followed while that pays. All of these return a `MovingSession`
         border: of followed cameras: "keep" or "exact", see `Window`
-        grain:  of followed cameras: side in pixels of the cells in which the input gate counts;
-                1: as for fixed cameras; None: what suits the network
+        grain:  side in pixels of the cells in which the input gate counts; 1: 3x3 pixels decide,
+                so that the smallest things are seen; None: what suits the network and the camera
         views:  outputs are views of the state, valid until the stream's next frame
         timed:  measure each step, for `stats().per_step()`
         Raises: ValueError for unknown names, or where windows are not possible; StreamError.
@@ -447,11 +452,7 @@ class CompiledModel:
         size = size or self._size
         if motion == "none":
             check_motion("auto", border)
-            if grain is not None:
-                raise ValueError(
-                    f'grain is for followed cameras, and motion is "none"; got {grain!r}'
-                )
-            return self._open(self._for_size(size), slots, views, timed)
+            return self._open(self._for_size(size), slots, views, timed, grain)
         return self._open_moving(size, slots, motion, border, views=views, timed=timed, grain=grain)
 
     @property

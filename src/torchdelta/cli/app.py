@@ -205,6 +205,16 @@ MotionOption = Annotated[
         "or shifts alone (translation); auto: follow them while that pays.",
     ),
 ]
+GrainOption = Annotated[
+    int | None,
+    typer.Option(
+        "--grain",
+        min=1,
+        metavar="PX",
+        help="Side of the cells in which changes of the picture are counted, pixels; 1: 3x3 pixels "
+        "decide, for the smallest things. Default: what suits the network and the camera.",
+    ),
+]
 BorderOption = Annotated[
     Border,
     typer.Option(
@@ -254,6 +264,7 @@ def run(
     profile: ProfileOption = None,
     motion: MotionOption = Motion.none,
     border: BorderOption = Border.keep,
+    grain: GrainOption = None,
 ) -> None:
     """Run a network on video; print time, changed input and share of the work done."""
     from torchdelta.cli.run import RunOptions
@@ -275,6 +286,7 @@ def run(
         profile=profile,
         motion=motion,
         border=border,
+        grain=grain,
     )
     raise typer.Exit(run_all(options, console(), console(stderr=True)))
 
@@ -363,6 +375,7 @@ def bench(
     dtype: DtypeOption = Dtype.fp32,
     tolerance: ToleranceOption = 0.04,
     profile: ProfileOption = None,
+    grain: GrainOption = None,
     peers: PeersOption = None,
     frames: FramesOption = None,
     steps: StepsOption = False,
@@ -385,6 +398,7 @@ def bench(
         dtype=dtype,
         tolerance=tolerance,
         profile=profile,
+        grain=grain,
         peers=peers,
         frames=frames,
         steps=steps,

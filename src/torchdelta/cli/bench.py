@@ -60,6 +60,7 @@ class BenchOptions:
     dtype: Dtype = Dtype.fp32
     tolerance: float = 0.04
     profile: Path | None = None
+    grain: int | None = None
     peers: str | None = None
     frames: int | None = None
     steps: bool = False
@@ -102,7 +103,8 @@ def measure(
 ) -> dict[str, Any]:
     """Measure a compiled network in a new session; returns the record.
 
-    Of the options, those count that say how to run: active, streams, dtype, tolerance, steps.
+    Of the options, those count that say how to run: active, streams, dtype, tolerance, grain,
+    steps.
     lineup: its peers are prepared here where they are not ready for this shape of input
     """
     device = compiled.device
@@ -123,6 +125,7 @@ def measure(
         notes.append("the peers run the same prepared weights as ours")
     return {
         **_conditions(options, loaded, compiled, material),
+        "grain": race.session.grain,
         **report.figures(times, by_median=options.active is not None),
         "quality": race.quality.summary() if race.quality else None,
         "state_bytes": state_bytes,
@@ -194,7 +197,7 @@ def _race(
     if options.active:
         forced = forced_masks(compiled.plan, options.active, compiled.device)
     return Race(
-        compiled.session(slots=options.streams),
+        compiled.session(slots=options.streams, grain=options.grain),
         reference,
         quality=Quality(size, value_range) if options.active is None else None,
         forced=forced,
@@ -230,7 +233,7 @@ def _slowest_steps(
     options: BenchOptions, compiled: CompiledModel, race: Race, material: Material, log: Console
 ) -> list[dict[str, Any]]:
     """Run once more, each step timed, which would have cost the others time."""
-    session = compiled.session(slots=options.streams, timed=True)
+    session = compiled.session(slots=options.streams, grain=options.grain, timed=True)
     count = min(STEP_FRAMES, material.count)
     with Meter(log, count) as meter:
         steps = race.slowest_steps(session, islice(material.moments(), count), meter.add)

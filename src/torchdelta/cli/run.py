@@ -54,6 +54,7 @@ class RunOptions:
     profile: Path | None = None
     motion: Motion = Motion.none
     border: Border = Border.keep
+    grain: int | None = None
 
 
 def run(options: RunOptions, out: Console, log: Console) -> int:
@@ -88,7 +89,7 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
             soft_wrap=True,
         )
         sessions = Sessions(
-            compiled, len(feeds), options.motion, options.border,
+            compiled, len(feeds), options.motion, options.border, options.grain,
             any(spec.isdecimal() for spec in options.sources),
             lambda note: log.print(note, highlight=False, markup=False, soft_wrap=True),
         )  # fmt: skip

@@ -33,6 +33,7 @@ class Sessions:
         slots: int,
         motion: Motion,
         border: Border,
+        grain: int | None,
         live: bool,
         warn: Callable[[str], None],
     ) -> None:
@@ -40,6 +41,7 @@ class Sessions:
         # names that `CompiledModel.session` knows
         self._motion: Any = motion.value
         self._border: Any = border.value
+        self._grain = grain
         self._live, self._warn = live, warn
         self._open: dict[Size, Session | MovingSession] = {}
         # sizes that each stream has had; the last one is in force
@@ -91,7 +93,11 @@ class Sessions:
         known.append(size)
         if size not in self._open:
             session = self._compiled.session(
-                self._slots, size=size, motion=self._motion, border=self._border
+                self._slots,
+                size=size,
+                motion=self._motion,
+                border=self._border,
+                grain=self._grain,
             )
             if isinstance(session, MovingSession):
                 session.waits = not self._live

@@ -15,7 +15,7 @@ from torchdelta.plan.layout import Layout
 from torchdelta.plan.lower import lower
 from torchdelta.plan.passes import PASSES
 
-# a vector (a global pool's result) behind which lies less of the network's MACs is not gated: keeping
+# a vector (a global pool's result) behind which lies less of the network's MACs is not gated: being
 # quiet would cost accuracy and save nothing. Behind squeeze-and-excitation's lies nearly all
 CHEAP_SHARE = 0.01
 

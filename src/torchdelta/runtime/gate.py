@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from torchdelta.errors import ProfileError
+from torchdelta.ops.base import Size
 from torchdelta.ops.gate import input_threshold
 from torchdelta.plan import Plan
 from torchdelta.runtime.state import State
@@ -25,6 +26,9 @@ FORMAT = "torchdelta-profile/1"
 NORMS = ("rms", "max")
 # a frame flatter than this (standard deviation, share of full scale) tells nothing about scales
 MIN_FRAME_STD = 4 / 255
+# the input gate's cells: so many of them along a pixel of the network's coarsest map, at most so
+# many pixels, at least so many for a followed camera
+CELLS_PER_STRIDE, LARGEST_GRAIN, LEAST_FOLLOWED = 4, 8, 4
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,19 @@ class _Pending:
             self._event.synchronize()
         found: list[float] = self._numbers.tolist()
         return found
+
+
+def default_grain(stride: Size, *, followed: bool) -> int:
+    """Give the side in pixels of the input gate's cells (see `ops.gate.input_gate`); 1: no cells.
+
+    stride: the plan's total stride. Where one pixel of a map reaches over many of the frame, each
+            place that changes costs as much as a whole neighbourhood, so places should count only
+            where they add up to something there.
+    followed: a frame that was brought into a window never fits what is there to the pixel, and
+            edges all over the picture differ a little, whatever the network
+    """
+    grain = min(LARGEST_GRAIN, max(1, min(stride) // CELLS_PER_STRIDE))
+    return max(grain, LEAST_FOLLOWED) if followed else grain
 
 
 class Thresholds:

@@ -28,7 +28,7 @@ from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit
 from torchdelta.runtime.background import in_background
 from torchdelta.runtime.frames import Frame, check_frame
-from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.gate import Profile, default_grain
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session, check_grain, check_slots
 from torchdelta.runtime.stats import StreamStats
@@ -40,9 +40,6 @@ Motion = Literal["auto", "features", "codec", "translation", "given"]
 ESTIMATORS: dict[str, type[Estimator] | None] = {
     "auto": Codec, "features": Features, "codec": Codec, "translation": Translation, "given": None,
 }  # fmt: skip
-# sides of the input gate's cells for networks below and from this total stride on, pixels
-# (docs/performance.md, "The input gate's cells")
-GRAINS, COARSE_STRIDE = (4, 8), 32
 THE_CAMERA_MOVES = "the camera moves"
 # motion="codec" says so where as many frames of a stream came without a single vector
 MISSES_VECTORS = 10
@@ -83,8 +80,8 @@ class MovingSession:
     motion:    "features", "codec", "translation": cameras are followed, by this estimator; "given":
                by the homographies that come with the frames; "auto": while that pays
     border:    see `Window`
-    grain:     of followed cameras: side in pixels of the cells in which the input gate counts (see
-               `ops.gate.input_gate`); None: `default_grain`
+    grain:     side in pixels of the cells in which the input gate counts, see
+               `ops.gate.input_gate`; None: `default_grain`, for still and followed cameras apart
     views, timed: see `Session`
     notes:     what came up on the way
     waits:     with "auto": whether the stream that first needs a window waits until the network is
@@ -128,8 +125,13 @@ class MovingSession:
         # why no camera can be followed
         self._only_still: str | None = None
         self.notes: list[str] = []
-        self.grain = default_grain(self.plan.total_stride) if grain is None else grain
-        check_grain(self.grain)
+        if grain is not None:
+            check_grain(grain)
+        # of cameras that stay still, and of those that are followed
+        self.grains: tuple[int, ...] = tuple(
+            default_grain(stride, followed=followed) if grain is None else grain
+            for followed in (False, True)
+        )
         self._lock = threading.Lock()
         if motion != "auto":
             self._moving_engine = self._make_window()
@@ -217,7 +219,7 @@ class MovingSession:
         camera = _Camera(None, None)
         if self.motion == "auto":
             estimator = Codec()
-            camera.watch = Watch(estimator, self._growth, self._value_range, self.grain)
+            camera.watch = Watch(estimator, self._growth, self._value_range, self.grains)
         else:
             camera.aligner = self._new_aligner()
         self._cameras[stream] = camera
@@ -237,11 +239,11 @@ class MovingSession:
     def _session(self, camera: _Camera) -> Session:
         """Give the session that runs a camera's frames, opened where nobody was in it."""
         if camera.aligner is None:
-            self._still = self._still or self._session_of(self._still_engine, 1)
+            self._still = self._still or self._session_of(self._still_engine, self.grains[0])
             return self._still
         if self._moving is None:
             assert self._moving_engine is not None
-            self._moving = self._session_of(self._moving_engine, self.grain)
+            self._moving = self._session_of(self._moving_engine, self.grains[1])
         return self._moving
 
     def _check_room(self, newcomers: list[str]) -> None:
@@ -515,18 +517,6 @@ class MovingSession:
             engines = [session.engine for session in self._open()] or [self._still_engine]
             tables = [explain(e.plan, e.dtype, e.name, e.foreign_steps()) for e in engines]
             return "\n\n".join([*tables, *self.notes])
-
-
-def default_grain(stride: Size) -> int:
-    """Give the side in pixels of the input gate's cells for followed cameras.
-
-    stride: the plan's total stride. A frame that was brought into the window never fits what is
-    there to the pixel: edges all over the picture differ a little. A network computes what reaches
-    over many pixels for each of them, so it should see such differences only where they add up over
-    a neighbourhood.
-    """
-    fine, coarse = GRAINS
-    return coarse if min(stride) >= COARSE_STRIDE else fine
 
 
 def window_size(size: Size, stride: Size) -> Size:

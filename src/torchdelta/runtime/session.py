@@ -19,7 +19,7 @@ from torchdelta.ops.move import to_model_layout
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit, audit_slot
 from torchdelta.runtime.frames import Frame, check_frame, warn_range
-from torchdelta.runtime.gate import Profile, Thresholds
+from torchdelta.runtime.gate import Profile, Thresholds, default_grain
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.state import State
 from torchdelta.runtime.stats import Counted, StreamStats
@@ -45,7 +45,8 @@ class Session:
     timed: measure each step (slower on a GPU: it synchronises)
     total: where the statistics of all streams are kept, if not here; its plan, the network on a
            frame, is what shares are relative to
-    grain: side in pixels of the cells in which the input gate counts, see `ops.gate.input_gate`
+    grain: side in pixels of the cells in which the input gate counts, see `ops.gate.input_gate`;
+           None: what suits the network, see `default_grain`
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class Session:
         views: bool = False,
         timed: bool = False,
         total: StreamStats | None = None,
-        grain: int = 1,
+        grain: int | None = None,
     ) -> None:
         check_slots(slots)
+        if grain is None:
+            grain = default_grain(engine.plan.total_stride, followed=False)
         check_grain(grain)
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(
@@ -105,6 +108,11 @@ class Session:
     def streams(self) -> list[str]:
         """Names of the streams that are in."""
         return list(self._slots)
+
+    @property
+    def grain(self) -> int:
+        """Side in pixels of the cells in which the input gate counts."""
+        return self._state.input_grain
 
     @property
     def state_bytes(self) -> int:

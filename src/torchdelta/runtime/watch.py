@@ -41,7 +41,8 @@ class Watch:
     Each switch costs a frame computed whole, so both decisions take several frames.
 
     growth: the window's pixels over the frame's: what following costs more
-    grain:  side of the input gate's cells for a followed camera, pixels
+    grains: sides of the input gate's cells while the camera stays still and while it is followed,
+            pixels
     value_range: of float frames
     """
 
@@ -50,10 +51,10 @@ class Watch:
         estimator: Estimator,
         growth: float,
         value_range: tuple[float, float],
-        grain: int = 1,
+        grains: tuple[int, ...] = (1, 1),
     ) -> None:
         self._estimator, self._range = estimator, value_range
-        self._price = growth * (IN_CELLS if grain > 1 else 1.0)
+        self._price = growth * (IN_CELLS if grains[1] > grains[0] == 1 else 1.0)
         self._limits = Limits()
         self._choice = Choice(self._limits.scale, self._limits.turn_degrees)
         self._counted: deque[Counted] = deque()
