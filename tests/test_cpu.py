@@ -94,10 +94,14 @@ def history(shape: Sequence[int], seed: int, kinds: Sequence[str] = KINDS) -> li
 
 
 def state_after(
-    fast: torchdelta.CompiledModel, engine: str, frames: Sequence[Tensor], n: int = 1
+    fast: torchdelta.CompiledModel,
+    engine: str,
+    frames: Sequence[Tensor],
+    n: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """Run frames at tolerance 0 on n threads in a state that begins as NaN; gives the buffers."""
-    session = new_session(fast, engine, 0.0)
+    session = new_session(fast, engine, 0.0, dtype=dtype)
     with threads(n):
         for x in frames:
             session.step({"s": x})
@@ -108,16 +112,24 @@ def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     assert all(bool(same_bits(x, y).all()) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(("engine", "case"), in_turns(NATIVE_CASES))
-def test_p1_bit_for_bit(engine: str, case: str) -> None:
-    """After any history the state is that of a whole run on the last frame, on 1 and 2 threads."""
+@pytest.mark.parametrize("case", each(NATIVE_CASES))
+def test_p1_bit_for_bit(case: str) -> None:
+    """After any history the state is that of a whole run on the last frame, on 1 and 2 threads.
+
+    Instruction sets and bf16 take turns with the long history, the others have a short one.
+    """
     fast, _ = compiled(case)
-    assert not make_engine(engine, fast.plan, CPU, torch.float32).foreign_steps()
-    frames = history(OP_CASES[case][2], 11)
-    whole = state_after(fast, engine, frames[-1:])
-    assert_same(state_after(fast, engine, frames), whole)
-    assert_same(state_after(fast, engine, frames, 2), whole)
-    assert_same(state_after(fast, engine, frames[-1:], 2), whole)
+    runs = [*((engine, torch.float32) for engine in CPU_CASES), *BF16_CASES]
+    turn = NATIVE_CASES.index(case) % len(runs)
+    for n, (engine, dtype) in enumerate(runs):
+        assert not make_engine(engine, fast.plan, CPU, dtype).foreign_steps()
+        long = LONG or n == turn
+        frames = history(OP_CASES[case][2], 11, KINDS if long else ("first", "patch", "pixel"))
+        whole = state_after(fast, engine, frames[-1:], dtype=dtype)
+        assert_same(state_after(fast, engine, frames, dtype=dtype), whole)
+        if long:
+            assert_same(state_after(fast, engine, frames, 2, dtype), whole)
+            assert_same(state_after(fast, engine, frames[-1:], 2, dtype), whole)
 
 
 @pytest.mark.parametrize(("engine", "op"), in_turns(NATIVE_OPS))
@@ -125,23 +137,31 @@ def test_p1_bit_for_bit_in_networks(engine: str, op: str) -> None:
     """The same through random networks; 5 threads have less than a row each in the small maps."""
     for seed, counts in enumerate(((1, 2), (5,))):
         fast, _ = compiled_net(op, seed)
+        dtype = torch.bfloat16 if seed and (engine, torch.bfloat16) in BF16_CASES else torch.float32
         frames = history(fast.plan.shape, 12 + seed)
-        foreign = make_engine(engine, fast.plan, CPU, torch.float32).foreign_steps()
-        whole = state_after(fast, engine, frames[-1:])
+        foreign = make_engine(engine, fast.plan, CPU, dtype).foreign_steps()
+        whole = state_after(fast, engine, frames[-1:], dtype=dtype)
         for n in counts:
             if foreign:
                 # PyTorch's own sums may hang on the number of threads
-                whole = state_after(fast, engine, frames[-1:], n)
-            assert_same(state_after(fast, engine, frames, n), whole)
+                whole = state_after(fast, engine, frames[-1:], n, dtype)
+            assert_same(state_after(fast, engine, frames, n, dtype), whole)
 
 
 @pytest.mark.parametrize("case", each(NATIVE_CASES))
 def test_p4_slots_bit_for_bit(case: str) -> None:
-    """Three slots in one step give what three sessions give; one without a frame stays as it is."""
+    """Three slots in one step give what three sessions give; one without a frame stays as it is.
+
+    After a refresh a state is that of a fresh session (P2). Every second case runs in bf16.
+    """
     fast, _ = compiled(case)
+    dtype = torch.float32
+    if NATIVE_CASES.index(case) % 2 and BF16_CASES:
+        dtype = torch.bfloat16
+    engine = BF16_CASES[0][0] if dtype == torch.bfloat16 else BEST
     histories = {s: history(OP_CASES[case][2], 20 + n) for n, s in enumerate("abc")}
-    shared = new_session(fast, BEST, 0.04, slots=3)
-    alone = {s: new_session(fast, BEST, 0.04) for s in "abc"}
+    shared = new_session(fast, engine, 0.04, slots=3, dtype=dtype)
+    alone = {s: new_session(fast, engine, 0.04, dtype=dtype) for s in "abc"}
     with threads(2):
         for t in range(len(KINDS)):
             absent = "abc"[t % 3] if t else ""
@@ -151,6 +171,10 @@ def test_p4_slots_bit_for_bit(case: str) -> None:
                 alone[s].step({s: x})
     for slot, s in enumerate("abc"):
         assert_same([b[slot] for b in snapshot(shared)], [b[0] for b in snapshot(alone[s])])
+    last = histories["a"][-1]
+    alone["a"].refresh("a")
+    alone["a"].step({"a": last})
+    assert_same(snapshot(alone["a"]), state_after(fast, engine, [last], dtype=dtype))
 
 
 def test_sessions_in_several_threads_bit_for_bit() -> None:
