@@ -177,10 +177,15 @@ def test_p4_slots_bit_for_bit(case: str) -> None:
     assert_same(snapshot(alone["a"]), state_after(fast, engine, [last], dtype=dtype))
 
 
-def test_sessions_in_several_threads_bit_for_bit() -> None:
-    """Frames of several sessions overlap in one native program, each on two threads."""
-    fast, _ = compiled_net("conv2d", 0)
+@pytest.mark.parametrize("op", ["conv2d", "dense"])
+def test_sessions_in_several_threads_bit_for_bit(op: str) -> None:
+    """Frames of several sessions overlap in one native program, each on two threads.
+
+    Those of the dense network call PyTorch from within.
+    """
+    fast, _ = compiled_net(op, 0)
     engine = make_engine(BEST, fast.plan, fast.device, torch.float32)
+    assert bool(engine.foreign_steps()) == (op == "dense")
     kinds = [*KINDS, *["patch", "pixel", "all"] * 8]
 
     def run(seed: int) -> list[Tensor]:
@@ -205,6 +210,75 @@ def test_sessions_in_several_threads_bit_for_bit() -> None:
     for a, b in zip(alone, together, strict=True):
         assert len(b) == len(kinds)
         assert_same(a, b)
+
+
+def test_an_error_within_reaches_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two sessions that call PyTorch from native code at the same time one fails."""
+    fast, model = compiled_net("dense", 0)
+    engine = make_engine(BEST, fast.plan, fast.device, torch.float32)
+    assert isinstance(engine, CpuEngine)
+    run_step, both = engine._oracle.run_step, threading.Barrier(2, timeout=60)
+    frame = history(fast.plan.shape, 1, ("first",))[0]
+    errors: dict[str, Exception] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def together(*args: Any, **options: Any) -> Any:
+        both.wait()
+        if threading.current_thread().name == "fails":
+            raise Fails("from within")
+        return run_step(*args, **options)
+
+    def work() -> None:
+        name = threading.current_thread().name
+        session = torchdelta.Session(engine, 1, 0.0, torchdelta.Profile())
+        try:
+            outputs[name] = session.step({"s": frame})["s"].output["out"]
+        except Fails as error:
+            errors[name] = error
+
+    monkeypatch.setattr(engine._oracle, "run_step", together)
+    workers = [threading.Thread(target=work, name=name) for name in ("fails", "works")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert list(errors) == ["fails"]
+    with torch.no_grad():
+        assert torchdelta.relative_error(outputs["works"], model(frame)["out"]) < 1e-5
+
+
+def test_other_python_threads_run_during_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native call gives the interpreter's lock away."""
+    shape = (16, 200, 200)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 64, 5, padding=2).eval()
+    fast = torchdelta.compile(conv, torch.rand(1, *shape), input_range=(0, 1), engine="cpu")
+    session = fast.session()
+    step, ticks, most, done = bind.NativeProgram.step, [0], [0], threading.Event()
+
+    def counted(self: bind.NativeProgram, *args: Any, **options: Any) -> int:
+        before = ticks[0]
+        failed = step(self, *args, **options)
+        most[0] = max(most[0], ticks[0] - before)
+        return failed
+
+    def tick() -> None:
+        while not done.wait(5e-4):
+            ticks[0] += 1
+
+    monkeypatch.setattr(bind.NativeProgram, "step", counted)
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    try:
+        # whatever else the machine does: some frame is long enough
+        for x in history(shape, 1, ("first", *["all"] * 30)):
+            session.step({"s": x})
+            if most[0] >= 5:
+                break
+    finally:
+        done.set()
+        ticker.join()
+    assert most[0] >= 5
 
 
 @cache
@@ -722,13 +796,19 @@ torch.rand(1 << 20).exp()
 before = len(os.listdir("/proc/self/task"))
 fast(frame)
 more = len(os.listdir("/proc/self/task")) - before
-print(len(bind.openmp_runtimes()), more, bind.pytorchs_openmp())
+torch.set_num_threads(4)
+fast(1 - frame)
+four = len(os.listdir("/proc/self/task")) - before
+print(len(bind.openmp_runtimes()), more, four, bind.pytorchs_openmp())
 """
 
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path: Path) -> None:
-    """No second runtime is loaded; one of another package, whatever it is called, is not used."""
+    """No second runtime is loaded; one of another package, whatever it is called, is not used.
+
+    A frame runs on as many threads as PyTorch has been told to use.
+    """
     own = bind.pytorchs_openmp()
     assert own in bind.openmp_runtimes()
     other = tmp_path / "0_libs" / "libgomp-of-another.so.1"
@@ -738,8 +818,8 @@ def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path:
         [sys.executable, "-c", SHARED_RUNTIME, *[str(other)] * others],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # PyTorch's threads are there before, and no others come
-    assert done.stdout.split() == [str(1 + others), "0", own]
+    # PyTorch's two threads are there before, and no others come until there may be four
+    assert done.stdout.split() == [str(1 + others), "0", "2", own]
 
 
 def test_pytorchs_runtime_is_taken_of_several(other_library: pytest.MonkeyPatch) -> None:
