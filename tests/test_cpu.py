@@ -538,6 +538,17 @@ def test_without_the_library_auto_takes_the_torch_engine(
         torchdelta.compile(conv, x, engine="cpu")
 
 
+def test_why_the_library_may_be_missing(other_library: pytest.MonkeyPatch) -> None:
+    other_library.setattr(bind, "library_path", lambda: None)
+    other_library.delenv("CXX", raising=False)
+    other_library.setattr(bind.shutil, "which", lambda name: "/" if name == "clang++" else None)
+    assert "clang++ is here now: install torchdelta again" in CpuEngine.usable()[1]
+    other_library.setattr(bind.shutil, "which", lambda name: None)
+    assert "there is none (c++, g++, clang++)" in CpuEngine.usable()[1]
+    other_library.setattr(bind.platform, "machine", lambda: "riscv64")
+    assert "not for riscv64" in CpuEngine.usable()[1]
+
+
 def test_a_library_that_does_not_load_or_fit_is_refused(
     other_library: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
