@@ -300,7 +300,7 @@ OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     **{f"functions-{n}": ("pointwise", lambda part=part: Functions(part), (5, 9, 7))
        for n, part in enumerate(PARTS)},
     "gelu-tanh-alone": ("pointwise", lambda: Signed(nn.GELU(approximate="tanh")), (5, 9, 7)),
-    "prelu-conv": ("conv2d", lambda: nn.Sequential(conv(5, 7, 1), _prelu(7)), (5, 9, 7)),
+    "prelu-conv": ("conv2d", lambda: nn.Sequential(conv(5, 70, 1), _prelu(70)), (5, 9, 7)),
     "add": ("binary", lambda: Fn(lambda x: x.tanh() + x), (5, 9, 7)),
     "add-alpha": ("binary", lambda: Fn(lambda x: torch.add(x.tanh(), x, alpha=0.3)), (5, 9, 7)),
     "sub": ("binary", lambda: Fn(lambda x: x.tanh() - x), (5, 9, 7)),

@@ -94,10 +94,14 @@ def history(shape: Sequence[int], seed: int, kinds: Sequence[str] = KINDS) -> li
 
 
 def state_after(
-    fast: torchdelta.CompiledModel, engine: str, frames: Sequence[Tensor], n: int = 1
+    fast: torchdelta.CompiledModel,
+    engine: str,
+    frames: Sequence[Tensor],
+    n: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Tensor]:
     """Run frames at tolerance 0 on n threads in a state that begins as NaN; gives the buffers."""
-    session = new_session(fast, engine, 0.0)
+    session = new_session(fast, engine, 0.0, dtype=dtype)
     with threads(n):
         for x in frames:
             session.step({"s": x})
@@ -108,16 +112,24 @@ def assert_same(a: Sequence[Tensor], b: Sequence[Tensor]) -> None:
     assert all(bool(same_bits(x, y).all()) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize(("engine", "case"), in_turns(NATIVE_CASES))
-def test_p1_bit_for_bit(engine: str, case: str) -> None:
-    """After any history the state is that of a whole run on the last frame, on 1 and 2 threads."""
+@pytest.mark.parametrize("case", each(NATIVE_CASES))
+def test_p1_bit_for_bit(case: str) -> None:
+    """After any history the state is that of a whole run on the last frame, on 1 and 2 threads.
+
+    Instruction sets and bf16 take turns with the long history, the others have a short one.
+    """
     fast, _ = compiled(case)
-    assert not make_engine(engine, fast.plan, CPU, torch.float32).foreign_steps()
-    frames = history(OP_CASES[case][2], 11)
-    whole = state_after(fast, engine, frames[-1:])
-    assert_same(state_after(fast, engine, frames), whole)
-    assert_same(state_after(fast, engine, frames, 2), whole)
-    assert_same(state_after(fast, engine, frames[-1:], 2), whole)
+    runs = [*((engine, torch.float32) for engine in CPU_CASES), *BF16_CASES]
+    turn = NATIVE_CASES.index(case) % len(runs)
+    for n, (engine, dtype) in enumerate(runs):
+        assert not make_engine(engine, fast.plan, CPU, dtype).foreign_steps()
+        long = LONG or n == turn
+        frames = history(OP_CASES[case][2], 11, KINDS if long else ("first", "patch", "pixel"))
+        whole = state_after(fast, engine, frames[-1:], dtype=dtype)
+        assert_same(state_after(fast, engine, frames, dtype=dtype), whole)
+        if long:
+            assert_same(state_after(fast, engine, frames, 2, dtype), whole)
+            assert_same(state_after(fast, engine, frames[-1:], 2, dtype), whole)
 
 
 @pytest.mark.parametrize(("engine", "op"), in_turns(NATIVE_OPS))
@@ -125,23 +137,31 @@ def test_p1_bit_for_bit_in_networks(engine: str, op: str) -> None:
     """The same through random networks; 5 threads have less than a row each in the small maps."""
     for seed, counts in enumerate(((1, 2), (5,))):
         fast, _ = compiled_net(op, seed)
+        dtype = torch.bfloat16 if seed and (engine, torch.bfloat16) in BF16_CASES else torch.float32
         frames = history(fast.plan.shape, 12 + seed)
-        foreign = make_engine(engine, fast.plan, CPU, torch.float32).foreign_steps()
-        whole = state_after(fast, engine, frames[-1:])
+        foreign = make_engine(engine, fast.plan, CPU, dtype).foreign_steps()
+        whole = state_after(fast, engine, frames[-1:], dtype=dtype)
         for n in counts:
             if foreign:
                 # PyTorch's own sums may hang on the number of threads
-                whole = state_after(fast, engine, frames[-1:], n)
-            assert_same(state_after(fast, engine, frames, n), whole)
+                whole = state_after(fast, engine, frames[-1:], n, dtype)
+            assert_same(state_after(fast, engine, frames, n, dtype), whole)
 
 
 @pytest.mark.parametrize("case", each(NATIVE_CASES))
 def test_p4_slots_bit_for_bit(case: str) -> None:
-    """Three slots in one step give what three sessions give; one without a frame stays as it is."""
+    """Three slots in one step give what three sessions give; one without a frame stays as it is.
+
+    After a refresh a state is that of a fresh session (P2). Every second case runs in bf16.
+    """
     fast, _ = compiled(case)
+    dtype = torch.float32
+    if NATIVE_CASES.index(case) % 2 and BF16_CASES:
+        dtype = torch.bfloat16
+    engine = BF16_CASES[0][0] if dtype == torch.bfloat16 else BEST
     histories = {s: history(OP_CASES[case][2], 20 + n) for n, s in enumerate("abc")}
-    shared = new_session(fast, BEST, 0.04, slots=3)
-    alone = {s: new_session(fast, BEST, 0.04) for s in "abc"}
+    shared = new_session(fast, engine, 0.04, slots=3, dtype=dtype)
+    alone = {s: new_session(fast, engine, 0.04, dtype=dtype) for s in "abc"}
     with threads(2):
         for t in range(len(KINDS)):
             absent = "abc"[t % 3] if t else ""
@@ -151,12 +171,21 @@ def test_p4_slots_bit_for_bit(case: str) -> None:
                 alone[s].step({s: x})
     for slot, s in enumerate("abc"):
         assert_same([b[slot] for b in snapshot(shared)], [b[0] for b in snapshot(alone[s])])
+    last = histories["a"][-1]
+    alone["a"].refresh("a")
+    alone["a"].step({"a": last})
+    assert_same(snapshot(alone["a"]), state_after(fast, engine, [last], dtype=dtype))
 
 
-def test_sessions_in_several_threads_bit_for_bit() -> None:
-    """Frames of several sessions overlap in one native program, each on two threads."""
-    fast, _ = compiled_net("conv2d", 0)
+@pytest.mark.parametrize("op", ["conv2d", "dense"])
+def test_sessions_in_several_threads_bit_for_bit(op: str) -> None:
+    """Frames of several sessions overlap in one native program, each on two threads.
+
+    Those of the dense network call PyTorch from within.
+    """
+    fast, _ = compiled_net(op, 0)
     engine = make_engine(BEST, fast.plan, fast.device, torch.float32)
+    assert bool(engine.foreign_steps()) == (op == "dense")
     kinds = [*KINDS, *["patch", "pixel", "all"] * 8]
 
     def run(seed: int) -> list[Tensor]:
@@ -181,6 +210,75 @@ def test_sessions_in_several_threads_bit_for_bit() -> None:
     for a, b in zip(alone, together, strict=True):
         assert len(b) == len(kinds)
         assert_same(a, b)
+
+
+def test_an_error_within_reaches_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two sessions that call PyTorch from native code at the same time one fails."""
+    fast, model = compiled_net("dense", 0)
+    engine = make_engine(BEST, fast.plan, fast.device, torch.float32)
+    assert isinstance(engine, CpuEngine)
+    run_step, both = engine._oracle.run_step, threading.Barrier(2, timeout=60)
+    frame = history(fast.plan.shape, 1, ("first",))[0]
+    errors: dict[str, Exception] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def together(*args: Any, **options: Any) -> Any:
+        both.wait()
+        if threading.current_thread().name == "fails":
+            raise Fails("from within")
+        return run_step(*args, **options)
+
+    def work() -> None:
+        name = threading.current_thread().name
+        session = torchdelta.Session(engine, 1, 0.0, torchdelta.Profile())
+        try:
+            outputs[name] = session.step({"s": frame})["s"].output["out"]
+        except Fails as error:
+            errors[name] = error
+
+    monkeypatch.setattr(engine._oracle, "run_step", together)
+    workers = [threading.Thread(target=work, name=name) for name in ("fails", "works")]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert list(errors) == ["fails"]
+    with torch.no_grad():
+        assert torchdelta.relative_error(outputs["works"], model(frame)["out"]) < 1e-5
+
+
+def test_other_python_threads_run_during_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native call gives the interpreter's lock away."""
+    shape = (16, 200, 200)
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 64, 5, padding=2).eval()
+    fast = torchdelta.compile(conv, torch.rand(1, *shape), input_range=(0, 1), engine="cpu")
+    session = fast.session()
+    step, ticks, most, done = bind.NativeProgram.step, [0], [0], threading.Event()
+
+    def counted(self: bind.NativeProgram, *args: Any, **options: Any) -> int:
+        before = ticks[0]
+        failed = step(self, *args, **options)
+        most[0] = max(most[0], ticks[0] - before)
+        return failed
+
+    def tick() -> None:
+        while not done.wait(5e-4):
+            ticks[0] += 1
+
+    monkeypatch.setattr(bind.NativeProgram, "step", counted)
+    ticker = threading.Thread(target=tick)
+    ticker.start()
+    try:
+        # whatever else the machine does: some frame is long enough
+        for x in history(shape, 1, ("first", *["all"] * 30)):
+            session.step({"s": x})
+            if most[0] >= 5:
+                break
+    finally:
+        done.set()
+        ticker.join()
+    assert most[0] >= 5
 
 
 @cache
@@ -438,6 +536,17 @@ def test_without_the_library_auto_takes_the_torch_engine(
     assert torchdelta.compile(conv, x).engine == "torch"
     with pytest.raises(EngineError, match="was not built"):
         torchdelta.compile(conv, x, engine="cpu")
+
+
+def test_why_the_library_may_be_missing(other_library: pytest.MonkeyPatch) -> None:
+    other_library.setattr(bind, "library_path", lambda: None)
+    other_library.delenv("CXX", raising=False)
+    other_library.setattr(bind.shutil, "which", lambda name: "/" if name == "clang++" else None)
+    assert "clang++ is here now: install torchdelta again" in CpuEngine.usable()[1]
+    other_library.setattr(bind.shutil, "which", lambda name: None)
+    assert "there is none (c++, g++, clang++)" in CpuEngine.usable()[1]
+    other_library.setattr(bind.platform, "machine", lambda: "riscv64")
+    assert "not for riscv64" in CpuEngine.usable()[1]
 
 
 def test_a_library_that_does_not_load_or_fit_is_refused(
@@ -698,13 +807,19 @@ torch.rand(1 << 20).exp()
 before = len(os.listdir("/proc/self/task"))
 fast(frame)
 more = len(os.listdir("/proc/self/task")) - before
-print(len(bind.openmp_runtimes()), more, bind.pytorchs_openmp())
+torch.set_num_threads(4)
+fast(1 - frame)
+four = len(os.listdir("/proc/self/task")) - before
+print(len(bind.openmp_runtimes()), more, four, bind.pytorchs_openmp())
 """
 
 
 @pytest.mark.parametrize("others", [0, 1])
 def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path: Path) -> None:
-    """No second runtime is loaded; one of another package, whatever it is called, is not used."""
+    """No second runtime is loaded; one of another package, whatever it is called, is not used.
+
+    A frame runs on as many threads as PyTorch has been told to use.
+    """
     own = bind.pytorchs_openmp()
     assert own in bind.openmp_runtimes()
     other = tmp_path / "0_libs" / "libgomp-of-another.so.1"
@@ -714,8 +829,8 @@ def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path:
         [sys.executable, "-c", SHARED_RUNTIME, *[str(other)] * others],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    # PyTorch's threads are there before, and no others come
-    assert done.stdout.split() == [str(1 + others), "0", own]
+    # PyTorch's two threads are there before, and no others come until there may be four
+    assert done.stdout.split() == [str(1 + others), "0", "2", own]
 
 
 def test_pytorchs_runtime_is_taken_of_several(other_library: pytest.MonkeyPatch) -> None:

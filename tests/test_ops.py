@@ -94,7 +94,7 @@ def test_every_operation_is_run_in_other_sizes() -> None:
 @pytest.mark.parametrize(("engine", "dtype", "case"), HALF_RUNS)
 def test_op_half(engine: str, dtype: torch.dtype, case: str) -> None:
     """The half dtypes stay within a rounding of the float32 result."""
-    run_op_case(engine, case, HALF[dtype], dtype=dtype, kinds=("first", "patch", "pixel"))
+    run_op_case(engine, case, HALF[dtype], dtype=dtype, kinds=("first", "patch", "same", "pixel"))
 
 
 # not every function passes a NaN on, nor has numbers for 0..1; they have one footprint

@@ -41,6 +41,10 @@ print(fast.engine, fast.engine_reason)
 """
 
 
+# as `torchdelta env`, whose script stands beside another Python's
+ENV = "import sys; sys.argv[1:] = ['env']; from torchdelta.cli import main; main()"
+
+
 def pip(*args: str, **env: str) -> None:
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *args]
     done = subprocess.run(
@@ -60,7 +64,8 @@ def build_wheel(folder: Path, **env: str) -> Path:
 def run_installed(wheel: Path, folder: Path, code: str, *args: str) -> str:
     """Install a wheel into an empty folder and run code that sees it before the sources."""
     target = folder / "site"
-    pip("install", "--no-deps", "--target", str(target), str(wheel))
+    if not target.exists():
+        pip("install", "--no-deps", "--target", str(target), str(wheel))
     env = {**os.environ, "PYTHONPATH": str(target)}
     done = subprocess.run(
         [sys.executable, "-c", code, str(target), *args],
@@ -92,6 +97,9 @@ def test_without_a_compiler_the_torch_engine_is_left(tmp_path: Path) -> None:
     said = run_installed(wheel, tmp_path, SMOKE, "auto")
     assert said.startswith("torch ")
     assert "compiler" in said
+    said = " ".join(run_installed(wheel, tmp_path, ENV).split())
+    assert "the native library was not built when torchdelta was installed" in said
+    assert "instruction sets │ none" in said
 
 
 def test_sdist_holds_the_native_sources(tmp_path: Path) -> None:

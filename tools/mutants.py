@@ -93,9 +93,16 @@ def native_rings(cases: str) -> tuple[str, ...]:
     return "tests/test_cpu_ring.py", "-k", f"bit_for_bit and not networks and ({cases})"
 
 
+def native_tests(names: str) -> tuple[str, ...]:
+    """Name tests of the cpu engine alone."""
+    return "tests/test_cpu.py", "-k", names
+
+
 CONV, PACK = "native/src/isa/conv.h", "native/src/isa/pack.h"
 FINISH, KERNELS, RING = "native/src/isa/finish.h", "native/src/kernels.h", "native/src/ring.h"
-WARP = "native/src/isa/warp.h"
+WARP, FRAME = "native/src/isa/warp.h", "native/src/frame.cpp"
+POINTWISE, ELEMENTWISE = "native/src/isa/pointwise.h", "native/src/isa/elementwise.h"
+CPU_ENGINE, BIND = "engines/cpu/engine.py", "engines/cpu/bind.py"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
 MUTANTS = [
     Mutant("footprint one pixel short", "ops/base.py",
@@ -232,6 +239,65 @@ MUTANTS = [
     Mutant("native: average over the padding too", "native/src/isa/pool.h",
            "if (adaptive || !with_pad) return span(o).count;",
            "if (adaptive) return span(o).count;", native_ops("avgpool")),
+    Mutant("native: slopes of the first group for all", ELEMENTWISE,
+           "slope.empty() ? nullptr : slope.data() + c0, row, n);",
+           "slope.empty() ? nullptr : slope.data(), row, n);", native_ops("prelu-70")),
+    Mutant("native: fused slopes of the first group for all", FINISH,
+           "part.slope.data() + (part.slope.size() > 1 ? c0 : 0);", "part.slope.data();",
+           native_ops("prelu-conv")),
+    Mutant("native: logarithm with a wrong digit", POINTWISE, "0x1.99968ep-2f", "0x1.98968ep-2f",
+           native_tests("number_by_number")),
+    Mutant("native: nothing clamped from below", POINTWISE,
+           "vmin(vset(high), vmax(vset(low), x))", "vmin(vset(high), x)",
+           native_ops("functions-0")),
+    Mutant("native: softmax over a whole vector", ELEMENTWISE,
+           "all + padded, -INFINITY);", "all + padded, 0.0f);", native_ops("softmax")),
+    Mutant("native: one channel for all is not repeated", ELEMENTWISE,
+           "single(c == 1 && channels > 1)", "single(channels < 0)", native_ops("mul-channel")),
+    Mutant("native: shuffled pixels transposed", "native/src/isa/move.h",
+           "p.y % factor * factor + p.x % factor;", "p.x % factor * factor + p.y % factor;",
+           native_ops("pixel-shuffle")),
+    Mutant("native: floor rounds up on AVX2", "native/src/isa/simd.h",
+           "_mm256_round_ps(a.v, 0x09)", "_mm256_round_ps(a.v, 0x0A)",
+           native_ops("functions-1 and avx2")),
+    Mutant("native: odd last channel left out in bf16", "native/src/isa/multiply.h",
+           "if (k == k1) continue;", "continue;",
+           ("tests/test_ops.py", "-k", "test_op_half and cpu and conv")),
+    Mutant("native: sides of a fused function exchanged", "native/src/program.cpp",
+           "part.first = in.flag();", "part.first = !in.flag();", native_ops("sub-from-value")),
+    Mutant("native: forced pixels are compared", FRAME,
+           "sets_.forced(i, 0) != nullptr,", "false,",
+           ("tests/test_bench.py", "-k", "forced_sets_are_used and cpu")),
+    Mutant("native: one thread whatever the call says", FRAME,
+           "const int threads = std::max(1, call_.threads);\n    if",
+           "const int threads = 1;\n    if",
+           native_tests("shares_the_openmp")),
+    Mutant("native: what a foreign step published is not told", FRAME,
+           "space_.any_at(step.output, s) = any;", "(void)any;",
+           native_tests("foreign_steps_run")),
+    Mutant("native: memory that ran out is not told", FRAME,
+           "if (failed_) return kNoMemory;", "", native_tests("memory_that")),
+    Mutant("native: a warp without memory is not told", "native/src/warp.cpp",
+           "if (failed) throw std::bad_alloc();", "", native_tests("memory_that")),
+    Mutant("native: very wide masks begin anew", "native/src/masks.cpp",
+           "axis.pad - t * axis.dilation - 128 * from);", "axis.pad - t * axis.dilation);",
+           native_tests("very_wide")),
+    Mutant("the interpreter's lock is kept during a frame", BIND,
+           "lib = ctypes.CDLL(str(path))", "lib = ctypes.PyDLL(str(path))",
+           native_tests("other_python")),
+    Mutant("one thread whatever PyTorch has", CPU_ENGINE,
+           "threads=torch.get_num_threads(),", "threads=1,", native_tests("shares_the_openmp")),
+    Mutant("an error from within is of no thread", CPU_ENGINE,
+           "if call.error is not None:\n            raise call.error", "",
+           native_tests("within or foreign_steps_run")),
+    Mutant("PyTorch's weights kept beside the packed ones", CPU_ENGINE,
+           "only=sorted(self._foreign)", "only=None", native_tests("scratch_bytes")),
+    Mutant("first OpenMP runtime by name", BIND,
+           "runtime = pytorchs_openmp() or next", "runtime = next",
+           native_tests("runtime_is_taken")),
+    Mutant("wrong instruction set passes by", "engines/__init__.py",
+           "if wrong:\n        raise EngineError(wrong)", "pass",
+           native_tests("unknown_instruction")),
     Mutant("triton: a follower without filters", TRITON + "schedule.py",
            "return Use(leader.step, wide, owners)", "return Use(leader.step, wide, ())",
            ("tests/test_schedule.py", "-k", "lists_hold")),

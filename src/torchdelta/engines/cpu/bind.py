@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ ABI = 5
 LIBRARY = "libtorchdelta_native.so"
 ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
 MESSAGE_BYTES = 512
+PROCESSORS = ("x86_64", "amd64", "aarch64", "arm64")
+COMPILERS = ("c++", "g++", "clang++")
 
 # step, slot, active [Ho*Wo], changed [Ho*Wo] -> 0, or a number that stops the frame
 ForeignFn = ctypes.CFUNCTYPE(
@@ -120,6 +124,21 @@ def pytorchs_openmp() -> str | None:
     return None
 
 
+def _why() -> str:
+    """Guess why the library was not built, from what is here now."""
+    machine = platform.machine()
+    if machine.lower() not in PROCESSORS:
+        return f"there are kernels for x86-64 and AArch64, not for {machine}"
+    needs = "that needs a C++17 compiler with OpenMP"
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, COMPILERS), None)
+    if compiler is None:
+        return f"{needs}, and there is none ({', '.join(COMPILERS)}); then install torchdelta again"
+    return (
+        f"{needs}. {compiler} is here now: install torchdelta again, `pip install -v` shows what "
+        "fails"
+    )
+
+
 @cache
 def library() -> ctypes.CDLL:
     """Load the native library, once.
@@ -129,9 +148,7 @@ def library() -> ctypes.CDLL:
     path = library_path()
     if path is None:
         raise EngineError(
-            "the native library was not built when torchdelta was installed: that needs an x86-64 "
-            "or AArch64 processor and a C++17 compiler with OpenMP (for example g++); install "
-            "torchdelta again, `pip install -v` shows what fails"
+            f"the native library was not built when torchdelta was installed: {_why()}"
         )
     try:
         # the library names no OpenMP runtime: it uses the one that PyTorch has loaded, because two
