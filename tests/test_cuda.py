@@ -613,7 +613,8 @@ def test_a_step_that_cannot_be_captured_splits_the_graph() -> None:
             # the second frame is captured
             assert len(computed) == len(streams)
     assert fast.plan.steps[next(iter(session.engine.uncaptured))].name == name
-    assert "between CUDA graphs" in session.explain()
+    # a row of the table goes over several lines
+    assert "between CUDA graphs" in " ".join(session.explain().split())
     (parts,) = runner(session)._graphs.values()
     assert len(parts) == 3
 
