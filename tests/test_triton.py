@@ -4,7 +4,9 @@ TRITON_INTERPRET must be set before Triton is imported: `make test` runs this fi
 its own. What needs a GPU is in test_cuda.py.
 """
 
+import importlib
 import os
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
@@ -43,7 +45,37 @@ if "triton" not in ENGINE_NAMES:
         pytest.fail(why, pytrace=False)
     pytest.skip(why, allow_module_level=True)
 
+# Triton is imported where it is there
+tl = importlib.import_module("triton.language")
+interpreter = importlib.import_module("triton.runtime.interpreter")
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def language_is_patched_once() -> Iterator[None]:
+    """Spare a third of the interpreter's time.
+
+    A launch replaces the functions of triton.language by interpreted ones; each call of one of a
+    kernel's own functions would look for them, and replace them, once more.
+    """
+    if not hasattr(interpreter, "_patch_lang") or not hasattr(interpreter, "_LangPatchScope"):
+        # another version of Triton: it only takes longer
+        yield
+        return
+    patch_all = interpreter._patch_lang
+
+    def patch(fn: Callable[..., object]) -> object:
+        known = fn.__globals__.values()
+        langs = [lang for lang in (tl, tl.core) if any(value is lang for value in known)]
+        if any(tl.core.is_builtin(lang.load) for lang in langs):
+            return patch_all(fn)
+        return interpreter._LangPatchScope()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(interpreter, "_patch_lang", patch)
+        yield
+
+
 # relative L2 against the stock operation in float32: other orders of summation; one rounding of the
 # result, and of each intermediate of a composed case
 LIMITS = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
