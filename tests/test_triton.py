@@ -142,9 +142,11 @@ def test_op(case: str, dtype: str) -> None:
     foreign = make_engine("triton", fast.plan, CPU, DTYPES[dtype]).foreign_steps()
     alone = {step.name for step in fast.plan.steps if step.dense}
     assert set(foreign) == alone or case in FOREIGN, foreign
+    # a second stream once per case, and not where channels are what the case is about
+    alone = dtype != "fp32" or case in WIDE_CASES
     run_op_case(
         "triton", case, LIMITS[DTYPES[dtype]], dtype=DTYPES[dtype], kinds=KINDS[dtype], size=size,
-        alone=dtype != "fp32",
+        alone=alone,
     )  # fmt: skip
 
 
@@ -406,7 +408,8 @@ def test_input_gate_is_the_torch_engines(size: tuple[int, int], grain: int) -> N
 @pytest.mark.parametrize(("grain", "tolerance"), [(1, 0.04), (3, 0.04), (3, 0.0)])
 def test_frames_that_are_valid_in_part_are_gated_alike(grain: int, tolerance: float) -> None:
     """Both publish the same of moving windows; one slot of two has no mask."""
-    h, w = 12, 70
+    # two of the gate's tiles in each direction
+    h, w = 6, 70
     fast = one_conv((3, h, w), input_range=(0, 1))
     sessions = [
         new_session(fast, engine, tolerance, slots=2, grain=grain) for engine in ("torch", "triton")
@@ -417,7 +420,7 @@ def test_frames_that_are_valid_in_part_are_gated_alike(grain: int, tolerance: fl
     for t, (y, x) in enumerate([(0, 0), (0, 0), (2, 5), (1, 3)]):
         frames, windows = {}, {}
         for n in range(2):
-            world[:, y + 4 : y + 8, x + 9 * n : x + 9 * n + 5] += 0.2 * (-1) ** t
+            world[:, y + 2 : y + 5, x + 9 * n : x + 9 * n + 5] += 0.2 * (-1) ** t
             valid = r.random((h, w)) < 0.8 if n == 0 else None
             frames[str(n)] = world[:, y : y + h, x : x + w].clone()
             windows[str(n)] = Window((y, x), valid, "keep")
