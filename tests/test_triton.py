@@ -474,6 +474,25 @@ def test_a_group_is_published_from_its_threshold_on(channels: int, norm: str) ->
             assert not moved.any()
 
 
+@pytest.mark.parametrize("dark", [0, 2])
+def test_scales_count_from_the_frame_after_the_one_that_shows_them(dark: int) -> None:
+    """They are fetched before that frame; dark frames show none."""
+    fast, _ = copies(5)
+    session = new_session(fast, "triton", 0.1, profile=torchdelta.Profile({"input": 0.0}))
+    value = session._state.view(fast.plan.steps[0].output, 0)
+    x = torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(1))
+    frames = [torch.zeros_like(x)] * dark + [x]
+    for frame in frames:
+        session.step({"s": frame})
+    kept = value.clone()
+    session.step({"s": x + 1e-3})
+    assert torch.equal(value, kept)
+    session.step({"s": x + 0.3})
+    assert (value != kept).all()
+    scale = float(kept.square().mean().sqrt())
+    assert session.profile("s").rms == pytest.approx({fast.plan.values[1].name: scale})
+
+
 # sessions
 
 
@@ -500,12 +519,13 @@ def test_masks_are_those_of_their_frame_until_the_session_is_gone() -> None:
     """Results that are read late say what their own frame did."""
     shape = (3, 4, 5)
     session = new_session(one_conv(shape, input_range=(0, 1)), "triton", 0.0)
-    # more frames than can be on their way
-    frames = history(("pixel", "patch", "corner", "all", "same", "patch"), 11, shape)
+    # more frames than can be on their way; float ones are counted at once
+    kinds = ("pixel", "patch", "corner", "all", "same", "patch")
+    frames = [as_frame(x) for x in history(kinds, 11, shape)]
     results = [session.step({"s": x})["s"] for x in frames]
     masks = [result.changed for result in results[1:]]
     for mask, old, new in zip(masks, frames, frames[1:], strict=False):
-        assert torch.equal(mask, (old != new).any(1)[0])
+        assert torch.equal(mask, torch.from_numpy((old != new).any(-1)))
     shares = [result.stats.changed_input for result in results]
     assert shares == pytest.approx([1.0, *(int(mask.sum()) / 20 for mask in masks)])
     counts = [result._report().active_px for result in results]
