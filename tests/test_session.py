@@ -343,7 +343,10 @@ def test_each_stream_has_its_own_first_frame_flag(fast: torchdelta.CompiledModel
 
 def test_every_slot_is_aligned_alike(fast: torchdelta.CompiledModel) -> None:
     """Stock kernels may sum in another order at another alignment: streams must not differ."""
-    state = fast.session(slots=3)._state
+    state, alone = (fast.session(slots=n)._state for n in (3, 1))
     for value in fast.plan.owners:
         places = [state.view(value.index, slot).data_ptr() % 64 for slot in range(3)]
         assert places[0] == places[1] == places[2]
+    # and the number of slots alone must not choose another kernel
+    for one, three in zip(alone.buffers, state.buffers, strict=True):
+        assert one.stride() == three.stride()

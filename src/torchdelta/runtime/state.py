@@ -110,9 +110,12 @@ def _buffers(
     padded = [-(-size // unit) * unit for size in per_slot]
     memory = _zeros(sum(s[0] * size for s, size in zip(shapes, padded, strict=True)), device)
     buffers, at = [], 0
-    for shape, dtype, size, slot in zip(shapes, dtypes, per_slot, padded, strict=True):
-        flat = memory[at : at + shape[0] * slot].view(shape[0], slot)
-        buffers.append(flat[:, :size].view(dtype).unflatten(1, shape[1:]))
+    for shape, dtype, slot in zip(shapes, dtypes, padded, strict=True):
+        flat = memory[at : at + shape[0] * slot].view(dtype)
+        _, _, w, c = shape
+        # said outright: of one slot alone PyTorch takes another stride from slot to slot, kernels
+        # are compiled anew for that, and may round otherwise than those of several slots
+        buffers.append(flat.as_strided(shape, (slot // dtype.itemsize, w * c, c, 1)))
         at += shape[0] * slot
     return buffers
 

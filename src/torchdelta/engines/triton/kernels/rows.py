@@ -34,6 +34,8 @@ from torchdelta.engines.triton.kernels.shared import (
 PLAIN = [
     "hw", "hw_by", "out_w", "out_w_by", "limit_stride", "x_h", "x_w",
     "lines_slot", "lines_ptr", "out_ring_ptr",
+    # their places hang on the number of slots
+    "count_ptr", "touch_ptr",
 ]
 # taps that a pool loads at once
 UNROLL = tl.constexpr(4)
