@@ -469,8 +469,7 @@ class MovingSession:
         if camera.vectorless == MISSES_VECTORS:
             self.notes.append(
                 f"stream {stream!r}: no motion vectors came with its first {MISSES_VECTORS} "
-                "frames; corners are followed instead, which takes more time "
-                "(open_source(…, vectors=True) and step(vectors=…) bring them)"
+                "frames; corners are followed instead, which takes more time"
             )
 
     def _watch(self, stream: str, result: Result) -> None:
