@@ -332,6 +332,17 @@ def test_lists_of_any_length_give_the_same_bits() -> None:
         assert same_bits(x, y).all()
 
 
+def test_phases_of_an_odd_map_have_lists_of_different_length() -> None:
+    """Of 7x7 pixels the first phase of a deconvolution has 16, more than a fourth."""
+    torch.manual_seed(0)
+    model = nn.ConvTranspose2d(3, 4, 3, 2, 1).eval()
+    x = torch.rand(1, 3, 4, 4)
+    session = new_session(torchdelta.compile(model, x, input_range=(0, 1)), "triton", 0.0)
+    out = session.step({"s": x})["s"].output
+    assert out.shape[2:] == (7, 7)
+    assert torchdelta.relative_error(out, dense(model, x)) <= 1e-5
+
+
 def test_stamps_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old stamps are gone before a frame's number comes again (on a GPU after 255 frames)."""
     from torchdelta.engines.triton import frame

@@ -381,7 +381,7 @@ def _launch(
         args[f"{name}_y"], args[f"{name}_x"] = getattr(phase, name)
     args["DEN_Y"], args["DEN_X"] = phase.den
     args["weight_ptr"] = phase.weight
-    rows = ceil(frame.capacity(index) / len(packed.phases))
+    rows = _longest_list(frame, index)
     if packed.depthwise:
         args |= {
             "TAPS_H": phase.taps[0], "TAPS_W": phase.taps[1],
@@ -424,6 +424,14 @@ def _launch(
     return Launch(
         kernels.convolution, frame.programs(most), args, warps=blocks.warps, stages=1, step=index
     )
+
+
+def _longest_list(frame: Frame, index: int) -> int:
+    """Give the longest that one of a step's lists can be: that of its first phase."""
+    step = frame.plan.steps[index]
+    h, w = frame.plan.values[step.output].size
+    down, across = step.op.stride if isinstance(step.op, ConvTranspose2d) else (1, 1)
+    return frame.slots * ceil(h / down) * ceil(w / across)
 
 
 def _is_same_place(frame: Frame, index: int, phase: Phase) -> bool:
