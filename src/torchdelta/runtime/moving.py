@@ -514,7 +514,10 @@ class MovingSession:
         """Return the plans that streams run now as tables: on frames, on windows, or both."""
         with self._lock:
             engines = [session.engine for session in self._open()] or [self._still_engine]
-            tables = [explain(e.plan, e.dtype, e.name, e.foreign_steps()) for e in engines]
+            tables = [
+                explain(e.plan, e.dtype, e.name, e.foreign_steps(), e.whole_steps())
+                for e in engines
+            ]
             return "\n\n".join([*tables, *self.notes])
 
 
