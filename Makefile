@@ -20,12 +20,13 @@ COMMA := ,
 
 venv: $(VENV)/.installed $(LIBRARY)
 
+# --no-compile: what is imported is compiled then; PyTorch and its companions hold far more
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1 || true), torchdelta needs Python 3.11 or newer:" \
 		"make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[dev]"
 	touch $@
 
 # pip goes on without the library where its build fails; here that is an error

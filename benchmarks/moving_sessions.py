@@ -85,8 +85,6 @@ def open_session(fast: CompiledModel, mode: str) -> Session | MovingSession:
     if tolerance:
         fast = copy.copy(fast)
         fast.tolerance = float(tolerance)
-    if motion == "none":
-        return fast.session()
     # any name: `session` refuses what is no motion
     return fast.session(motion=motion, grain=int(grain) if grain else None)  # type: ignore[call-overload]
 

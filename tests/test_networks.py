@@ -8,7 +8,7 @@ from torch import nn
 
 import torchdelta
 from conftest import require
-from support import ENGINE_CASES, move, new_session
+from support import ENGINE_CASES, LONG, move, new_session
 from torchdelta.capture.prepare import prepare_untrained
 
 # relative L2, float32: folded batch norms and other orders of summation through 100 layers
@@ -24,6 +24,9 @@ NETWORKS = {
     # HRNet adds maps of several scales: only multiples of 32 fit
     "timm:hrnet_w18_small": (64, 96),
 }
+# the large one is in lraspp
+if not LONG:
+    del NETWORKS["torchvision:mobilenet_v3_small"]
 
 
 def build(spec: str, size: tuple[int, int]) -> nn.Module:
