@@ -91,7 +91,9 @@ def compiled(
 
 
 @cache
-def copies(channels: int) -> tuple[torchdelta.CompiledModel, Tensor]:
+def copies(
+    channels: int, size: tuple[int, int] = (5, 9)
+) -> tuple[torchdelta.CompiledModel, Tensor]:
     """Compile a network whose first value holds multiples of the frame."""
     first, tail = nn.Conv2d(1, channels, 1, bias=False), nn.Conv2d(channels, 1, 1)
     # rms and max differ; the largest stands at the end of each group
@@ -100,7 +102,7 @@ def copies(channels: int) -> tuple[torchdelta.CompiledModel, Tensor]:
     with torch.no_grad():
         first.weight.copy_(scale[:, None, None, None])
     model = nn.Sequential(first, tail).eval()
-    return torchdelta.compile(model, torch.rand(1, 1, 5, 9), input_range=(0, 1)), scale
+    return torchdelta.compile(model, torch.rand(1, 1, *size), input_range=(0, 1)), scale
 
 
 def around_threshold(

@@ -24,6 +24,7 @@ from support import (
     as_frame,
     assert_active,
     compiled,
+    copies,
     make_engine,
     move,
     new_session,
@@ -443,24 +444,11 @@ def test_frames_that_are_valid_in_part_are_gated_alike(grain: int, tolerance: fl
     assert True in seen
 
 
-@cache
-def copies(channels: int) -> tuple[torchdelta.CompiledModel, Tensor]:
-    """Compile a network whose first value holds multiples of the frame."""
-    first, tail = nn.Conv2d(1, channels, 1, bias=False), nn.Conv2d(channels, 1, 1)
-    # rms and max differ; the largest stands at the end of each group
-    scale = torch.ones(channels)
-    scale[63::64] = scale[-1] = 2.0
-    with torch.no_grad():
-        first.weight.copy_(scale[:, None, None, None])
-    model = nn.Sequential(first, tail).eval()
-    return torchdelta.compile(model, torch.rand(1, 1, 3, 5), input_range=(0, 1)), scale
-
-
 @pytest.mark.parametrize("norm", ["rms", "max"])
 @pytest.mark.parametrize("channels", [1, 5, 65, 130])
 def test_a_group_is_published_from_its_threshold_on(channels: int, norm: str) -> None:
     """Every group of a value moves by 2 % less than the threshold, then by 2 % more."""
-    fast, scale = copies(channels)
+    fast, scale = copies(channels, (3, 5))
     x = torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(1))
     value = fast.plan.steps[0].output
     name = fast.plan.values[value].name
@@ -488,7 +476,7 @@ def test_a_group_is_published_from_its_threshold_on(channels: int, norm: str) ->
 @pytest.mark.parametrize("dark", [0, 2])
 def test_scales_count_from_the_frame_after_the_one_that_shows_them(dark: int) -> None:
     """They are fetched before that frame; dark frames show none."""
-    fast, _ = copies(5)
+    fast, _ = copies(5, (3, 5))
     session = new_session(fast, "triton", 0.1, profile=torchdelta.Profile({"input": 0.0}))
     value = session._state.view(fast.plan.steps[0].output, 0)
     x = torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(1))

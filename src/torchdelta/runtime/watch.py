@@ -26,7 +26,8 @@ MUCH_MORE = 1.6
 TRIES = 2
 # following must leave so much less to compute than staying still (share of it; of the frame)
 CLEARLY_LESS, LEAST_SAVING = 0.75, 0.02
-# what a share that changes costs where the input gate counts in cells: it lies in fewer places
+# what a share that changes costs where the input gate counts in cells only while the camera is
+# followed: it lies in fewer places
 # (docs/performance.md, "Moving cameras: whole networks")
 IN_CELLS = 0.65
 # and stops paying where it leaves nearly as much
