@@ -85,11 +85,7 @@ td_program* td_load(const void* program, uint64_t bytes, const char* isa, char* 
 
 void td_free(td_program* program) { delete program; }
 
-uint64_t td_weight_bytes(const td_program* program) {
-  uint64_t total = 0;
-  for (const auto& packed : program->engine.packed) total += packed ? packed->bytes : 0;
-  return total;
-}
+uint64_t td_weight_bytes(const td_program* program) { return program->engine.weight_bytes(); }
 
 uint64_t td_scratch_bytes(const td_program* program) { return program->engine.scratch_bytes(); }
 

@@ -37,6 +37,7 @@ Engine::Engine(Program p, const Kernels* k)
     largest_px = std::max(largest_px, size_t(v.h) * v.w);
     packed.push_back(step.code == Code::foreign ? nullptr : kernels->prepare(program, step, weights));
   }
+  tiles.resize(packed.size());
   size_t words = 0;
   for (int value : program.reported) {
     reported_words.push_back(words);
@@ -51,10 +52,19 @@ Engine::Engine(Program p, const Kernels* k)
 }
 
 int32_t Engine::step(const td_call& call) {
+  if (!call.exact) make_tiles();
   std::unique_ptr<Workspace> space = borrow();
   const int32_t result = run_frame(*this, *space, call);
   give_back(std::move(space));
   return result;
+}
+
+void Engine::make_tiles() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (has_tiles_) return;
+  for (size_t i = 0; i < program.steps.size(); ++i)
+    if (!tiles[i]) tiles[i] = kernels->prepare_tiles(program.steps[i], packed[i].get(), weights);
+  has_tiles_ = true;
 }
 
 std::unique_ptr<Workspace> Engine::borrow() {
@@ -70,6 +80,14 @@ void Engine::give_back(std::unique_ptr<Workspace> space) {
   std::lock_guard<std::mutex> lock(mutex_);
   scratch_bytes_ += space->bytes();
   free_.push_back(std::move(space));
+}
+
+size_t Engine::weight_bytes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  size_t total = 0;
+  for (const auto* all : {&packed, &tiles})
+    for (const std::unique_ptr<Packed>& p : *all) total += p ? p->bytes : 0;
+  return total;
 }
 
 size_t Engine::scratch_bytes() const {

@@ -18,11 +18,18 @@ class Engine {
   Engine(Program program, const Kernels* kernels);
   int32_t step(const td_call& call);
   size_t scratch_bytes() const;
+  size_t weight_bytes() const;
+  // A step's weights as a frame uses them.
+  const Packed* packed_of(int step, bool exact) const {
+    return !exact && tiles[step] ? tiles[step].get() : packed[step].get();
+  }
 
   Program program;
   const Kernels* kernels;
   Arena weights;
   std::vector<std::unique_ptr<Packed>> packed;
+  // those of steps that compute in tiles where a frame need not be exact; made for the first such frame
+  std::vector<std::unique_ptr<Packed>> tiles;
   // where a value's mask begins, words of one slot; where a step's pixels begin, and its rows and
   // columns, likewise; and where the mask of a reported value
   std::vector<size_t> mask_words, step_px, step_lines, reported_words;
@@ -31,10 +38,12 @@ class Engine {
  private:
   std::unique_ptr<Workspace> borrow();
   void give_back(std::unique_ptr<Workspace> space);
+  void make_tiles();
 
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<Workspace>> free_;
   size_t scratch_bytes_ = 0;
+  bool has_tiles_ = false;
 };
 
 }  // namespace td

@@ -147,9 +147,12 @@ class Frame {
     const Step& step = program_.steps[i];
     const Value& v = program_.values[step.output];
     const int words = words_of(v.w);
+    // tiles are listed by rows of tiles
+    const Packed* const packed = engine_.packed_of(i, call_.exact);
+    const int side = packed ? packed->tile : 1, down = (v.h + side - 1) / side;
     int slots = 0;
     for (int s = 0; s < call_.n_slots; ++s) slots += sets_.wanted(i, s);
-    const long rows = long(slots) * v.h;
+    const long rows = long(slots) * down;
     // a small map is one list: cut into the threads' parts, its register blocks would be half full
     const bool alone = rows * v.w <= kOneList;
     const long r0 = alone ? (thread ? rows : 0) : rows * thread / threads;
@@ -159,19 +162,27 @@ class Frame {
     long row = 0;
     for (int s = 0; s < call_.n_slots && row < r1; ++s) {
       if (!sets_.wanted(i, s)) continue;
-      const Pixel* const slot_begin = at;
+      int64_t px = 0;
       uint64_t* const changed = space_.changed(step.output, s);
-      for (int y = 0; y < v.h; ++y, ++row) {
+      for (int top = 0; top < v.h; top += side, ++row) {
         if (row < r0 || row >= r1) continue;
-        uint64_t* const active = space_.rows(thread);
-        sets_.find_row(i, s, y, active, active + space_.row_words);
-        std::fill_n(changed + size_t(y) * words, words, 0);
-        at += list_row(active, words, y, s, at);
-        if (uint8_t* out = call_.slots[s].active)
-          unpack(active, 1, v.w, out + engine_.step_px[i] + size_t(y) * v.w);
+        uint64_t* active[2] = {space_.rows(thread), space_.rows(thread) + 2 * space_.row_words};
+        for (int k = 0; k < side; ++k) {
+          const int y = top + k;
+          if (y == v.h) {
+            std::fill_n(active[k], words, 0);
+            continue;
+          }
+          sets_.find_row(i, s, y, active[k], space_.rows(thread) + space_.row_words);
+          std::fill_n(changed + size_t(y) * words, words, 0);
+          px += count_bits(active[k], words);
+          if (uint8_t* out = call_.slots[s].active)
+            unpack(active[k], 1, v.w, out + engine_.step_px[i] + size_t(y) * v.w);
+        }
+        at += side == 1 ? list_row(active[0], words, top, s, at)
+                        : list_tiles(active[0], active[1], words, top, s, at);
       }
-      if (at != slot_begin)
-        __atomic_fetch_add(&call_.slots[s].active_px[i], at - slot_begin, __ATOMIC_RELAXED);
+      if (px) __atomic_fetch_add(&call_.slots[s].active_px[i], px, __ATOMIC_RELAXED);
     }
     space_.lists[thread] = {size_t(r0) * v.w, size_t(at - begin)};
   }
@@ -209,12 +220,13 @@ class Frame {
     size_t total = 0;
     for (int t = 0; t < threads; ++t) total += space_.lists[t].count;
     if (!total) return;
-    const Packed* packed = engine_.packed[i].get();
+    const Packed* packed = engine_.packed_of(i, call_.exact);
     const Code code = program_.steps[i].code;
     const bool by_group = packed ? packed->by_group : reads_many(code);
     const Value& out = program_.values[program_.steps[i].output];
     const int groups = by_group ? (out.c + kGroup - 1) / kGroup : 1;
-    const size_t block = block_px(code, total, groups, threads);
+    const size_t most = packed ? packed->most_px : kBlockPx;
+    const size_t block = block_px(code, total, groups, threads, most);
     const Job job = make_job(i);
     const int tasks = count_tasks(block, groups, threads);
     for (int k = 0; k < threads; ++k) {
@@ -260,7 +272,7 @@ class Frame {
   }
 
   // Several tasks for each thread, or its share is left to chance; none smaller than is worth it.
-  static size_t block_px(Code code, size_t total, int groups, int threads) {
+  static size_t block_px(Code code, size_t total, int groups, int threads, size_t most) {
     if (reads_many(code)) return 1;
     constexpr size_t kUnit = 12, kTasksEach = 8;
     const size_t wanted = size_t(threads) * kTasksEach;
@@ -268,14 +280,14 @@ class Frame {
     const size_t px = (total / blocks + kUnit - 1) / kUnit * kUnit;
     // weights are read once for a task: two units, unless there are too few groups for all threads
     const size_t least = groups < 2 * threads ? kUnit : 2 * kUnit;
-    return threads == 1 ? kBlockPx : std::clamp<size_t>(px, least, kBlockPx);
+    return threads == 1 ? most : std::clamp<size_t>(px, least, most);
   }
 
   Job make_job(int i) {
     const Step& step = program_.steps[i];
     return {&program_,
             &step,
-            engine_.packed[i].get(),
+            engine_.packed_of(i, call_.exact),
             call_.slots,
             space_.pixels.get(),
             space_.changed_of(step.output),
@@ -297,7 +309,7 @@ class Frame {
       int64_t count = 0;
       for (int y = 0; y < v.h; ++y) {
         sets_.find_row(i, s, y, row, row + space_.row_words);
-        for (int k = 0; k < words; ++k) count += __builtin_popcountll(row[k]);
+        count += count_bits(row, words);
         unpack(row, 1, v.w, active.data() + size_t(y) * v.w);
       }
       call_.slots[s].active_px[i] = count;
@@ -333,7 +345,7 @@ class Frame {
         if (!space_.any_at(value, s)) continue;
         const uint64_t* const mask = space_.changed(value, s);
         const size_t words = size_t(v.h) * words_of(v.w);
-        for (size_t k = 0; k < words; ++k) slot.changed_px[n] += __builtin_popcountll(mask[k]);
+        slot.changed_px[n] += count_bits(mask, words);
         std::memcpy(slot.changed + engine_.reported_words[n], mask, words * sizeof(uint64_t));
       }
     }

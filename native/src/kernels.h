@@ -17,7 +17,8 @@
 namespace td {
 
 // One active output pixel. `run` counts the active pixels from here to the right, itself included,
-// up to the end of this list's row.
+// up to the end of this list's row. In a list of tiles: a tile's first pixel, and in `run` the bits of
+// its active ones, row by row.
 struct Pixel {
   uint16_t y, x, slot, run;
 };
@@ -49,12 +50,18 @@ inline Ring<T> ring_of(const Program& program, const td_slot& slot, int value) {
   return {base, v.h, v.w, program.buffers[v.buffer].c, int(origin[0]), int(origin[1])};
 }
 
+// pixels of a convolution's task: whole register blocks, and a weight chunk is used often enough
+constexpr size_t kBlockPx = 96;
+
 // Weights in the order that a kernel reads them, and whatever else it works out once.
 struct Packed {
   virtual ~Packed() = default;
   size_t bytes = 0;
   // a task takes one channel group, not all
   bool by_group = false;
+  // side of the tiles in which pixels are listed, and the most that a task takes
+  int tile = 1;
+  size_t most_px = kBlockPx;
 };
 
 // Memory of one thread, kept between frames.
@@ -125,6 +132,8 @@ struct Kernels {
   const char* isa;
   // null where the step has nothing to prepare
   std::unique_ptr<Packed> (*prepare)(const Program&, const Step&, Arena&);
+  // the same in tiles, from what `prepare` gave; null where the step is not computed so
+  std::unique_ptr<Packed> (*prepare_tiles)(const Step&, const Packed*, Arena&);
   // pixels [begin, end) of the list, channel group `group` (-1: all groups)
   void (*run)(const Job&, size_t begin, size_t end, int group, Scratch&);
   void (*find_hot)(const InputJob&, int y0, int y1, Scratch&);
@@ -138,8 +147,5 @@ const Kernels* kernels_avx512_bf16(bool bf16);
 const Kernels* kernels_avx512(bool bf16);
 const Kernels* kernels_avx2(bool bf16);
 const Kernels* kernels_neon(bool bf16);
-
-// pixels of a convolution's task: whole register blocks, and a weight chunk is used often enough
-constexpr size_t kBlockPx = 96;
 
 }  // namespace td

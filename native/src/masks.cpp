@@ -160,6 +160,21 @@ size_t list_row(const uint64_t* row, int words, int y, int slot, Pixel* out) {
   return count;
 }
 
+size_t list_tiles(const uint64_t* row, const uint64_t* below, int words, int y, int slot,
+                  Pixel* out) {
+  constexpr uint64_t kFirst = 0x5555555555555555;
+  size_t count = 0;
+  for (int k = 0; k < words; ++k) {
+    const uint64_t any = row[k] | below[k];
+    for (uint64_t tiles = (any | any >> 1) & kFirst; tiles; tiles &= tiles - 1) {
+      const int x = __builtin_ctzll(tiles);
+      const unsigned bits = unsigned(row[k] >> x & 3) | unsigned(below[k] >> x & 3) << 2;
+      out[count++] = {uint16_t(y), uint16_t(k * 64 + x), uint16_t(slot), uint16_t(bits)};
+    }
+  }
+  return count;
+}
+
 void unpack(const uint64_t* mask, int h, int w, uint8_t* out) {
   // eight bits to eight bytes: a copy of the bits in each byte, one of them kept, moved to the bottom
   constexpr uint64_t kCopies = 0x0101010101010101, kOwn = 0x8040201008040201,

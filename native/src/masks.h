@@ -63,6 +63,15 @@ inline void for_runs(const uint64_t* row, int words, Run run) {
 // Appends the pixels of row y to a list and returns how many.
 size_t list_row(const uint64_t* row, int words, int y, int slot, Pixel* out);
 
+// Appends the 2x2 tiles of rows y and y + 1 that have a marked pixel; returns how many.
+size_t list_tiles(const uint64_t* row, const uint64_t* below, int words, int y, int slot, Pixel* out);
+
+inline int64_t count_bits(const uint64_t* mask, size_t words) {
+  int64_t count = 0;
+  for (size_t k = 0; k < words; ++k) count += __builtin_popcountll(mask[k]);
+  return count;
+}
+
 // One byte per pixel, 0 or 1, from bits, and back.
 void unpack(const uint64_t* mask, int h, int w, uint8_t* out);
 void pack_row(const uint8_t* bytes, int w, uint64_t* out);

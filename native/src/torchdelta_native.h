@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define TD_ABI 5
+#define TD_ABI 6
 #define TD_API __attribute__((visibility("default")))
 
 typedef struct td_program td_program;
@@ -53,6 +53,9 @@ typedef struct {
   int32_t n_slots;
   int32_t threads;
   int32_t norm_is_max;    // 0: rms, 1: max
+  // 1: a pixel has the same bits whatever lies beside its windows; 0: convolutions may be computed in
+  // tiles, where it need not
+  int32_t exact;
   td_foreign_fn foreign;
   double* step_ms;        // out, or null: one per step, all slots together
 } td_call;

@@ -20,7 +20,7 @@ void Workspace::prepare(const Program& program, const Engine& engine, int slots,
   next_hot = next_publish = 0;
   any_.assign(size_t(n_values_) * slots, 0);
   row_words = engine.row_words;
-  rows_.resize(size_t(threads) * 2 * row_words);
+  rows_.resize(size_t(threads) * 3 * row_words);
   const size_t mask_words = engine.mask_words.back() * slots;
   if (masks_size_ < mask_words) {
     masks_size_ = mask_words;

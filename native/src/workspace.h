@@ -34,8 +34,8 @@ class Workspace {
     if (!cell_.empty()) of.at = cell_.data() + size_t(of.down) * of.across * slot;
     return of;
   }
-  // two rows of mask words of one thread
-  uint64_t* rows(int thread) { return rows_.data() + size_t(thread) * 2 * row_words; }
+  // three rows of mask words of one thread
+  uint64_t* rows(int thread) { return rows_.data() + size_t(thread) * 3 * row_words; }
   size_t bytes() const;
 
   std::vector<Scratch> scratch;

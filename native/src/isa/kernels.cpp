@@ -6,6 +6,7 @@
 #include "input.h"
 #include "rows.h"
 #include "warp.h"
+#include "winograd.h"
 
 #define TD_JOIN_(a, b) a##b
 #define TD_JOIN(a, b) TD_JOIN_(a, b)
@@ -28,9 +29,19 @@ std::unique_ptr<Packed> prepare(const Program& program, const Step& step, Arena&
 }
 
 template <class T>
+std::unique_ptr<Packed> prepare_tiles(const Step& step, const Packed* packed, Arena& arena) {
+  if constexpr (std::is_same_v<T, float>)
+    if (step.code == Code::conv2d && step.params.ints.back())
+      return prepare_tiles(static_cast<const PackedConv<float>&>(*packed), arena);
+  return nullptr;
+}
+
+template <class T>
 void run(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) {
   if (!is_conv(*job.step))
     run_rows<T>(job, begin, end, group, scratch);
+  else if (job.packed->tile == kTile)
+    TilesTask(job, begin, end, scratch).run(group);
   else if (is_depthwise(*job.program, *job.step))
     run_depthwise<T>(job, begin, end);
   else
@@ -38,8 +49,8 @@ void run(const Job& job, size_t begin, size_t end, int group, Scratch& scratch) 
 }
 
 template <class T>
-constexpr Kernels kTable{TD_TEXT(TD_ISA), prepare<T>,       run<T>,
-                           find_hot<T>,     publish_input<T>, warp_rows};
+constexpr Kernels kTable{TD_TEXT(TD_ISA), prepare<T>,       prepare_tiles<T>, run<T>,
+                         find_hot<T>,     publish_input<T>, warp_rows};
 
 }  // namespace
 }  // namespace TD_ISA

@@ -68,7 +68,7 @@ class Session:
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(
             engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room(),
-            grain,
+            grain, exact=tolerance == 0,
         )  # fmt: skip
         self._thresholds = Thresholds(engine.plan, tolerance, profile)
         self._to_full_scale = torch.tensor(

@@ -29,6 +29,8 @@ class State:
     input_grain:     side of the input gate's cells, pixels; of all slots
     rms:             [N, values] float64, NaN until it is known
     norm:            "rms" or "max", of a channel group
+    exact:           whether a pixel must have the same bits whatever lies beside its windows; where
+                     not, engines may use faster sums that differ by rounding
     origin:          [N, 2] int64, the corner (y, x) of each slot's window in the world, input
                      pixels; `place` sets it
     rings:           [N, values, 2] int64, where in a value's buffer its window begins, pixels:
@@ -45,9 +47,10 @@ class State:
         norm: str,
         room: Sequence[int] | None = None,
         input_grain: int = 1,
+        exact: bool = True,
     ) -> None:
         """Allocate the buffers; room: channels that a pixel has room for, if more than it has."""
-        self.plan, self.norm, self.input_grain = plan, norm, input_grain
+        self.plan, self.norm, self.input_grain, self.exact = plan, norm, input_grain, exact
         channels = [b.c for b in plan.buffers]
         shapes = [(slots, b.h, b.w, c) for b, c in zip(plan.buffers, room or channels, strict=True)]
         full = _buffers(shapes, [b.dtype or dtype for b in plan.buffers], device)

@@ -18,7 +18,7 @@ import torch  # its OpenMP runtime must be loaded before ours is looked for
 
 from torchdelta.errors import EngineError
 
-ABI = 5
+ABI = 6
 LIBRARY = "libtorchdelta_native.so"
 ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
 MESSAGE_BYTES = 512
@@ -68,6 +68,7 @@ class Call(ctypes.Structure):
         ("n_slots", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("norm_is_max", ctypes.c_int32),
+        ("exact", ctypes.c_int32),
         ("foreign", ForeignFn),
         ("step_ms", ctypes.c_void_p),
     )

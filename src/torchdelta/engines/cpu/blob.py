@@ -39,6 +39,10 @@ POINTWISE = (
 # order of `enum class Fn2`
 BINARY = "add sub mul div maximum minimum pow".split()
 
+# channels from which transforming a tile costs little beside multiplying it, and pairs of channels
+# for each pixel of the map up to which reading the larger weights does
+LEAST_TILED, WEIGHTS_PER_PX = 16, 64
+
 # height and width that a native list of pixels can hold (`Pixel` in kernels.h)
 MOST_PX = 65535
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
@@ -104,13 +108,30 @@ def native_function(op: ops.Pointwise) -> Function | None:
     return Function(fn, given.get(fn, ())) if fn in POINTWISE else None
 
 
+def in_tiles(plan: Plan, step: Step) -> bool:
+    """Whether a convolution is computed in tiles of 2x2 outputs where a tolerance allows it.
+
+    Winograd's F(2x2, 3x3) needs less than half of the multiply-adds, and 16 weights instead of 9
+    for each pair of channels: it pays where the map has many pixels for each weight.
+    """
+    op = step.op
+    if not isinstance(op, ops.Conv2d) or op.groups != 1:
+        return False
+    if (op.kernel, op.stride, op.dilation) != ((3, 3), (1, 1), (1, 1)):
+        return False
+    channels = plan.values[step.inputs[0]].channels, plan.values[step.output].channels
+    area = math.prod(plan.values[step.output].size)
+    return min(channels) >= LEAST_TILED and math.prod(channels) <= WEIGHTS_PER_PX * area
+
+
 def _conv(plan: Plan, step: Step) -> Params:
     op = step.op
     assert isinstance(op, (ops.Conv2d, ops.ConvTranspose2d))
     pad = (op.pad[0], op.pad[2]) if isinstance(op, ops.Conv2d) else op.pad
-    # kernel, stride, dilation (h, w each), padding at the top and at the left, groups
+    # kernel, stride, dilation (h, w each), padding at the top and at the left, groups, tiles
+    tiles = int(in_tiles(plan, step))
     return Params(
-        op.name, [*op.kernel, *op.stride, *op.dilation, *pad, op.groups],
+        op.name, [*op.kernel, *op.stride, *op.dilation, *pad, op.groups, tiles],
         arrays=[step.weights["weight"], step.weights.get("bias")],
     )  # fmt: skip
 

@@ -130,6 +130,7 @@ class CpuEngine(Engine):
             len(frames),
             threads=torch.get_num_threads(),
             norm_is_max=int(state.norm == "max"),
+            exact=int(state.exact),
             foreign=bind.ForeignFn(call.run_foreign) if self._foreign else bind.NO_FOREIGN,
             step_ms=None if step_ms is None else step_ms.ctypes.data,
         )
