@@ -51,6 +51,35 @@ class Scales(nn.Module):
         return (self.again(fine) * 0.5 + coarse).relu()
 
 
+class Fused(nn.Module):
+    """Branches of three scales, each then added to all: a stage of HRNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, widths = conv(3, 4, 3), (4, 5, 6)
+        self.down = nn.ModuleList([conv(4, 5, 3, 2), conv(5, 6, 3, 2)])
+        self.branches = nn.ModuleList(
+            nn.Sequential(conv(c, c, 3), nn.ReLU(), conv(c, c, 3), nn.ReLU()) for c in widths
+        )
+        self.fuse = nn.ModuleList(
+            nn.ModuleList(self._fuse(i, j, widths) for j in range(3)) for i in range(3)
+        )
+
+    def _fuse(self, i: int, j: int, widths: tuple[int, ...]) -> nn.Module:
+        if j >= i:
+            up = nn.Upsample(scale_factor=2 ** (j - i))
+            return nn.Identity() if j == i else nn.Sequential(conv(widths[j], widths[i], 1), up)
+        steps = [conv(widths[n], widths[n + 1], 3, 2) for n in range(j, i)]
+        return nn.Sequential(*steps)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [self.stem(x).relu()]
+        for down in self.down:
+            maps.append(down(maps[-1]).relu())
+        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        return [sum(f(x) for f, x in zip(row, maps, strict=True)).relu() for row in self.fuse]
+
+
 class Excite(nn.Module):
     """A squeeze-and-excitation gate on a depthwise convolution."""
 

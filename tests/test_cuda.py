@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import torchdelta
-from chain_nets import NETS, SHAPE, Peek, compiled_chain, conv
+from chain_nets import NETS, SHAPE, Fused, Peek, compiled_chain, conv
 from conftest import is_required
 from streams import dense, history, play
 from support import (
@@ -617,6 +617,27 @@ def test_a_step_that_cannot_be_captured_splits_the_graph() -> None:
     assert "between CUDA graphs" in " ".join(session.explain().split())
     (parts,) = runner(session)._graphs.values()
     assert len(parts) == 3
+
+
+@needs_triton
+def test_lanes_give_what_a_chain_gives() -> None:
+    """Bit for bit, frame by frame, all state: also where lists are short and kernels overlap."""
+    torch.manual_seed(0)
+    size = (3, 96, 128)
+    fast = torchdelta.compile(Fused().eval(), torch.rand(1, *size), input_range=(0, 1))
+    sessions = [new_session(fast, "triton", 0.0, slots=2) for _ in range(2)]
+    sessions[1].engine.most_lanes = 1
+    kinds = ["patch", "pixel", "all", "stripes", "corner", "same"] * 6
+    clips = [history(kinds, seed, size) for seed in (1, 2)]
+    for frames in zip(*clips, strict=True):
+        given = dict(zip("ab", (x.cuda() for x in frames), strict=True))
+        for session in sessions:
+            session.step(given)
+        for mine, other in zip(*map(snapshot, sessions), strict=True):
+            assert same_bits(mine, other).all()
+    counts = [next(iter(runner(session)._frames.values())).lanes.count for session in sessions]
+    assert counts == [4, 1]
+    assert all(len(parts) == 1 for s in sessions for parts in runner(s)._graphs.values())
 
 
 @needs_triton

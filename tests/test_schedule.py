@@ -1,6 +1,8 @@
 """Which lists the steps of the triton engine walk over; no Triton is needed for that."""
 
-from itertools import pairwise
+from dataclasses import replace
+from functools import cache
+from itertools import combinations, pairwise
 
 import pytest
 import torch
@@ -8,17 +10,21 @@ from torch import nn
 
 import random_nets
 import torchdelta
-from chain_nets import NETS, SHAPE, Branches, bottleneck, compiled_chain, conv
+from chain_nets import NETS, SHAPE, Branches, Fused, bottleneck, compiled_chain, conv
 from torchdelta import EngineError
 from torchdelta.engines import ENGINES
 from torchdelta.engines.triton.schedule import (
+    INPUT,
     MOST_FILTERS,
+    MOST_LANES,
     MOST_SOURCES,
+    Lanes,
     Schedule,
     Use,
+    make_lanes,
     make_schedule,
 )
-from torchdelta.ops import OPS, ConvTranspose2d
+from torchdelta.ops import OPS, Conv2d, ConvTranspose2d
 from torchdelta.plan import Plan
 
 
@@ -138,6 +144,7 @@ def test_lists_hold_what_is_active(name: str) -> None:
                 leader = plan.steps[use.leader]
                 assert not use.filters or not isinstance(leader.op, ConvTranspose2d)
                 assert len(use.filters) <= MOST_FILTERS
+            assert not races(plan, schedule, make_lanes(plan, schedule))
             generator = torch.Generator().manual_seed(seed)
             for _ in range(4):
                 simulate(plan, schedule, generator)
@@ -149,6 +156,100 @@ def test_sharing_happens() -> None:
         uses = make_schedule(compiled_chain(net)[0].plan).uses
         assert any(use.filters for use in uses), net
         assert any(a.leader == b.leader for a, b in pairwise(uses)), net
+
+
+# lanes
+
+Cell = tuple[object, ...]
+
+
+def touched(
+    plan: Plan, schedule: Schedule, lanes: Lanes, index: int
+) -> tuple[set[Cell], set[Cell]]:
+    """List what a step reads and writes, of all memory that steps may share."""
+
+    def channels(value: int) -> set[Cell]:
+        v = plan.values[value]
+        return {("state", v.buffer, v.offset + c) for c in range(v.channels)}
+
+    step, use = plan.steps[index], schedule.uses[index]
+    reads: set[Cell] = {("limits",), ("list", use.leader)}
+    reads |= {("stamps", value) for value in use.filters}
+    writes = {("stamps", step.output), *channels(step.output)}
+    for value in step.inputs:
+        reads |= channels(value)
+    if index in schedule.selections:
+        selection = schedule.selections[index]
+        found = (*(value for value, _ in selection.sources), *selection.extra)
+        reads |= {("stamps", value) for value in found}
+        writes.add(("list", index))
+    if isinstance(step.op, (Conv2d, ConvTranspose2d)):
+        writes.add(("partial sums", lanes.of[index]))
+    return reads, writes
+
+
+def races(plan: Plan, schedule: Schedule, lanes: Lanes) -> list[tuple[int, int]]:
+    """List the pairs of steps that meet in memory though neither is done before the other begins.
+
+    The input gate goes before everything, the end behind it.
+    """
+    end = len(plan.steps)
+    done: dict[int, set[int]] = {}
+    latest: dict[int, int] = {}
+    for step in range(INPUT, end + 1):
+        lane = lanes.lane(step)
+        direct = {latest[n] for n in (lane,) if n in latest} | {*lanes.waits.get(step, ())}
+        done[step] = direct.union(*(done[other] for other in direct))
+        latest[lane] = step
+    steps = [touched(plan, schedule, lanes, index) for index in range(end)]
+    found = [
+        (a, b)
+        for (a, (reads_a, writes_a)), (b, (reads_b, writes_b)) in combinations(enumerate(steps), 2)
+        if (writes_a & (reads_b | writes_b) or reads_a & writes_b) and a not in done[b]
+    ]
+    found += [(INPUT, step) for step in range(end) if INPUT not in done[step]]
+    return found + [(step, end) for step in range(end) if step not in done[end]]
+
+
+@cache
+def fused_plan() -> Plan:
+    torch.manual_seed(0)
+    return torchdelta.compile(Fused().eval(), torch.rand(1, 3, 8, 12), input_range=(0, 1)).plan
+
+
+@pytest.mark.parametrize("name", ["squeeze-excite", "cat-of-six", "fused"])
+def test_each_wait_is_needed(name: str) -> None:
+    """Without any of them, two steps race; with all of them none do, in any number of lanes."""
+    plan = fused_plan() if name == "fused" else compiled_chain(name)[0].plan
+    schedule = make_schedule(plan)
+    for most in range(1, MOST_LANES + 2):
+        lanes = make_lanes(plan, schedule, most)
+        assert lanes.count <= most
+        assert not races(plan, schedule, lanes)
+        for step, waits in lanes.waits.items():
+            for n in range(len(waits)):
+                fewer = {**lanes.waits, step: waits[:n] + waits[n + 1 :]}
+                assert races(plan, schedule, replace(lanes, waits=fewer)), (step, waits[n])
+
+
+def test_lanes_where_they_pay() -> None:
+    """Branches of several launches run side by side; a chain, and a short side way, in one lane."""
+    for name in ("chain", "bottleneck", "downsampling", "inverted-residual"):
+        plan = compiled_chain(name)[0].plan
+        assert make_lanes(plan, make_schedule(plan)) == Lanes((0,) * len(plan.steps), {}), name
+    plan = compiled_chain("cat-of-six")[0].plan
+    lanes = make_lanes(plan, make_schedule(plan))
+    assert lanes.count == MOST_LANES
+    # the cat is waited for in one place
+    assert sum(len(waits) > 1 for waits in lanes.waits.values()) == 1
+    plan = fused_plan()
+    lanes = make_lanes(plan, make_schedule(plan))
+    last = {name: step for step, name in enumerate(s.name for s in plan.steps)}
+    branches = [[i for n, i in last.items() if f"branches.{b}." in n] for b in range(3)]
+    assert all(branches), list(last)
+    # each branch stays in a lane
+    assert [len({lanes.of[i] for i in steps}) for steps in branches] == [1, 1, 1]
+    assert len({lanes.of[steps[0]] for steps in branches}) == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -6,7 +6,8 @@ its own. What needs a GPU is in test_cuda.py.
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 import torchdelta
 from cases import OP_CASES, WIDE_CASES
-from chain_nets import NETS, SHAPE, AllSorts, compiled_chain, conv
+from chain_nets import NETS, SHAPE, AllSorts, Branches, compiled_chain, conv
 from conftest import is_required
 from streams import dense, history, play
 from support import (
@@ -35,6 +36,7 @@ from support import (
 )
 from torchdelta import EngineError, FrameError, Window
 from torchdelta.engines import ENGINES, choose
+from torchdelta.engines.triton.launch import Launch
 from torchdelta.plan import Plan
 from torchdelta.runtime.session import Session
 
@@ -303,8 +305,6 @@ def test_streams_with_gates(net: str) -> None:
 
 def tile_limits(session: Session) -> set[tuple[int, int]]:
     """Give the lengths up to which convolutions take their small and their middle tiles."""
-    from torchdelta.engines.triton.launch import Launch
-
     (frame,) = session.engine._sessions[session._state]._frames.values()
     launches = [item for _, part in frame.work for item in part if isinstance(item, Launch)]
     names = ("small_rows", "middle_rows")
@@ -331,6 +331,90 @@ def test_lists_of_any_length_give_the_same_bits() -> None:
     whole.step({"s": frames[-1]})
     for x, y in zip(snapshot(session), snapshot(whole), strict=True):
         assert same_bits(x, y).all()
+
+
+class Event:
+    """What a stream records; happened: once everything before it is done."""
+
+    happened = False
+
+
+class Stream:
+    """Notes what is put on a stream: launches, events, and tuples of an event to wait for."""
+
+    def __init__(self) -> None:
+        self.todo: list[object] = []
+
+    def record_event(self) -> Event:
+        self.todo.append(Event())
+        return self.todo[-1]
+
+    def wait_event(self, event: Event) -> None:
+        self.todo.append((event,))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can go on."""
+        return bool(self.todo) and (not isinstance(self.todo[0], tuple) or self.todo[0][0].happened)
+
+
+def in_turns(streams: Sequence[Stream], do: Callable[[Launch], None]) -> None:
+    """Do what streams noted: always something of the first that can go on."""
+    while any(stream.todo for stream in streams):
+        item = next(stream for stream in streams if stream.ready).todo.pop(0)
+        if isinstance(item, Event):
+            item.happened = True
+        elif isinstance(item, Launch):
+            do(item)
+
+
+def test_lanes_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever lane is ahead, the result is dense (P1); sums in parts have room by lane."""
+    torch.manual_seed(0)
+    branches = [nn.Sequential(conv(3, 16, 1), nn.ReLU(), conv(16, 4, 3)) for _ in range(2)]
+    shape = (3, 4, 5)
+    model = Branches(branches, conv(8, 4, 3)).eval()
+    fast = torchdelta.compile(model, torch.rand(1, *shape), input_range=(0, 1))
+    session = new_session(fast, "triton", 0.0)
+    first, *frames = history(("all", "all"), 1, shape)
+    session.step({"s": first})
+    runner = session.engine._sessions[session._state]
+    (frame,) = runner._frames.values()
+    assert "2 lanes" in session.explain()
+    rooms = {
+        (frame.lanes.lane(launch.step), launch.args["partial_ptr"].data_ptr())
+        for _, work in frame.work
+        for launch in work
+        if launch.args.get("SPLITS", 1) > 1
+    }
+    assert len(rooms) == len(dict(rooms)) == len({room for _, room in rooms}) == 2
+    streams = [Stream(), Stream()]
+    # who goes first
+    order = list(streams)
+    launch = Launch.__call__
+
+    def run(*_: object) -> None:
+        current = [streams[0]]
+
+        @contextmanager
+        def switched(stream: Stream) -> Iterator[None]:
+            current.append(stream)
+            yield
+            current.pop()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "current_stream", lambda _: current[-1])
+            patch.setattr(torch.cuda, "stream", switched)
+            patch.setattr(Launch, "__call__", lambda this: current[-1].todo.append(this))
+            runner._run_lanes(frame, frame.check_frames(), streams[1:])
+        assert all(stream.todo for stream in streams)
+        in_turns(order, launch)
+
+    monkeypatch.setattr(runner, "_run", run)
+    for x in frames:
+        result = session.step({"s": x})["s"]
+        assert torchdelta.relative_error(result.output, dense(model, x)) <= 1e-5
+        order.reverse()
 
 
 def test_phases_of_an_odd_map_have_lists_of_different_length() -> None:

@@ -464,7 +464,10 @@ class CompiledModel:
         """Return the plan as a table: step, shape, MACs, state, sparse or dense and why."""
         engine = self._for_size(self._size).engine
         name = f"{self.engine} ({self.engine_reason})" + (", products in tf32" if self.tf32 else "")
-        return explain(self.plan, self.dtype, name, engine.foreign_steps(), engine.whole_steps())
+        return explain(
+            self.plan, self.dtype, name, engine.foreign_steps(), engine.whole_steps(),
+            engine.notes(),
+        )  # fmt: skip
 
     def preprocess(self, frame: Frame) -> Tensor:
         """Give one frame as the model sees it: [1, C, H, W] in the compute dtype."""

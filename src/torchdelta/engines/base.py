@@ -136,6 +136,10 @@ class Engine(ABC):
         """Name those of them that are computed whole even where nothing changed, and when."""
         return {}
 
+    def notes(self) -> tuple[str, ...]:
+        """Say what else `explain()` should tell about how frames run."""
+        return ()
+
     @abstractmethod
     def step(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich import box
@@ -28,6 +28,7 @@ def explain(
     engine: str = "",
     foreign: Mapping[str, str] | None = None,
     whole: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Return the plan's table as text.
 
@@ -36,6 +37,7 @@ def explain(
     dense, with the reason; and why all of it is active whenever a moving stream's window moved.
     foreign: steps that the engine leaves to PyTorch, each with the reason
     whole: those that it computes whole whether or not their input changed, each with when
+    notes: the engine's, beside the plan's
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title in ("step", "operation"):
@@ -70,7 +72,7 @@ def explain(
         f"frame; state {human(plan.state_bytes(dtype), 'B')} per stream; windows move by multiples "
         f"of {plan.shifts.total[0]}x{plan.shifts.total[1]} px"
     )
-    for note in plan.notes:
+    for note in (*plan.notes, *notes):
         out.print(f"note: {note}")
     assert isinstance(out.file, io.StringIO)
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())

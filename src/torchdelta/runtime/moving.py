@@ -515,7 +515,7 @@ class MovingSession:
         with self._lock:
             engines = [session.engine for session in self._open()] or [self._still_engine]
             tables = [
-                explain(e.plan, e.dtype, e.name, e.foreign_steps(), e.whole_steps())
+                explain(e.plan, e.dtype, e.name, e.foreign_steps(), e.whole_steps(), e.notes())
                 for e in engines
             ]
             return "\n\n".join([*tables, *self.notes])

@@ -524,8 +524,9 @@ class Session:
         """Return the plan as a table, with the engine and dtype that run it."""
         engine = self.engine
         return explain(
-            self.plan, engine.dtype, engine.name, engine.foreign_steps(), engine.whole_steps()
-        )
+            self.plan, engine.dtype, engine.name, engine.foreign_steps(), engine.whole_steps(),
+            engine.notes(),
+        )  # fmt: skip
 
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.

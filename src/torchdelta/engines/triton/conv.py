@@ -399,7 +399,9 @@ def _launch(
         )
     blocks = choose_blocks(frame, packed, common["channels"])
     columns = ceil(common["channels"] / blocks.width)
-    partial, arrived = frame.partial_sums if packed.splits > 1 else (frame.dummy, frame.dummy)
+    partial, arrived = frame.dummy, frame.dummy
+    if packed.splits > 1:
+        partial, arrived = frame.partial_sums(index)
     args |= {
         "steps": phase.weight.shape[1] // packed.chunk, "small_rows": blocks.small_rows,
         "middle_rows": blocks.middle_rows,

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from torchdelta.engines.base import Deferred, Engine, Move, SlotReport
 from torchdelta.engines.torch_engine import TorchEngine
-from torchdelta.engines.triton.schedule import make_schedule, sources_of
+from torchdelta.engines.triton.schedule import (
+    MOST_LANES,
+    make_lanes,
+    make_schedule,
+    sources_of,
+)
 from torchdelta.errors import EngineError
 from torchdelta.ops import Conv2d, ConvTranspose2d, Dense
 from torchdelta.plan import Plan
@@ -61,6 +66,8 @@ class TritonEngine(Engine):
         self.foreign = {
             i: reason for i, s in enumerate(plan.steps) if (reason := foreign_reason(plan, s))
         }
+        # what PyTorch does inside a frame it does on one stream
+        self.most_lanes = 1 if self.foreign else MOST_LANES
         # steps of `foreign` that PyTorch cannot capture, with its words; found out when it tries
         self.uncaptured: dict[int, str] = {}
         self.packed = {
@@ -163,6 +170,12 @@ class TritonEngine(Engine):
             else f"for every slot with a frame, between CUDA graphs: {self.uncaptured[i]}"
             for i in self.foreign
         }
+
+    def notes(self) -> tuple[str, ...]:
+        """Say how many lanes a frame's graph has."""
+        lanes = make_lanes(self.plan, self.shared, self.most_lanes).count
+        one = ": steps are left to PyTorch" if self.foreign else ""
+        return (f"a frame's CUDA graph runs in {lanes} lane{'s' if lanes > 1 else one}",)
 
     @torch.no_grad()
     def step(

@@ -18,12 +18,14 @@ from torchdelta.engines.triton.kernels import select as select_kernels
 from torchdelta.engines.triton.kernels.shared import MODE
 from torchdelta.engines.triton.launch import Launch, divider
 from torchdelta.engines.triton.schedule import (
+    INPUT,
     MOST_SOURCES,
     MOST_TAPS,
     Schedule,
     Selection,
     is_identity,
     is_window,
+    make_lanes,
 )
 from torchdelta.engines.triton.windows import Windows
 from torchdelta.ops import ConvTranspose2d
@@ -146,6 +148,8 @@ class Frame:
     forced: steps whose active sets come from `forced_masks` instead of the stamps
     windows: where they may move, or frames have masks; else None: kernels know nothing of them
     counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
+    lanes:  of the graph
+    work:   of the input gate, of each step, and of the end, with the index of a step
     bytes:  of lists, counters and partial sums
     """
 
@@ -185,8 +189,9 @@ class Frame:
         self._pdl = engine.pdl
         self.constants: list[Tensor] = []
         self._lists: dict[tuple[int, bool], List] = {}
-        # room for partial sums, and a counter per tile; used by one step after the other
-        self.partial_sums = self._make_partial_sums()
+        self.lanes = make_lanes(self.plan, schedule, engine.most_lanes)
+        # by lane, whose steps use it one after the other
+        self._partial_sums = [self._make_partial_sums(n) for n in range(self.lanes.count)]
         self.work: list[tuple[int | None, list[Work]]] = self._make()
 
     # what makers of launches ask for
@@ -290,10 +295,14 @@ class Frame:
 
     # the frame
 
-    def _make_partial_sums(self) -> tuple[Tensor, Tensor]:
+    def partial_sums(self, index: int) -> tuple[Tensor, Tensor]:
+        """Give room for a step's partial sums, and a counter per tile."""
+        return self._partial_sums[self.lanes.lane(index)]
+
+    def _make_partial_sums(self, lane: int) -> tuple[Tensor, Tensor]:
         numbers = tiles = 0
         for index, packed in self.engine.packed.items():
-            if packed.depthwise or packed.splits == 1:
+            if self.lanes.lane(index) != lane or packed.depthwise or packed.splits == 1:
                 continue
             channels = self.plan.values[self.plan.steps[index].output].channels
             blocks = conv.choose_blocks(self, packed, channels)
@@ -316,9 +325,12 @@ class Frame:
                 part += self._select(self.schedule.selections[index])
             part += self._step(index)
             work.append((index, part))
-        counting = self._count_followers()
-        if counting:
-            work.append((None, counting))
+        work.append((None, self._count_followers()))
+        for step, (_, part) in enumerate(work, start=INPUT):
+            if step in self.lanes.waits and part:
+                first = part[0]
+                assert isinstance(first, Launch)
+                part[0] = first.behind()
         return work
 
     def _step(self, index: int) -> list[Work]:

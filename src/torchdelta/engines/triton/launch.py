@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -23,6 +23,13 @@ class Launch:
     warps: int = 4
     stages: int = 2
     step: int | None = field(default=None)
+
+    def behind(self) -> Launch:
+        """Give the same launch as one that begins when all that it waits for is done.
+
+        A programmatic launch is one behind its predecessor in the stream alone.
+        """
+        return replace(self, args={**self.args, "PDL": False})
 
     def __call__(self) -> None:
         """Launch it on the current stream."""

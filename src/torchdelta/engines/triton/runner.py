@@ -17,7 +17,7 @@ from torchdelta.engines.triton.frame import FRAME_ROW, MODES_AT, Frame, Memory, 
 from torchdelta.engines.triton.kernels.shared import FRAME, WHOLE
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.report import DeviceReport, FrameNumbers, FrameRecord
-from torchdelta.engines.triton.schedule import make_schedule
+from torchdelta.engines.triton.schedule import INPUT, make_schedule
 from torchdelta.engines.triton.windows import Windows
 from torchdelta.ops.gate import FINE
 
@@ -249,9 +249,33 @@ class Runner:
         key = variant, floats
         if key not in self._graphs:
             checks = frame.check_frames() if floats else []
-            work = [(i, item) for i, part in [(None, checks), *frame.work] for item in part]
-            self._graphs[key] = self._capture(work)
+            if frame.lanes.count > 1:
+                sides = [torch.cuda.Stream(self.engine.device) for _ in range(1, frame.lanes.count)]
+                self._graphs[key] = [self._graph([lambda: self._run_lanes(frame, checks, sides)])]
+            else:
+                work = [(i, item) for i, part in [(None, checks), *frame.work] for item in part]
+                self._graphs[key] = self._capture(work)
         _do(self._graphs[key])
+
+    def _run_lanes(
+        self, frame: Frame, checks: Sequence[Work], sides: Sequence[torch.cuda.Stream]
+    ) -> None:
+        """Launch a frame's work: the first lane's on the current stream, the others' on `sides`.
+
+        A capture makes edges of its graph of what streams wait for.
+        """
+        lanes = frame.lanes
+        streams = [torch.cuda.current_stream(self.engine.device), *sides]
+        done: dict[int, torch.cuda.Event] = {}
+        _do(checks)
+        for step, (_, work) in enumerate(frame.work, start=INPUT):
+            stream = streams[lanes.lane(step)]
+            for other in lanes.waits.get(step, ()):
+                stream.wait_event(done[other])
+            with torch.cuda.stream(stream):
+                _do(work)
+            if step in lanes.awaited:
+                done[step] = stream.record_event()
 
     def _capture(self, work: Sequence[tuple[int | None, Work]]) -> list[Work]:
         """Make one graph of the work of steps; what cannot be captured stays between graphs."""
@@ -324,7 +348,8 @@ class _Staging:
     def __init__(self, engine: TritonEngine) -> None:
         self._shape = (*engine.plan.size, engine.plan.shape[0])
         self._device = engine.device
-        self._stream = torch.cuda.Stream(engine.device)
+        # of another pool than the streams that graphs are captured on, maybe by another thread
+        self._stream = torch.cuda.Stream(engine.device, priority=-1)
         self._buffers: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._sent = False
 
