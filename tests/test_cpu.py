@@ -201,7 +201,7 @@ TILED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("engine", CPU_CASES)
+@pytest.mark.parametrize("engine", FEW_CASES)
 @pytest.mark.parametrize("name", TILED)
 def test_tiles(monkeypatch: pytest.MonkeyPatch, engine: str, name: str) -> None:
     """Sums of tiles are those of windows but for rounding, on the same active sets.
@@ -231,19 +231,19 @@ def test_tiles(monkeypatch: pytest.MonkeyPatch, engine: str, name: str) -> None:
                 results[kind] = session.step(given, record=True)["s"]
         expected, got = (snapshot(sessions[kind]) for kind in ("windows", "tiles"))
         for want, value in zip(expected, got, strict=True):
-            assert_relative(value, want, 3e-6)
+            assert torchdelta.relative_error(value, want) < 3e-6
             differs |= not torch.equal(value, want)
         assert_same([b[1] for b in snapshot(sessions["threads"])], [b[0] for b in got])
         first_conv = fast.plan.steps[1].name
         masks = [r.active[first_conv] for r in results.values() if r.active is not None]
-        assert len(masks) == 3 and all(torch.equal(mask, masks[0]) for mask in masks)
+        assert len(masks) == len(sessions)
+        assert all(torch.equal(mask, masks[0]) for mask in masks)
         counts = {r._report().active_px[1] for r in results.values()}
         assert counts == {int(masks[0].sum())}
     assert differs
     weights = [session.engine.weight_bytes for session in sessions.values()]
     assert weights[0] < weights[1] == weights[2]
-    lines = [session.explain() for session in sessions.values()]
-    assert "in tiles" in lines[1] and "in tiles" not in lines[0]
+    assert "2 convolutions run in tiles" in fast.session().explain()
 
 
 @pytest.mark.parametrize("op", ["conv2d", "dense"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import torchdelta
 from cases import OP_CASES
 from random_nets import compiled_net
 from support import (
@@ -22,6 +23,7 @@ from support import (
 )
 from torchdelta.engines.base import Move
 from torchdelta.engines.cpu import CpuEngine
+from torchdelta.engines.cpu.blob import in_tiles
 from torchdelta.plan import Plan
 from torchdelta.runtime.session import Session
 
@@ -131,6 +133,23 @@ def test_p1_bit_for_bit(case: str) -> None:
     """With exact borders, on one and two threads."""
     fast, _ = compiled(case)
     check_walk(new_session(fast, BEST, 0.0), new_session(fast, BEST, 0.0), 2)
+
+
+def test_tiles_of_windows_that_move() -> None:
+    """Tiles begin at even places of the window, wherever it lies in its ring."""
+    fast, _ = compiled("conv-3x3-16-64")
+    assert in_tiles(fast.plan, fast.plan.steps[-1])
+    profile = torchdelta.Profile({"input": 0.0})
+    session, whole = new_session(fast, BEST, 1e-9, profile=profile), new_session(fast, BEST, 0.0)
+    engine, state = session.engine, session._state
+    engine.step(state, {0: World(fast.plan.shape, 5).window((0, 0))}, frozenset({0}))
+    for t, (origin, move, frame) in enumerate(walk(fast.plan, 5)):
+        state.place(0, origin)
+        engine.step(state, {0: frame}, frozenset(), moved={0: move} if move else None)
+        whole._state.place(0, origin if t % 2 else (0, 0))
+        whole.engine.step(whole._state, {0: frame}, frozenset({0}))
+        for got, want in zip(in_reading_order(session), in_reading_order(whole), strict=True):
+            assert torchdelta.relative_error(got, want) < 3e-6
 
 
 @pytest.mark.parametrize("op", each(NETWORK_OPS))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torchdelta.engines.base import Engine, Move, SlotReport
 from torchdelta.engines.cpu import bind
-from torchdelta.engines.cpu.blob import foreign_reason, write_program
+from torchdelta.engines.cpu.blob import foreign_reason, in_tiles, write_program
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import EngineError
 from torchdelta.plan import Plan
@@ -102,6 +102,16 @@ class CpuEngine(Engine):
         """Name the steps that PyTorch computes, each with the reason."""
         steps = self.plan.steps
         return {steps[i].name: foreign_reason(self.plan, steps[i]) or "" for i in self._foreign}
+
+    def notes(self) -> tuple[str, ...]:
+        """Say how many convolutions are computed in tiles."""
+        tiled = sum(in_tiles(self.plan, step) for step in self.plan.steps)
+        if not tiled or self.dtype != torch.float32:
+            return ()
+        return (
+            f"{tiled} convolutions run in tiles of 2x2 pixels (Winograd) where the tolerance is "
+            "not 0; they round differently",
+        )
 
     def step(
         self,
