@@ -104,6 +104,7 @@ WARP, FRAME = "native/src/isa/warp.h", "native/src/frame.cpp"
 POINTWISE, ELEMENTWISE = "native/src/isa/pointwise.h", "native/src/isa/elementwise.h"
 CPU_ENGINE, BIND = "engines/cpu/engine.py", "engines/cpu/bind.py"
 OPS = ("tests/test_ops.py", "-k", "test_op and (conv-3x3 or conv-1x1)")
+WINOGRAD, TILES = "native/src/isa/winograd.h", native_tests("test_tiles")
 MUTANTS = [
     Mutant("footprint one pixel short", "ops/base.py",
            "for t in range(self.kernel):\n                line",
@@ -188,6 +189,26 @@ MUTANTS = [
            "out.push_back({s, 1, k, end, weights});",
            "out.push_back({s, 1, k ? k + 1 : k, end, weights});",
            native_ops("conv-1x1-1100 or conv-3x3-370")),
+    Mutant("native: a tile's lower pixels left out", "native/src/masks.cpp",
+           "unsigned(below[k] >> x & 3) << 2", "unsigned(row[k] >> x & 3) << 2", TILES),
+    Mutant("native: tiles listed by their first column", "native/src/masks.cpp",
+           "tiles = (any | any >> 1) & kFirst", "tiles = any & kFirst", TILES),
+    Mutant("native: last row of an odd map in no tile", "native/src/frame.cpp",
+           "down = (v.h + side - 1) / side", "down = v.h / side", TILES),
+    Mutant("native: sign in a tile's inputs", WINOGRAD,
+           "vsub(rows[y][2], rows[y][1])", "vsub(rows[y][1], rows[y][2])", TILES),
+    Mutant("native: sign in a tile's outputs", WINOGRAD,
+           "vsub(vsub(rows[1][x], rows[2][x]), rows[3][x])",
+           "vadd(vsub(rows[1][x], rows[2][x]), rows[3][x])", TILES),
+    Mutant("native: half of a tile's weights", WINOGRAD,
+           "to[y * kPatch + 1][i] = 0.5f", "to[y * kPatch + 1][i] = 0.25f", TILES),
+    Mutant("native: second chunk of a tile begins anew", WINOGRAD,
+           "k ? nullptr : kZeros", "kZeros", TILES),
+    Mutant("native: a tile's bias left out", WINOGRAD,
+           "vload(conv_.bias.data() + panel.bias + v * kWidth), rows[0] + c)",
+           "vzero(), rows[0] + c)", TILES),
+    Mutant("native: tiles whatever the tolerance", "runtime/session.py",
+           "exact=tolerance == 0", "exact=False", TILES),
     Mutant("native: neighbours taken together across a gap", "native/src/masks.cpp",
            "uint16_t(slot), uint16_t(end - x)};", "uint16_t(slot), uint16_t(end - x + 1)};",
            native_ops("depthwise")),
