@@ -12,7 +12,7 @@ from torch import Tensor
 from torchdelta.errors import FrameError
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.choice import Choice, only_shift
-from torchdelta.motion.estimate import FOREIGN_LEVELS, Estimator, Motion, unknown
+from torchdelta.motion.estimate import FOREIGN_LEVELS, SLACK, Estimator, Motion, unknown
 from torchdelta.motion.features import follow_near
 from torchdelta.motion.homography import (
     Homography,
@@ -285,14 +285,19 @@ class Aligner:
             return placement
         self._since_registered = 0
         chained = scaled(inverse(self._kept.pose) @ placement.pose)
-        found = follow_near(self._kept.thumb, thumb, chained, LEVELS_FROM_CHAIN)
-        if found.confidence >= self._limits.confidence:
-            pose = scaled(self._kept.pose @ found.homography)
+        kept = self._kept
+        found = follow_near(kept.thumb, thumb, chained, LEVELS_FROM_CHAIN)
+        if found is not None and misfit(kept.thumb, thumb, found) > SLACK * misfit(
+            kept.thumb, thumb, chained
+        ):
+            found = None
+        if found is not None:
+            pose = scaled(kept.pose @ found)
             off = scaled(inverse(placement.pose) @ pose)
             if farthest_px(off, self._frame) <= MOST_CORRECTION_PX and self._too_far(pose) is None:
                 placement = self._placed(pose, placement.motion)
         common = inside_share(through(chained, corners(self._frame)), self._frame)
-        if common < LEAST_COMMON or found.confidence < self._limits.confidence:
+        if common < LEAST_COMMON or found is None:
             self._keep(placement)
         return placement
 

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from torchdelta.motion.corners import best_corners, cells_of
 from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
-from torchdelta.motion.fit import LEAST_FOR_HOMOGRAPHY, Flags, fit
+from torchdelta.motion.fit import Flags, fit, fit_near
 from torchdelta.motion.homography import Homography, farthest_px, inverse, resized, through
 from torchdelta.motion.thumb import Grey, Thumb
 from torchdelta.motion.vectors import Vectors
 
 # one corner per cell, so that no part of the picture outvotes the others; pixels of the small one
 CELL_PX = 24
-# least eigenvalue of the structure around a corner, in OpenCV's units for 8-bit pictures: what noise
-# of 1.5 grey levels stays below, on an even slope as well
+# least eigenvalue of the structure around a corner that is believed, in OpenCV's units for 8-bit
+# pictures: noise of 1.5 grey levels stays below, on an even slope as well
 LEAST_TEXTURE = 4e-4
 WINDOW, LEVELS = (17, 17), 3
 STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 12, 0.02)
@@ -31,6 +31,8 @@ STILL_CORNER_PX = 0.25
 # cells that did not fit stay out for some frames, unless most did not
 KEPT, LEAST_KEPT = 0.7, 0.3
 LEAST_AGREEING = 0.5
+# of few corners, followed one way: see `fit_near`
+UPRIGHT = 10.0
 
 Cells = NDArray[np.float32]
 
@@ -111,27 +113,27 @@ class Features(Estimator):
             self._unfit[cells[~agree]] = 1.0
 
 
-def follow_near(previous: Thumb, current: Thumb, near: Homography, levels: int) -> Motion:
+def follow_near(
+    previous: Thumb, current: Thumb, near: Homography, levels: int
+) -> Homography | None:
     """Estimate a motion that is about known: few corners, followed one way from where it leads.
 
-    near:   pixel centres of the current frame to the previous one
-    levels: of smaller pictures for what is not known of it; each doubles how far off it may be
+    near:    pixel centres of the current frame to the previous one, as is the result
+    levels:  of smaller pictures for what is not known of it; each doubles how far off it may be
+    returns: None where too few corners agree; whether it explains the pictures is not looked at
     """
     start, size = previous.few_corners, current.fine.shape
-    if len(start) < LEAST_FOR_HOMOGRAPHY:
-        return unknown(f"{len(start)} corners to follow")
+    if not len(start):
+        return None
     known = resized(near, current.size, size)
     guess = through(inverse(known), start.astype(np.float64)).astype(np.float32)
     end, followed, texture = _flow(previous.fine, current.fine, start, guess, levels)
-    textured = texture >= LEAST_TEXTURE
-    good = textured & followed
-    start, end, tried = start[good], end[good], int(np.count_nonzero(textured))
-    found = fit(end, start, OFF_PX, size, near=known)
+    good = followed & (texture >= LEAST_TEXTURE)
+    start, end = start[good], end[good]
+    found = fit_near(end, start, OFF_PX, size, known, UPRIGHT)
     if found is None:
-        return unknown(f"{len(start)} of {tried} corners could be followed")
-    homography, agree = without_still(end, start, found, OFF_PX, size)
-    motion = Motion(resized(homography, size, current.size), float(agree.sum() / tried))
-    return verified(motion, previous, current)
+        return None
+    return resized(without_still(end, start, found, OFF_PX, size)[0], size, current.size)
 
 
 def _flow(

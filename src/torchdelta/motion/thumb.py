@@ -30,7 +30,7 @@ FINE_PX, COARSE_PX = 480, 240
 # of the smaller one, one pixel in so many is compared with other frames, both ways
 SAMPLED = 2
 # cells of the smaller one that have a corner each
-FEW_CELL_PX = 20
+FEW_CELL_PX = 16
 # differences beyond this many grey levels are an object's, and all count the same
 CLIPPED = 32
 # and of more than this the input gate would publish (8 of 255)
@@ -73,7 +73,8 @@ class Thumb:
     def few_corners(self) -> NDArray[np.float32]:
         """The best corner of each cell of the smaller one, [n, 2] (x, y) in the finer one."""
         found, _ = best_corners(self.coarse, FEW_CELL_PX)
-        return through(resizing(self.coarse.shape, self.fine.shape), found).astype(np.float32)
+        larger = resizing(self.coarse.shape, self.fine.shape)
+        return through(larger, found.astype(np.float64)).astype(np.float32)
 
     @cached_property
     def samples(self) -> Grey:
@@ -140,7 +141,7 @@ def misfit(previous: Thumb, current: Thumb, homography: Homography) -> float:
 
 def clipped_mean(differences: Grey, seen: Grey | None = None) -> float:
     """Average what differs, no more than CLIPPED at a pixel, where `seen` is not 0."""
-    return float(cv2.mean(cv2.min(differences, CLIPPED), mask=seen)[0])
+    return float(cv2.mean(np.minimum(differences, CLIPPED), mask=seen)[0])
 
 
 def differing_share(previous: Thumb, current: Thumb, homography: Homography) -> float:
@@ -148,7 +149,7 @@ def differing_share(previous: Thumb, current: Thumb, homography: Homography) -> 
     found, seen = _differences(previous, current, homography)
     if seen is None:
         return 1.0
-    changed = cv2.countNonZero(cv2.copyTo(cv2.compare(found, CHANGED, cv2.CMP_GT), seen))
+    changed = cv2.countNonZero(cv2.copyTo(found, seen) // (CHANGED + 1))
     return float(changed / cv2.countNonZero(seen))
 
 
