@@ -41,6 +41,8 @@ MOSTLY_NEW_LEVELS = 10.0
 REGISTER_EVERY = 8
 # on so many smaller pictures: the chain is off by a few pixels at most
 LEVELS_FROM_CHAIN = 1
+# corrections add up, and noise in few corners tilts: against so many of them, see `fit_near`
+UPRIGHT = 10.0
 # a correction of more is a wrong one
 MOST_CORRECTION_PX = 12.0
 # another frame is kept when the camera shows less than this of the one before
@@ -286,7 +288,7 @@ class Aligner:
         self._since_registered = 0
         chained = scaled(inverse(self._kept.pose) @ placement.pose)
         kept = self._kept
-        found = follow_near(kept.thumb, thumb, chained, LEVELS_FROM_CHAIN)
+        found = follow_near(kept.thumb, thumb, chained, LEVELS_FROM_CHAIN, UPRIGHT)
         if found is not None and misfit(kept.thumb, thumb, found) > SLACK * misfit(
             kept.thumb, thumb, chained
         ):

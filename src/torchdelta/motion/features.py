@@ -31,8 +31,6 @@ STILL_CORNER_PX = 0.25
 # cells that did not fit stay out for some frames, unless most did not
 KEPT, LEAST_KEPT = 0.7, 0.3
 LEAST_AGREEING = 0.5
-# of few corners, followed one way: see `fit_near`
-UPRIGHT = 10.0
 
 Cells = NDArray[np.float32]
 
@@ -114,12 +112,13 @@ class Features(Estimator):
 
 
 def follow_near(
-    previous: Thumb, current: Thumb, near: Homography, levels: int
+    previous: Thumb, current: Thumb, near: Homography, levels: int, upright: float = 0
 ) -> Homography | None:
     """Estimate a motion that is about known: few corners, followed one way from where it leads.
 
     near:    pixel centres of the current frame to the previous one, as is the result
     levels:  of smaller pictures for what is not known of it; each doubles how far off it may be
+    upright: see `fit_near`
     returns: None where too few corners agree; whether it explains the pictures is not looked at
     """
     start, size = previous.few_corners, current.fine.shape
@@ -130,7 +129,7 @@ def follow_near(
     end, followed, texture = _flow(previous.fine, current.fine, start, guess, levels)
     good = followed & (texture >= LEAST_TEXTURE)
     start, end = start[good], end[good]
-    found = fit_near(end, start, OFF_PX, size, known, UPRIGHT)
+    found = fit_near(end, start, OFF_PX, size, known, upright)
     if found is None:
         return None
     return resized(without_still(end, start, found, OFF_PX, size)[0], size, current.size)
