@@ -12,8 +12,8 @@ from torch import Tensor
 from torchdelta.errors import FrameError
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.choice import Choice, only_shift
-from torchdelta.motion.estimate import FOREIGN_LEVELS, Estimator, Motion, unknown
-from torchdelta.motion.features import Features
+from torchdelta.motion.estimate import FOREIGN_LEVELS, SLACK, Estimator, Motion, unknown
+from torchdelta.motion.features import follow_near
 from torchdelta.motion.homography import (
     Homography,
     Points,
@@ -39,6 +39,10 @@ LEAST_DOUBTFUL, CLEARLY_BETTER = 0.25, 0.8
 MOSTLY_NEW_LEVELS = 10.0
 # the chain is checked against a frame kept for it every so many frames
 REGISTER_EVERY = 8
+# on so many smaller pictures: the chain is off by a few pixels at most
+LEVELS_FROM_CHAIN = 1
+# corrections add up, and noise in few corners tilts: against so many of them, see `fit_near`
+UPRIGHT = 10.0
 # a correction of more is a wrong one
 MOST_CORRECTION_PX = 12.0
 # another frame is kept when the camera shows less than this of the one before
@@ -96,7 +100,6 @@ class Aligner:
         self._estimator, self._limits = estimator, limits or Limits()
         self._range = value_range
         self.choice = Choice(self._limits.scale, self._limits.turn_degrees)
-        self._registrar = Features()
         self._scratch = Scratch()
         self.reset()
 
@@ -275,7 +278,6 @@ class Aligner:
     def _keep(self, placement: Aligned) -> None:
         assert self._thumb is not None
         self._kept, self._since_registered = _Kept(self._thumb, placement.pose), 0
-        self._registrar.reset()
 
     def _registered(self, placement: Aligned, thumb: Thumb) -> Aligned:
         """Correct what the chain has drifted by, against a frame kept for that."""
@@ -285,14 +287,19 @@ class Aligner:
             return placement
         self._since_registered = 0
         chained = scaled(inverse(self._kept.pose) @ placement.pose)
-        found = self._registrar.register(self._kept.thumb, thumb, chained)
-        if found.confidence >= self._limits.confidence:
-            pose = scaled(self._kept.pose @ found.homography)
+        kept = self._kept
+        found = follow_near(kept.thumb, thumb, chained, LEVELS_FROM_CHAIN, UPRIGHT)
+        if found is not None and misfit(kept.thumb, thumb, found) > SLACK * misfit(
+            kept.thumb, thumb, chained
+        ):
+            found = None
+        if found is not None:
+            pose = scaled(kept.pose @ found)
             off = scaled(inverse(placement.pose) @ pose)
             if farthest_px(off, self._frame) <= MOST_CORRECTION_PX and self._too_far(pose) is None:
                 placement = self._placed(pose, placement.motion)
         common = inside_share(through(chained, corners(self._frame)), self._frame)
-        if common < LEAST_COMMON or found.confidence < self._limits.confidence:
+        if common < LEAST_COMMON or found is None:
             self._keep(placement)
         return placement
 

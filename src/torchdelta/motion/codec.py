@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from torchdelta.motion.estimate import STILL_PX, Estimator, Motion, judged, unknown
-from torchdelta.motion.features import Features, without_still
-from torchdelta.motion.fit import Flags, fit
+from torchdelta.motion.estimate import STILL_PX, Estimator, Motion, judged, unknown, verified
+from torchdelta.motion.features import Features, follow_near, without_still
+from torchdelta.motion.fit import Flags, fit, fit_near
 from torchdelta.motion.homography import (
     Homography,
     Size,
@@ -33,6 +33,11 @@ LEAST_AGREEING = 0.5
 # the road and the roadside move as no homography says, and are most of the picture ahead of a car:
 # so few will do where the pictures fit so much better than with no motion
 LEAST_BACKED, BACKED = 0.25, 0.95
+# so often a fit does not begin with the last motion: that may have been an object's
+SEARCH_EVERY = 8
+# where the vectors do not help, corners are followed from the last motion, on so many smaller
+# pictures
+LEVELS_FROM_LAST = 2
 # an encoder finds something alike in another scene too: where pictures that differ by as much (grey
 # levels) do not fit better with the motion, its vectors say nothing
 LEAST_FOREIGN = 10.0
@@ -52,11 +57,14 @@ class Codec(Estimator):
         self._features = Features()
         # from the previous frame to the last one that later frames may be made of
         self._to_kept: Homography | None = None
+        self._last: Homography | None = None
+        self._fits = 0
 
     def reset(self) -> None:
         """Forget earlier frames."""
         self._features.reset()
-        self._to_kept = None
+        self._to_kept = self._last = None
+        self._fits = 0
 
     def estimate(self, previous: Thumb, current: Thumb, vectors: Vectors | None = None) -> Motion:
         """Estimate the motion from the current frame back to the previous one."""
@@ -67,10 +75,19 @@ class Codec(Estimator):
             self._features.reset()
             motion = replace(motion, estimator=self.name)
         else:
-            corners = self._features.estimate(previous, current)
+            corners = self._by_corners(previous, current)
             motion = replace(corners, estimator=Features.name, fallback=motion.reason)
+        self._last = motion.homography if motion.confidence >= LEAST_AGREEING else None
         self._chain(motion, vectors)
         return motion
+
+    def _by_corners(self, previous: Thumb, current: Thumb) -> Motion:
+        if self._last is not None:
+            near = follow_near(previous, current, self._last, LEVELS_FROM_LAST)
+            motion = Motion() if near is None else verified(Motion(near), previous, current)
+            if near is not None and motion.confidence:
+                return motion
+        return self._features.estimate(previous, current)
 
     def _chain(self, motion: Motion, vectors: Vectors | None) -> None:
         """Keep the way from this frame to the last one that later frames may be made of."""
@@ -87,7 +104,12 @@ class Codec(Estimator):
         ways = [np.eye(3)]
         if self._to_kept is not None and not np.allclose(self._to_kept, np.eye(3)):
             ways.append(self._to_kept)
-        found = fit(start, end, OFF_PX, vectors.size)
+        self._fits += 1
+        if self._last is None or self._fits % SEARCH_EVERY == 0:
+            found = fit(start, end, OFF_PX, vectors.size)
+        else:
+            near = resized(self._last, current.size, vectors.size)
+            found = fit_near(start, end, OFF_PX, vectors.size, near)
         if found is None:
             return unknown(f"no map fits {len(blocks)} motion vectors")
         homography, agree = without_still(start, end, found, OFF_PX, vectors.size)
@@ -127,14 +149,14 @@ def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
     """
     h, w = grey.shape
     # nothing sensible lies farther away than the picture is long; NaN does not either
-    blocks = vectors.blocks[(np.abs(vectors.blocks[:, :4]) <= max(vectors.size)).all(1)]
-    gradient = cv2.blur(
-        np.abs(cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=0.25))
-        + np.abs(cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=0.25)),
-        (3, 3),
-    )
+    blocks, far = vectors.blocks, np.abs(vectors.blocks[:, :4])
+    if not far.max(initial=0) <= max(vectors.size):
+        blocks = blocks[(far <= max(vectors.size)).all(1)]
+    # four times the gradient, in whole numbers
+    dx, dy = cv2.spatialGradient(grey)
+    gradient = cv2.blur(cv2.add(np.abs(dx), np.abs(dy)), (3, 3))
     texture = gradient[_indices(blocks, vectors.size, (h, w))]
-    textured = texture >= LEAST_GRADIENT
+    textured = texture >= 4 * LEAST_GRADIENT
     blocks, worth = blocks[textured], texture[textured] * blocks[textured, 4]
     cells = _indices(blocks, vectors.size, CELLS)
     # best first within each cell, then the first few of each

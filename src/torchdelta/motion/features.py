@@ -8,17 +8,18 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from torchdelta.motion.corners import best_corners, cells_of
 from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
-from torchdelta.motion.fit import Flags, fit
+from torchdelta.motion.fit import Flags, fit, fit_near
 from torchdelta.motion.homography import Homography, farthest_px, inverse, resized, through
 from torchdelta.motion.thumb import Grey, Thumb
 from torchdelta.motion.vectors import Vectors
 
 # one corner per cell, so that no part of the picture outvotes the others; pixels of the small one
 CELL_PX = 24
-# least eigenvalue of the structure around a corner, in OpenCV's units for 8-bit pictures: worth a
-# look, and around it what noise of 1.5 grey levels stays below, on an even slope as well
-LEAST_CORNER, LEAST_TEXTURE = 1e-5, 4e-4
+# least eigenvalue of the structure around a corner that is believed, in OpenCV's units for 8-bit
+# pictures: noise of 1.5 grey levels stays below, on an even slope as well
+LEAST_TEXTURE = 4e-4
 WINDOW, LEVELS = (17, 17), 3
 STOP = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 12, 0.02)
 # a corner followed there and back must end where it began
@@ -73,38 +74,18 @@ class Features(Estimator):
         self._last = homography if motion.confidence else None
         return motion
 
-    def register(self, previous: Thumb, current: Thumb, near: Homography) -> Motion:
-        """Estimate the motion between frames that lie far apart, from what is known of it.
-
-        near: about the motion, pixel centres of the current frame to the previous one
-        """
-        self._last = resized(near, current.size, current.fine.shape)
-        return self.estimate(previous, current)
-
     def _lost(self, reason: str) -> Motion:
         self.reset()
         return unknown(reason)
 
     def _corners(self, grey: Grey) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-        """Find the best corner of each cell: [n, 2] (x, y) and the cells' indices."""
-        strength = cv2.cornerMinEigenVal(grey, 3)
-        h, w = (n // CELL_PX for n in grey.shape)
-        if not h or not w:
-            return np.empty((0, 2), np.float32), np.empty(0, np.intp)
-        # the picture's rest beyond whole cells is left out evenly on both sides
-        top, left = (grey.shape[0] - h * CELL_PX) // 2, (grey.shape[1] - w * CELL_PX) // 2
-        part = strength[top : top + h * CELL_PX, left : left + w * CELL_PX]
-        by_cell = part.reshape(h, CELL_PX, w, CELL_PX).swapaxes(1, 2).reshape(h * w, -1)
-        best = by_cell.argmax(1)
-        usable = by_cell[np.arange(h * w), best] >= LEAST_CORNER
+        """Find the best corner of each cell that fitted: [n, 2] (x, y) and the cells' indices."""
+        points, cells = best_corners(grey, CELL_PX)
+        h, w = cells_of(grey.shape, CELL_PX)
         if self._unfit is None or len(self._unfit) != h * w:
             self._unfit = np.zeros(h * w, np.float32)
-        usable &= self._unfit < LEAST_KEPT
-        cells = np.flatnonzero(usable)
-        y, x = np.divmod(best[cells], CELL_PX)
-        x += left + cells % w * CELL_PX
-        y += top + cells // w * CELL_PX
-        return np.stack([x, y], 1).astype(np.float32), cells
+        fitted = self._unfit[cells] < LEAST_KEPT
+        return points[fitted], cells[fitted]
 
     def _follow(
         self, previous: Grey, current: Grey, start: NDArray[np.float32]
@@ -130,11 +111,35 @@ class Features(Estimator):
             self._unfit[cells[~agree]] = 1.0
 
 
+def follow_near(
+    previous: Thumb, current: Thumb, near: Homography, levels: int, upright: float = 0
+) -> Homography | None:
+    """Estimate a motion that is about known: few corners, followed one way from where it leads.
+
+    near:    pixel centres of the current frame to the previous one, as is the result
+    levels:  of smaller pictures for what is not known of it; each doubles how far off it may be
+    upright: see `fit_near`
+    returns: None where too few corners agree; whether it explains the pictures is not looked at
+    """
+    start, size = previous.few_corners, current.fine.shape
+    if not len(start):
+        return None
+    known = resized(near, current.size, size)
+    guess = through(inverse(known), start.astype(np.float64)).astype(np.float32)
+    end, followed, texture = _flow(previous.fine, current.fine, start, guess, levels)
+    good = followed & (texture >= LEAST_TEXTURE)
+    start, end = start[good], end[good]
+    found = fit_near(end, start, OFF_PX, size, known, upright)
+    if found is None:
+        return None
+    return resized(without_still(end, start, found, OFF_PX, size)[0], size, current.size)
+
+
 def _flow(
-    a: Grey, b: Grey, start: NDArray[np.float32], guess: NDArray[np.float32]
+    a: Grey, b: Grey, start: NDArray[np.float32], guess: NDArray[np.float32], levels: int = LEVELS
 ) -> tuple[NDArray[np.float32], Flags, NDArray[np.float32]]:
     end, status, texture = cv2.calcOpticalFlowPyrLK(
-        a, b, start[:, None], guess[:, None].copy(), winSize=WINDOW, maxLevel=LEVELS,
+        a, b, start[:, None], guess[:, None].copy(), winSize=WINDOW, maxLevel=levels,
         criteria=STOP, flags=cv2.OPTFLOW_USE_INITIAL_FLOW | cv2.OPTFLOW_LK_GET_MIN_EIGENVALS,
     )  # fmt: skip
     end, texture = (np.asarray(found[:, 0], np.float32) for found in (end, texture))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -103,36 +104,42 @@ def farthest_px(homography: Homography, size: Size) -> float:
 
 def stretch(homography: Homography, size: Size) -> tuple[float, float]:
     """Give the least and the greatest scale in any direction, at the centre and the corners."""
-    h, w = size
-    at = np.vstack([corners(size), [[(w - 1) / 2, (h - 1) / 2]]])
-    scales = np.linalg.svd(_jacobians(homography, at), compute_uv=False)
-    return float(scales.min()), float(scales.max())
+    right, bottom = size[1] - 1, size[0] - 1
+    at = ((right / 2, bottom / 2), (0, 0), (right, 0), (right, bottom), (0, bottom))
+    scales = [_scales(*_slopes(homography, x, y)) for x, y in at]
+    return min(least for least, _ in scales), max(most for _, most in scales)
 
 
 def scale_of(homography: Homography, size: Size) -> float:
     """Give the scale at the frame's centre, the mean of the directions."""
-    h, w = size
-    centre = np.array([[(w - 1) / 2, (h - 1) / 2]])
-    return float(np.sqrt(abs(np.linalg.det(_jacobians(homography, centre)[0]))))
-
-
-def _jacobians(homography: Homography, at: Points) -> NDArray[np.float64]:
-    """Give d(x', y') / d(x, y) at points [n, 2]: [n, 2, 2]."""
-    flat = at @ homography[:, :2].T + homography[:, 2]
-    mapped = flat[:, :2] / flat[:, 2:]
-    return np.asarray(
-        (homography[None, :2, :2] - mapped[:, :, None] * homography[None, 2:, :2])
-        / flat[:, 2, None, None]
-    )
+    xx, xy, yx, yy = _slopes(homography, (size[1] - 1) / 2, (size[0] - 1) / 2)
+    return math.sqrt(abs(xx * yy - xy * yx))
 
 
 def turn_degrees(homography: Homography, size: Size) -> float:
     """Give the rotation at the frame's centre, degrees."""
-    h, w = size
-    centre = np.array([[(w - 1) / 2, (h - 1) / 2]])
-    here, right, below = through(homography, centre + np.array([[0, 0], [1, 0], [0, 1]]))
-    x, y = right - here, below - here
-    return float(np.degrees(np.arctan2(x[1] - y[0], x[0] + y[1])))
+    xx, xy, yx, yy = _slopes(homography, (size[1] - 1) / 2, (size[0] - 1) / 2)
+    return math.degrees(math.atan2(yx - xy, xx + yy))
+
+
+def _slopes(homography: Homography, x: float, y: float) -> tuple[float, float, float, float]:
+    """Give dx'/dx, dx'/dy, dy'/dx, dy'/dy at a point; plain numbers take a tenth of numpy's time.
+
+    Infinite ones where the point is mapped to infinity.
+    """
+    (a, b, c), (d, e, f), (g, h, i) = homography.tolist()
+    depth = g * x + h * y + i
+    if depth == 0:
+        return math.inf, 0.0, 0.0, math.inf
+    to_x, to_y = (a * x + b * y + c) / depth, (d * x + e * y + f) / depth
+    along_x = (a - to_x * g) / depth, (b - to_x * h) / depth
+    return *along_x, (d - to_y * g) / depth, (e - to_y * h) / depth
+
+
+def _scales(xx: float, xy: float, yx: float, yy: float) -> tuple[float, float]:
+    """Give both singular values of a 2x2 matrix, the smaller first."""
+    even, odd = math.hypot(xx + yy, xy - yx) / 2, math.hypot(xx - yy, xy + yx) / 2
+    return abs(even - odd), even + odd
 
 
 def whole_shift(homography: Homography) -> tuple[int, int] | None:

@@ -12,19 +12,34 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchdelta.motion.homography import Homography, Size, inverse, resized
+from torchdelta.motion.corners import best_corners
+from torchdelta.motion.homography import (
+    Homography,
+    Size,
+    inverse,
+    resized,
+    resizing,
+    through,
+)
 from torchdelta.motion.warp import valid_mask
 
 Grey = NDArray[np.uint8]
 
 # longest sides of the two small pictures, pixels
 FINE_PX, COARSE_PX = 480, 240
+# of the smaller one, one pixel in so many is compared with other frames, both ways
+SAMPLED = 2
+# cells of the smaller one that have a corner each
+FEW_CELL_PX = 16
 # differences beyond this many grey levels are an object's, and all count the same
 CLIPPED = 32
 # and of more than this the input gate would publish (8 of 255)
 CHANGED = 8
 # of 0.299 R + 0.587 G + 0.114 B
 LUMA = (0.299, 0.587, 0.114)
+STILL = np.eye(3)
+# a sample's place among the samples to that in the smaller picture
+_EACH_SAMPLE = np.diag([SAMPLED, SAMPLED, 1.0])
 
 
 class Thumb:
@@ -53,6 +68,18 @@ class Thumb:
     def coarse(self) -> Grey:
         """The smaller one, for checks."""
         return _averaged(self.fine, reduced_size(self.size, COARSE_PX))
+
+    @cached_property
+    def few_corners(self) -> NDArray[np.float32]:
+        """The best corner of each cell of the smaller one, [n, 2] (x, y) in the finer one."""
+        found, _ = best_corners(self.coarse, FEW_CELL_PX)
+        larger = resizing(self.coarse.shape, self.fine.shape)
+        return through(larger, found.astype(np.float64)).astype(np.float32)
+
+    @cached_property
+    def samples(self) -> Grey:
+        """Every SAMPLED-th pixel of the smaller one's, both ways: enough to compare frames by."""
+        return np.ascontiguousarray(self.coarse[::SAMPLED, ::SAMPLED])
 
     @cached_property
     def spectrum(self) -> Tensor:
@@ -129,17 +156,19 @@ def differing_share(previous: Thumb, current: Thumb, homography: Homography) -> 
 def _differences(
     previous: Thumb, current: Thumb, homography: Homography
 ) -> tuple[Grey, Grey | None]:
-    """Give the absolute differences, and not 0 where both frames show something.
+    """Give the absolute differences at the current frame's samples, and where both show something.
 
     None for the latter where that is less than a quarter of the frame.
     """
-    here = current.coarse
+    here = current.samples
     h, w = here.shape
-    if np.array_equal(homography, np.eye(3)):
-        return np.asarray(cv2.absdiff(here, previous.coarse), np.uint8), _full((h, w))
-    back = inverse(resized(homography, current.size, here.shape))
-    warped = cv2.warpPerspective(previous.coarse, back, (w, h), flags=cv2.INTER_LINEAR)
-    seen = valid_mask(back, (h, w), (h, w)).view(np.uint8)
+    if np.array_equal(homography, STILL):
+        return np.asarray(cv2.absdiff(here, previous.samples), np.uint8), _full((h, w))
+    coarse = current.coarse.shape
+    there = resized(homography, current.size, coarse) @ _EACH_SAMPLE
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    warped = cv2.warpPerspective(previous.coarse, there, (w, h), flags=how)
+    seen = valid_mask(inverse(there), coarse, (h, w)).view(np.uint8)
     enough = 4 * cv2.countNonZero(seen) >= h * w
     return np.asarray(cv2.absdiff(here, warped), np.uint8), seen if enough else None
 

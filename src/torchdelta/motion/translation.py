@@ -57,9 +57,10 @@ def _peaks(previous: Thumb, current: Thumb) -> list[tuple[float, float, float]]:
     The height is the correlation's sum over the 3x3 around a peak, 1 for a picture and itself.
     """
     h, w = current.coarse.shape
-    cross = previous.spectrum * current.spectrum.conj()
-    cross /= cross.abs().clamp_(min=1e-9)
-    surface = torch.fft.irfft2(cross, s=(h, w)).numpy()
+    cross = (previous.spectrum * current.spectrum.conj()).resolve_conj().numpy()
+    # a third of the time that `abs` takes
+    cross /= np.sqrt(np.maximum(cross.real**2 + cross.imag**2, 1e-18))
+    surface = torch.fft.irfft2(torch.from_numpy(cross), s=(h, w)).numpy()
     found, left = [], surface.copy()
     for _ in range(PEAKS):
         y, x = divmod(int(left.argmax()), w)

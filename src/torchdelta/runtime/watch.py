@@ -18,8 +18,8 @@ from torchdelta.runtime.stats import Counted
 # a camera is suspected to move where this share of the input is published, averaged over some
 # frames with this weight for the newest
 SUSPICIOUS, NEWEST = 0.08, 0.3
-# frames between two looks at a stream that is suspected wrongly: doubled each time
-PAUSE, LONGEST_PAUSE = 5, 80
+# frames between two looks at a stream that is suspected wrongly: so many times as many each time
+PAUSE, LONGER, LONGEST_PAUSE = 5, 4, 80
 # more than that much more change than at the last look ends the pause
 MUCH_MORE = 1.6
 # pairs of frames of which one must show a motion; sources repeat frames now and then
@@ -131,7 +131,7 @@ class Watch:
     def _give_up(self) -> None:
         self._stop_looking()
         self._pause, self._at_pause = self._next_pause, self._changed
-        self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
+        self._next_pause = min(LONGER * self._next_pause, LONGEST_PAUSE)
 
     def _pays(self, costs: Costs) -> bool:
         least = self._price * costs.least
@@ -146,6 +146,6 @@ class Watch:
         if self._idle < RESTED:
             return None
         self._changed, self._pause, self._at_pause = 0.0, self._next_pause, 1.0
-        self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
+        self._next_pause = min(LONGER * self._next_pause, LONGEST_PAUSE)
         self._counted.clear()
         return "the camera rests" if still else "following the camera saves nothing"
