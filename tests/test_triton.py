@@ -232,7 +232,7 @@ def test_forced_sets(net: str, some: bool) -> None:
             assert torch.equal(*active), (t, step.name)
             if given and i in given:
                 assert torch.equal(active[0], given[i])
-        counts = [r._report().active_px for r in results]
+        counts = [r.report().active_px for r in results]
         assert counts[0] == counts[1]
         for mine, other in zip(*(snapshot(s) for s in sessions), strict=True):
             assert torchdelta.relative_error(mine, other) <= 1e-5
@@ -286,7 +286,7 @@ def test_streams_with_gates(net: str) -> None:
     frames = {name: last[name] for name in session.streams}
     before = snapshot(session)
     for result in session.step(frames, record=True).values():
-        assert result._report().active_px == [0] * len(fast.plan.steps)
+        assert result.report().active_px == [0] * len(fast.plan.steps)
         assert result.stats.changed_input == result.stats.mac_share == 0.0
         assert not any(mask.any() for mask in result.active.values())
         assert not result.changed.any()
@@ -323,7 +323,7 @@ def test_lists_of_any_length_give_the_same_bits() -> None:
     session = new_session(fast, "triton", 0.0)
     lengths: set[int] = set()
     for x in frames:
-        lengths |= set(session.step({"s": x})["s"]._report().active_px)
+        lengths |= set(session.step({"s": x})["s"].report().active_px)
     ((small, middle),) = tile_limits(session)
     assert min(lengths) <= small < middle < max(lengths)
     assert any(small < n <= middle for n in lengths)
@@ -527,7 +527,7 @@ def test_masks_are_those_of_their_frame_until_the_session_is_gone() -> None:
         assert torch.equal(mask, torch.from_numpy((old != new).any(-1)))
     shares = [result.stats.changed_input for result in results]
     assert shares == pytest.approx([1.0, *(int(mask.sum()) / 20 for mask in masks)])
-    counts = [result._report().active_px for result in results]
+    counts = [result.report().active_px for result in results]
     assert counts == [[20], *([int(mask.sum())] for mask in masks)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
@@ -83,6 +84,7 @@ class Memory:
 
     ctl: int64 control block [8 + slots * 6]: number of the frame, modes, rows of the frames
     stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
+    reported: stamps of the engine's reported values, which begin there at `reported_at`
     tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,
             hot_tiles, changed_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
     thresholds, limits: float32 [slots, values];  forced: int32 [values], whose sets are forced
@@ -99,7 +101,8 @@ class Memory:
         self.limits = torch.zeros_like(self.thresholds)
         self.input_threshold = torch.zeros(slots, device=device)
         self.forced = torch.zeros(len(plan.values), dtype=torch.int32, device=device)
-        stamped = sorted(engine.stamped)
+        # what results may ask for lies side by side: it is kept in one call
+        stamped = [*engine.reported, *sorted(engine.stamped - set(engine.reported))]
         # kernels read stamps by words
         sizes = [_aligned(slots * prod(plan.values[v].size)) for v in stamped]
         touch, area = len(plan.values) * slots, prod(plan.size)
@@ -110,13 +113,18 @@ class Memory:
         parted = [_aligned(touch), *map(_aligned, of_input), *sizes]
         self._stamp_bytes = torch.zeros(sum(parted), dtype=torch.uint8, device=device)
         # touch comes first: slots' bytes side by side
-        first, *parts = self._stamp_bytes.split(parted)
-        self.touch = first[:touch].view(len(plan.values), slots)
+        touched, *parts = self._stamp_bytes.split(parted)
+        self.touch = touched[:touch].view(len(plan.values), slots)
         self.hot, self.over_tiles, self.hot_tiles, self.changed_tiles = parts[:4]
         self.stamps = {
             v: part[: slots * prod(plan.values[v].size)]
             for v, part in zip(stamped, parts[4:], strict=True)
         }
+        reported = sizes[: len(engine.reported)]
+        first = sum(parted) - sum(sizes)
+        self.reported = self._stamp_bytes[first : first + sum(reported)]
+        begins = itertools.accumulate(reported, initial=0)
+        self.reported_at = dict(zip(engine.reported, begins, strict=False))
         self.difference = torch.zeros(slots * area, device=device)
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
         grain = state.input_grain
