@@ -400,8 +400,11 @@ def test_layouts_of_a_frame_give_the_same_state(channels: int, color: str) -> No
         assert torch.equal(result.output, results["array"].output)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (9, 13), (23, 24)])
-@pytest.mark.parametrize("grain", [1, 5])
+@pytest.mark.parametrize(
+    ("size", "grain"),
+    # cells of 2, 4 and 8 pixels divide the gate's tiles
+    [((1, 1), 1), ((23, 24), 1), ((1, 1), 8), ((23, 24), 4), ((9, 13), 5), ((23, 24), 5)],
+)
 def test_input_gate_is_the_torch_engines(size: tuple[int, int], grain: int) -> None:
     """On changes that are far from the threshold both publish the same pixels."""
     h, w = size
@@ -417,7 +420,7 @@ def test_input_gate_is_the_torch_engines(size: tuple[int, int], grain: int) -> N
         assert not sessions[1].step({"s": x})["s"].changed.any()
 
 
-@pytest.mark.parametrize(("grain", "tolerance"), [(1, 0.04), (3, 0.04), (3, 0.0)])
+@pytest.mark.parametrize(("grain", "tolerance"), [(1, 0.04), (3, 0.04), (4, 0.04), (2, 0.0)])
 def test_frames_that_are_valid_in_part_are_gated_alike(grain: int, tolerance: float) -> None:
     """Both publish the same of moving windows; one slot of two has no mask."""
     # two of the gate's tiles in each direction

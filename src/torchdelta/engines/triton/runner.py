@@ -20,7 +20,6 @@ from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.report import DeviceReports, FrameNumbers, FrameRecord
 from torchdelta.engines.triton.schedule import make_schedule
 from torchdelta.engines.triton.windows import Windows
-from torchdelta.ops.gate import FINE
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
@@ -80,7 +79,6 @@ class Runner:
             for name, shape in (
                 ("values", state.thresholds.shape),
                 ("input", state.input_threshold.shape),
-                ("fine", state.input_threshold.shape),
             )
         }
         self._frames: dict[Variant, Frame] = {}
@@ -219,9 +217,6 @@ class Runner:
         self._sent = state.changes
         self._send_numbers("values", state.thresholds, self.memory.thresholds)
         self._send_numbers("input", state.input_threshold, self.memory.input_threshold)
-        if self.memory.cells is not None:
-            fine = FINE * state.input_threshold
-            self._send_numbers("fine", fine, self.memory.cells.fine_threshold)
 
     def _send_numbers(self, name: str, numbers: np.ndarray, to: Tensor) -> None:
         host = self._threshold_hosts[name][self._turn]
