@@ -175,6 +175,7 @@ class Frame:
     forced: steps whose active sets come from `forced_masks` instead of the stamps
     windows: where they may move, or frames have masks; else None: kernels know nothing of them
     counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
+    info:   both of them, as they are read back after a frame
     bytes:  of lists, counters and partial sums
     """
 
@@ -204,6 +205,7 @@ class Frame:
         self._zeros = torch.zeros(
             self._info_size + 1 + lists, dtype=torch.int32, device=self.device
         )
+        self.info = self._zeros[: self._info_size]
         self.counts = self._zeros[: steps * self.slots].view(steps, self.slots)
         self.changed = self._zeros[steps * self.slots : self._info_size]
         self._found = self._zeros[self._info_size :]
@@ -294,11 +296,6 @@ class Frame:
             places = torch.arange(n, device=self.device) + self.windows.rings[value, slot, axis]
             x = x.index_select(axis, places % n)
         return x
-
-    @property
-    def info(self) -> Tensor:
-        """What is read back after a frame: counts of all steps, then of the input."""
-        return self._zeros[: self._info_size]
 
     def _new_list(self, entries: int, phases: int = 1) -> List:
         """Take room for a list."""

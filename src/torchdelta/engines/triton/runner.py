@@ -189,15 +189,17 @@ class Runner:
         memory.ctl.copy_(control.numbers, non_blocking=True)
         if self._staging is not None:
             self._staging.wait()
-        return bool(np.any(floats))
+        return any(floats)
 
-    def _taken(self, frames: Mapping[int, Tensor]) -> tuple[list[Tensor], bool | list[bool]]:
+    def _taken(
+        self, frames: Mapping[int, Tensor]
+    ) -> tuple[list[Tensor], list[bool]]:
         """Bring frames [C, H, W] to the device, as uint8 or float32; copies are under way then.
 
-        returns: them, and which are float32 (False: none)
+        returns: them, and which are float32 ([False]: none)
         """
         if set(map(KIND, frames.values())) == {(torch.uint8, self._on_gpu)}:
-            return list(frames.values()), False
+            return list(frames.values()), [False]
         given = []
         for slot, taken in frames.items():
             frame = taken if taken.dtype == torch.uint8 else taken.float()
