@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from torchdelta.ops.base import Ring, take_all
 from torchdelta.ops.move import to_model_layout
+from torchdelta.plan import Plan
 from torchdelta.runtime.state import State
 
 
@@ -29,8 +30,9 @@ class Outputs:
             for out, whole in zip(plan.outputs, plan.output_shapes, strict=True)
             if whole is not None
         ]
-        # values of all slots, and outputs that are views of the state by value, slot and shape
+        # values of all slots, a slot's outputs as views, and outputs by value, slot and shape
         self._batches: dict[int, Tensor] = {}
+        self._slot_views: dict[int, list[Tensor]] = {}
         self._leaves: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
 
     def take(self, slots: Sequence[int]) -> dict[int, Any]:
@@ -38,38 +40,33 @@ class Outputs:
 
         returns: by slot, what the model returned, or what puts that `Together`
         """
+        plan, device = self._state.plan, self._device
+        taken: Mapping[int, Sequence[Tensor]] | Sequence[Tensor]
         if not self._state.turned:
             if self._views:
-                return dict.fromkeys(slots, Together(self, None))
-            if len(slots) > 1 and self._device.type == "cuda":
+                taken = {slot: self._viewed(slot) for slot in slots}
+                return dict.fromkeys(slots, Together(plan, device, taken))
+            if len(slots) > 1 and device.type == "cuda":
                 # one copy for all slots instead of many small ones
-                copies = [self._copies(value, shape) for value, shape in self._values]
-                return dict.fromkeys(slots, Together(self, copies))
+                taken = [self._copies(value, shape) for value, shape in self._values]
+                return dict.fromkeys(slots, Together(plan, device, taken))
         return {
-            slot: self.put_together(
-                [self._take(value, slot, shape) for value, shape in self._values]
+            slot: put_together(
+                plan, device, [self._take(value, slot, shape) for value, shape in self._values]
             )
             for slot in slots
         }
 
-    def put_together(self, taken: Iterable[Tensor]) -> Any:
-        """Give what the model returns, from what its values are."""
-        plan, values = self._state.plan, iter(taken)
-        leaves: list[Any] = []
-        for out, whole in zip(plan.outputs, plan.output_shapes, strict=True):
-            if whole is not None:
-                leaves.append(next(values))
-            elif isinstance(out, Tensor):
-                # the plan is shared: nobody gets its own constants to write to
-                leaves.append(out.to(self._device, copy=True))
-            else:
-                leaves.append(out)
-        return pytree.tree_unflatten(leaves, plan.out_spec)
-
-    def views(self, slot: int) -> list[Tensor]:
-        """View a slot's outputs, in the order of its buffers."""
-        state = self._state
-        return [self._leaf(state.view(v, slot), v, slot, shape) for v, shape in self._values]
+    def _viewed(self, slot: int) -> list[Tensor]:
+        """View a slot's outputs, in the order of its buffers; made once."""
+        found = self._slot_views.get(slot)
+        if found is None:
+            state = self._state
+            found = [self._leaf(state.view(v, slot), v, slot, shape) for v, shape in self._values]
+            # one that is no view after all is a copy of this frame
+            if all((v, slot, shape) in self._leaves for v, shape in self._values):
+                self._slot_views[slot] = found
+        return found
 
     def _take(self, value: int, slot: int, shape: tuple[int, ...]) -> Tensor:
         at = self._state.pixels(value, slot)
@@ -101,17 +98,37 @@ class Outputs:
         return found
 
 
+def put_together(plan: Plan, device: torch.device, taken: Iterable[Tensor]) -> Any:
+    """Give what the model returns, from what its values are."""
+    values = iter(taken)
+    leaves: list[Any] = []
+    for out, whole in zip(plan.outputs, plan.output_shapes, strict=True):
+        if whole is not None:
+            leaves.append(next(values))
+        elif isinstance(out, Tensor):
+            # the plan is shared: nobody gets its own constants to write to
+            leaves.append(out.to(device, copy=True))
+        else:
+            leaves.append(out)
+    return pytree.tree_unflatten(leaves, plan.out_spec)
+
+
 class Together:
     """The results of one step's slots, put together when they are read.
 
-    copies: of the outputs' values, all slots, [slots, ...]; None: views of the state
+    taken: of the outputs' values, by slot, or copies of all slots, [slots, ...]
     """
 
-    def __init__(self, outputs: Outputs, copies: Sequence[Tensor] | None) -> None:
-        self._outputs, self._copies = outputs, copies
+    def __init__(
+        self,
+        plan: Plan,
+        device: torch.device,
+        taken: Mapping[int, Sequence[Tensor]] | Sequence[Tensor],
+    ) -> None:
+        self._plan, self._device, self._taken = plan, device, taken
 
     def of(self, slot: int) -> Any:
         """Give what the model returned for a slot."""
-        copies = self._copies
-        taken = self._outputs.views(slot) if copies is None else [c[slot] for c in copies]
-        return self._outputs.put_together(taken)
+        taken = self._taken
+        own = taken[slot] if isinstance(taken, Mapping) else [copy[slot] for copy in taken]
+        return put_together(self._plan, self._device, own)

@@ -85,7 +85,8 @@ class Runner:
         self._graphs: dict[tuple[Variant, bool], list[Work]] = {}
         self._warm: set[tuple[Variant, bool]] = set()
         self._forced: Mapping[int, Tensor] = {}
-        self._kind: Variant | None = None
+        # the last kind of frame, and the forced sets that it was chosen for
+        self._kind: tuple[Mapping[int, Tensor], Variant] | None = None
         # from the first window that moves or frame that has a mask
         self._windows: Windows | None = None
         self._last: weakref.ref[FrameRecord] | None = None
@@ -125,9 +126,7 @@ class Runner:
         floats = self._send(frames, whole)
         self._send_thresholds(state)
         self._send_windows(state, moved, masks)
-        variant = self._kind if forced is self._forced else None
-        if variant is None or variant[2] != (self._windows is not None):
-            variant = self._kind = self._variant(forced)
+        variant = self._variant(forced)
         if variant not in self._frames:
             own, share, moving = variant
             schedule = make_schedule(self.engine.plan, share=share, moving=moving)
@@ -191,9 +190,7 @@ class Runner:
             self._staging.wait()
         return any(floats)
 
-    def _taken(
-        self, frames: Mapping[int, Tensor]
-    ) -> tuple[list[Tensor], list[bool]]:
+    def _taken(self, frames: Mapping[int, Tensor]) -> tuple[list[Tensor], list[bool]]:
         """Bring frames [C, H, W] to the device, as uint8 or float32; copies are under way then.
 
         returns: them, and which are float32 ([False]: none)
@@ -240,10 +237,14 @@ class Runner:
         steps, moving = self.engine.plan.steps, self._windows is not None
         if not forced:
             return frozenset(), True, moving
+        # the same sets come with every frame that is timed
+        if self._kind is not None and self._kind[0] is forced and self._kind[1][2] == moving:
+            return self._kind[1]
         agree = len(forced) == len(steps) and all(
             forced[i] is forced[use.leader] for i, use in enumerate(self.engine.shared.uses)
         )
-        return frozenset(forced), agree, moving
+        self._kind = forced, (frozenset(forced), agree, moving)
+        return self._kind[1]
 
     def _force(self, frame: Frame, forced: Mapping[int, Tensor]) -> None:
         """Put forced active sets where the select kernels read them."""
