@@ -70,7 +70,7 @@ def play(
             expected = alone[name].step({name: last[name].to(device)})[name]
             assert torch.equal(result.output, expected.output), name
             assert torch.equal(result.changed, expected.changed)
-            assert result._report().active_px == expected._report().active_px
+            assert result.report().active_px == expected.report().active_px
             check(name, result, last[name])
     for name, slot in together._slots.items():
         for x, y in zip(together._state.buffers, alone[name]._state.buffers, strict=True):

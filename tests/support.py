@@ -266,7 +266,7 @@ def assert_active(
     for name, mask in result.active.items():
         assert torch.equal(mask, expected[name]), name
     counts = [int(mask.sum()) for mask in result.active.values()]
-    assert result._report().active_px == counts
+    assert result.report().active_px == counts
 
 
 # the kinds of frame that an op case sees
@@ -314,7 +314,7 @@ def run_op_case(
             assert result.output.dtype in (dtype, torch.int64)
             assert session.audit(name).ok, (kind, name, str(session.audit(name)))
             assert_active(session, before, result, slot)
-            active = sum(result._report().active_px)
+            active = sum(result.report().active_px)
             if streams[name] == "same":
                 assert active == 0
             elif name in references and not torch.equal(references[name], expected):

@@ -118,8 +118,10 @@ def check_walk(session: Session, whole: Session, most: int) -> None:
     most: threads; the number of them changes from frame to frame
     """
     state, engine = session._state, session.engine
-    engine.step(state, {0: World(session.plan.shape, 5).window((0, 0))}, frozenset({0}))
-    for t, (origin, move, frame) in enumerate(walk(session.plan, 5)):
+    first = World(session.plan.shape, 5).window((0, 0))
+    engine.step(state, {0: first.permute(2, 0, 1)}, frozenset({0}))
+    for t, (origin, move, pixels) in enumerate(walk(session.plan, 5)):
+        frame = pixels.permute(2, 0, 1)
         state.place(0, origin)
         with threads(1 + t % most):
             engine.step(state, {0: frame}, frozenset(), moved={0: move} if move else None)

@@ -444,7 +444,7 @@ def test_streams_that_move_apart_do_not_meet(engine: str, net: str, tolerance: f
             ):
                 assert torch.equal(x, y), (t, s)
             assert torch.equal(result.changed.cpu(), expected.changed.cpu())
-            assert result._report().active_px == expected._report().active_px
+            assert result.report().active_px == expected.report().active_px
             assert result.stats.reason == expected.stats.reason
     for s, slot in together._slots.items():
         assert same_state(together, slot, alone[s], 0)

@@ -120,6 +120,10 @@ BAD_FRAMES = {
     "type": ([1, 2, 3], "list, expected a numpy array"),
     "none": (None, "NoneType"),
     "device": (torch.empty(3, H, W, device="meta"), "frame is on meta"),
+    # bytes of the right shape and place are looked at together with the other streams'
+    "bytes-size": (torch.zeros(3, H + 1, W, dtype=torch.uint8), "frame is 24x31"),
+    "bytes-device": (torch.zeros(3, H, W, dtype=torch.uint8, device="meta"), "frame is on meta"),
+    "bytes-type": (np.zeros((H, W + 1, 3), np.uint8), "frame is 23x32"),
 }
 
 
@@ -131,9 +135,10 @@ def test_a_bad_frame_is_refused_and_the_others_run(
     session = fast.session(slots=2)
     session.step({"good": frame(1), "bad": frame(2)})
     before = snapshot(session)
-    results = session.step({"bad": bad, "good": frame(3)})
+    good = frame(3).mul(255).to(torch.uint8)
+    results = session.step({"bad": bad, "good": good})
     with torch.no_grad():
-        assert torchdelta.relative_error(results["good"].output, model(frame(3)[None])) < 1e-5
+        assert torchdelta.relative_error(results["good"].output, model(good[None] / 255)) < 1e-5
     assert isinstance(results["bad"].error, FrameError)
     for attribute in ("output", "changed", "output_changed", "stats"):
         with pytest.raises(FrameError, match=message):

@@ -258,10 +258,10 @@ def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool, ma
     report: SlotReport | None = None
     if frame.first or frame.origin is None:
         result = session.step({"s": frame.pixels.permute(2, 0, 1)}, record=True)["s"]
-        report = result._report()
+        report = result.report()
     else:
         session.engine.step(
-            state, {0: frame.pixels}, frozenset(), moved=moves,
+            state, {0: frame.pixels.permute(2, 0, 1)}, frozenset(), moved=moves,
             masks=None if valid is None else {0: valid},
         )  # fmt: skip
     out.words(frame.first, frame.idle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -42,6 +42,10 @@ class SlotReport:
     step_ms: list[float] | None = None
     error: str | None = None
 
+    def numbers(self) -> SlotReport:
+        """Give the same without masks and active sets."""
+        return replace(self, changed={}, active={})
+
 
 @dataclass(frozen=True)
 class Move:
@@ -56,39 +60,43 @@ class Move:
 
 
 class Deferred(ABC):
-    """A slot's report that is still on its way from a device."""
+    """The reports of one step's slots, still on their way from a device."""
 
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether `get` returns at once."""
+        """Whether nothing has to be waited for."""
 
     @abstractmethod
-    def get(self) -> SlotReport:
-        """Wait until the device is done with the frame, and give its report."""
+    def get(self, slot: int) -> SlotReport:
+        """Wait until the device is done with the frames, and give a slot's report."""
 
     @abstractmethod
     def numbers(self) -> Deferred:
-        """Give the same report without masks and active sets, which need not be kept for it."""
+        """Give the same reports without masks and active sets, which need not be kept for them."""
 
     @property
     @abstractmethod
     def in_doubt(self) -> bool:
-        """Whether the device may refuse the frame."""
+        """Whether the device may refuse a frame."""
+
+    @abstractmethod
+    def errors(self) -> Mapping[int, str]:
+        """Wait, and say of which slots frames were refused after all, and why."""
 
     @abstractmethod
     def counts(self) -> tuple[np.ndarray, float] | None:
-        """Wait, and give what many frames' statistics are made of: numbers [steps + 1], and ms.
+        """Wait, and give what many frames' statistics are made of: numbers [steps + 1, N], and ms.
 
-        The numbers are `active_px`, then `input_px`, and `work_px` is no other. None: the report
-        holds more than that.
+        The numbers of a slot are `active_px`, then `input_px`, and `work_px` is no other; the time
+        is each frame's. None: the reports hold more than that.
         """
 
 
 class Engine(ABC):
     """Executes one plan in one dtype on one device; immutable, shared by sessions and threads.
 
-    asynchronous: `step` returns before the device is done: its reports are `Deferred`; frames may
+    asynchronous: `step` returns before the device is done, with `Deferred` reports; frames may
                   lie on the host, and float frames on the device need no check for finite values
     """
 
@@ -152,10 +160,10 @@ class Engine(ABC):
         forced: Mapping[int, Tensor] | None = None,
         moved: Mapping[int, Move] | None = None,
         masks: Mapping[int, Tensor] | None = None,
-    ) -> Mapping[int, SlotReport | Deferred]:
+    ) -> Mapping[int, SlotReport] | Deferred:
         """Run one frame for the slots that have one; slots without a frame stay as they are.
 
-        frames: slot -> [H, W, C] uint8 or float on the engine's device, already validated
+        frames: slot -> [C, H, W] uint8 or float on the engine's device, already validated
         whole:  slots whose every pixel is active and published without comparing
         record: keep the active sets; timed: measure each step
         forced: step index -> bool [Ho, Wo] on the engine's device, the same for all slots that are

@@ -156,7 +156,13 @@ class TorchEngine(Engine):
         moved, masks = moved or {}, masks or {}
         calls = {
             slot: _Call(
-                frame, slot in whole, moved.get(slot), masks.get(slot), record, timed, forced or {}
+                frame.permute(1, 2, 0),
+                slot in whole,
+                moved.get(slot),
+                masks.get(slot),
+                record,
+                timed,
+                forced or {},
             )
             for slot, frame in frames.items()
         }

@@ -218,6 +218,7 @@ class Thresholds:
         self._apply(state, slot)
 
     def _apply(self, state: State, slot: int) -> None:
+        state.changes += 1
         for v in self._gated:
             rms = state.rms[slot, v.index]
             known = 0.0 if math.isnan(rms) else rms

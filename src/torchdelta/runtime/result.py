@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from torchdelta.engines import SlotReport
+from torchdelta.engines import Deferred, SlotReport
 from torchdelta.errors import FrameError
 from torchdelta.motion.aligned import Aligned, Array
 from torchdelta.motion.homography import Points
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
-from torchdelta.runtime.stats import Counted, FrameStats
+from torchdelta.runtime.outputs import Together
+from torchdelta.runtime.stats import Counted, CountedStep, FrameStats
+
+
+class StepFrames(NamedTuple):
+    """What the results of one step share; record: whether active sets were asked for."""
+
+    counted: CountedStep
+    device: torch.device
+    record: bool
 
 
 class Result:
@@ -33,22 +42,34 @@ class Result:
     stats:          changed input, MAC share and time of this frame
     """
 
+    __slots__ = ("_frames", "_output", "_report", "_slot", "aligned", "error", "origin", "stream")
+
     def __init__(
         self,
         stream: str,
+        slot: int = 0,
+        frames: StepFrames | None = None,
+        report: SlotReport | Deferred | None = None,
         output: Any = None,
-        counted: Counted | None = None,
+        origin: Size = (0, 0),
         *,
         error: FrameError | None = None,
-        record: bool = False,
-        origin: Size = (0, 0),
     ) -> None:
+        """Take what a step gave for a slot; all of it is put together when it is read."""
         self.stream, self.error, self.origin = stream, error, origin
         self.aligned: Aligned | None = None
-        self._output, self._counted, self._record = output, counted, record
+        self._slot, self._frames, self._report, self._output = slot, frames, report, output
 
-    def _report(self) -> SlotReport:
-        return self.counted.report
+    def _step(self) -> StepFrames:
+        frames: StepFrames = self._or_raise(self._frames)
+        return frames
+
+    def report(self) -> SlotReport:
+        """Give the engine's report; waits for the device. Raises FrameError for a refused frame."""
+        if isinstance(self._report, Deferred):
+            self._report = self._report.get(self._slot)
+        report: SlotReport = self._or_raise(self._report)
+        return report
 
     def _or_raise(self, what: Any) -> Any:
         if self.error is not None:
@@ -61,6 +82,8 @@ class Result:
 
         Raises: FrameError where the frame was refused.
         """
+        if isinstance(self._output, Together):
+            self._output = self._output.of(self._slot)
         return self._or_raise(self._output)
 
     @property
@@ -79,9 +102,9 @@ class Result:
     @property
     def active(self) -> dict[str, Tensor] | None:
         """Active sets by step name, where they were asked for; raises FrameError if refused."""
-        if not self._record or self.error is not None:
+        if self.error is not None or not self._step().record:
             return None
-        found = self._report().active
+        found = self.report().active
         active = {}
         for i, step in enumerate(self.plan.steps):
             size = self.plan.values[step.output].size
@@ -91,11 +114,11 @@ class Result:
     @property
     def plan(self) -> Plan:
         """The network as it ran, on the frame or on a window; raises FrameError if refused."""
-        return self.counted.plan
+        return self._step().counted.plan
 
     def _mask(self, value: int) -> Tensor:
         """Unite the change masks of a value's owners: bool [H, W]."""
-        v, changed = self.plan.values[value], self._report().changed
+        v, changed = self.plan.values[value], self.report().changed
         masks = [changed[owner] for owner in v.owners if owner in changed]
         if not masks:
             return self._none(v.size)
@@ -103,7 +126,7 @@ class Result:
 
     def _none(self, size: tuple[int, int]) -> Tensor:
         # numpy's zeros cost nothing until they are read
-        return torch.from_numpy(np.zeros(size, np.bool_)).to(self.counted.device)
+        return torch.from_numpy(np.zeros(size, np.bool_)).to(self._step().device)
 
     def _placed(self) -> Aligned:
         return self.aligned or Aligned(self.plan.size, self.plan.size)
@@ -136,14 +159,13 @@ class Result:
 
     @property
     def counted(self) -> Counted:
-        """The engine's report and what is made of it; raises FrameError for a refused frame."""
-        counted: Counted = self._or_raise(self._counted)
-        return counted
+        """What statistics are made of; raises FrameError for a refused frame."""
+        return Counted(self._step().counted, self.stream)
 
     @property
     def stats(self) -> FrameStats:
         """Counts of this frame; raises FrameError for a refused frame."""
-        return self.counted.stats
+        return self._step().counted.of(self.stream)
 
     def __repr__(self) -> str:
         return f"Result({self.stream!r}, {self.error or self.stats})"

@@ -6,28 +6,26 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from torchdelta.engines import Engine, Move, SlotReport
+from torchdelta.engines import Deferred, Engine, Move, SlotReport
 from torchdelta.errors import FrameError, StreamError
-from torchdelta.ops.base import Ring, take_all
-from torchdelta.ops.move import to_model_layout
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit, audit_slot
-from torchdelta.runtime.frames import Frame, check_frame, warn_range
+from torchdelta.runtime.frames import Fitting, Frame, check_frame, warn_range
 from torchdelta.runtime.gate import Profile, Thresholds, default_grain
-from torchdelta.runtime.result import Result
+from torchdelta.runtime.outputs import Outputs
+from torchdelta.runtime.result import Result, StepFrames
 from torchdelta.runtime.state import State
-from torchdelta.runtime.stats import Counted, StreamStats
+from torchdelta.runtime.stats import CountedStep, StreamStats, count_steps
 from torchdelta.runtime.windows import Mask, Placement, Window, place
 
-# frames of each slot whose statistics may wait
+# steps whose statistics may wait
 MOST_UNCOUNTED = 64
-# and where nothing has to be waited for: several at once cost little more than one with cold caches
+# and frames where nothing has to be waited for: with cold caches several cost little more than one
 COUNT_TOGETHER = 8
 
 # a cell of more pixels than that says nothing about any of them
@@ -85,13 +83,14 @@ class Session:
         self._kept: set[str] = set()
         self._all = StreamStats(engine.plan) if total is None else total
         # frames that are not in the statistics yet, and what devices refused after all
-        self._uncounted: deque[tuple[str, StreamStats, Counted]] = deque()
+        self._uncounted: deque[CountedStep] = deque()
         self._late: dict[str, FrameError] = {}
-        # whether a device may still refuse some of them
-        self._in_doubt = False
+        # frames in them, and those of which a device may still refuse some
+        self._waiting = 0
+        self._in_doubt: deque[CountedStep] = deque()
         self._forced: Mapping[int, Tensor] | None = None
-        # outputs that are views of the state, by value, slot and shape
-        self._leaves: dict[tuple[int, int, tuple[int, ...]], Tensor] = {}
+        self._outputs = Outputs(self._state, views=views)
+        self._fitting = Fitting(engine.plan, engine.device, trust_device=engine.asynchronous)
         self._lock = threading.Lock()
 
     @property
@@ -245,6 +244,11 @@ class Session:
             self._check_forced(forced, roi, windows)
             if roi or windows:
                 self._check_named(frames, roi, windows)
+            if not roi and not windows and self._go_on(frames):
+                results = self._run(frames, self._resting, record, forced, spent_ms or {})
+                for stream, error in self._take_late(frames).items():
+                    results[stream] = Result(stream, error=error)
+                return results
             ready: dict[str, Tensor] = {}
             placed: dict[str, Placement] = {}
             refused: dict[str, FrameError] = {}
@@ -266,6 +270,14 @@ class Session:
                 results.pop(stream, None)
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
 
+    def _go_on(self, frames: Mapping[str, Any]) -> TypeGuard[Mapping[str, Tensor]]:
+        """Whether all streams go on as before, with frames about which there is nothing to say."""
+        return (
+            self._resting.keys() >= frames.keys()
+            and self._whole.keys().isdisjoint(frames)
+            and self._fitting.all(frames.values())
+        )
+
     def _place(self, stream: str, window: Window | None, roi: Mask | None) -> Placement:
         """Work out how a stream's window moves, and which of the frame's pixels count."""
         if window is None and roi is None and stream in self._resting:
@@ -276,7 +288,7 @@ class Session:
         return place(self.plan, self.engine.device, (y, x), window, roi, whole=whole)
 
     def _check(self, stream: str, frame: Frame, at: Placement) -> Tensor:
-        """Check a frame and bring it to where the engine takes it."""
+        """Check a frame and bring it to where the engine takes it: [C, H, W]."""
         engine = self.engine
         # where everything is computed anew, or the window moved, the frame is looked at in any
         # case: there is no state to fall back to
@@ -285,36 +297,35 @@ class Session:
         ready = check_frame(
             frame, self.plan, engine.device, engine.dtype,
             trust_device=engine.asynchronous and stays,
-        )  # fmt: skip
+        ).permute(2, 0, 1)  # fmt: skip
         return ready if engine.asynchronous else ready.to(engine.device)
 
     def _take_late(self, streams: Iterable[str]) -> dict[str, FrameError]:
         """Take the errors of earlier frames that have become known by now."""
         # what a device has counted can wait until it is read: together it is cheaper
-        together = not self.engine.asynchronous and len(self._uncounted) >= COUNT_TOGETHER
-        if self._in_doubt or together:
+        if not self.engine.asynchronous and self._waiting >= COUNT_TOGETHER:
             self._count(wait=False)
-        return {s: self._late.pop(s) for s in streams if s in self._late}
+        self._note_refused(wait=False)
+        return {s: self._late.pop(s) for s in streams if s in self._late} if self._late else {}
+
+    def _note_refused(self, *, wait: bool) -> None:
+        """Note which frames a device has refused after all."""
+        while self._in_doubt and (wait or self._in_doubt[0].ready):
+            step = self._in_doubt.popleft()
+            for stream, error in step.errors().items():
+                k = list(step.slots).index(stream)
+                if self._stats.get(stream) is step.stats[k]:
+                    text = f"stream {stream!r}: frame {step.frames[k]}: {error}; it was left out"
+                    self._late[stream] = FrameError(text)
 
     def _count(self, *, wait: bool) -> None:
         """Add finished frames to the statistics, in order."""
-        frames: dict[int, tuple[StreamStats, list[Counted]]] = {}
-        in_order: list[Counted] = []
-        while self._uncounted and (wait or self._uncounted[0][2].ready):
-            stream, stats, counted = self._uncounted.popleft()
-            error = counted.report.error if counted.in_doubt else None
-            if error is not None:
-                if self._stats.get(stream) is stats:
-                    text = f"stream {stream!r}: frame {counted.frame}: {error}; it was left out"
-                    self._late[stream] = FrameError(text)
-                continue
-            frames.setdefault(id(stats), (stats, []))[1].append(counted)
-            in_order.append(counted)
-        for stats, of_stream in frames.values():
-            stats.add_all(of_stream)
-        self._all.add_all(in_order)
-        if not self._uncounted:
-            self._in_doubt = False
+        self._note_refused(wait=wait)
+        steps = []
+        while self._uncounted and (wait or self._uncounted[0].ready):
+            steps.append(self._uncounted.popleft())
+            self._waiting -= len(steps[-1].slots)
+        count_steps(steps, self._all)
 
     @staticmethod
     def _check_named(frames: Mapping[str, Any], *given: Mapping[str, Any]) -> None:
@@ -350,7 +361,7 @@ class Session:
 
     def _run(
         self,
-        frames: dict[str, Tensor],
+        frames: Mapping[str, Tensor],
         placed: Mapping[str, Placement],
         record: bool,
         forced: Mapping[int, Tensor] | None,
@@ -359,13 +370,13 @@ class Session:
         begin = time.perf_counter()
         # of streams that had their first frame in the last step
         self._thresholds.settle(self._state)
+        slots = {stream: self._slots[stream] for stream in frames}
+        by_slot = dict(zip(slots.values(), frames.values(), strict=True))
         moved: dict[int, Move] = {}
         masks: dict[int, Tensor] = {}
-        by_slot: dict[int, Tensor] = {}
         whole: dict[str, str] = {}
-        for stream, frame in frames.items():
-            slot, at = self._slots[stream], placed[stream]
-            by_slot[slot] = frame
+        for stream, slot in slots.items() if placed is not self._resting else ():
+            at = placed[stream]
             self._settle(stream, at)
             if at.move is not None:
                 moved[slot] = at.move
@@ -378,7 +389,7 @@ class Session:
             reports = self.engine.step(
                 self._state,
                 by_slot,
-                frozenset(self._slots[s] for s in whole),
+                frozenset(slots[s] for s in whole),
                 record=record,
                 timed=self._timed,
                 forced=forced,
@@ -390,37 +401,48 @@ class Session:
             for stream in frames:
                 self._whole.setdefault(stream, "the engine failed")
             raise
+        # the device is at work: all that is below costs its time only where it is idle
         for stream in whole:
             del self._whole[stream]
         self._thresholds.measure(self._state, by_slot, self._to_full_scale)
         if not self.engine.asynchronous:
             self._thresholds.settle(self._state)
-        outputs = self._outputs(list(by_slot))
-        ready = [r for r in reports.values() if isinstance(r, SlotReport)]
+        outputs = self._outputs.take(list(by_slot))
         shared_ms = 0.0
-        if ready:
-            self._synchronize()
-            # what the engine does not attribute to a slot is shared equally
-            shared_ms = (time.perf_counter() - begin) * 1e3 - sum(r.ms for r in ready)
-        results = {}
-        for stream in frames:
-            slot = self._slots[stream]
-            counted = Counted(
-                self.engine, reports[slot], self._frames[stream], whole.get(stream),
-                placed[stream].move is not None,
-                shared_ms / len(frames) + spent_ms.get(stream, 0.0), self._all.plan,
-            )  # fmt: skip
+        numbers: Mapping[int, SlotReport] | Deferred
+        each: Mapping[int, SlotReport | Deferred]
+        if isinstance(reports, Deferred):
+            numbers, each = reports.numbers(), dict.fromkeys(by_slot, reports)
+        else:
+            numbers, each = {slot: r.numbers() for slot, r in reports.items()}, reports
+            if reports:
+                self._synchronize()
+                # what the engine does not attribute to a slot is shared equally
+                rest_ms = (time.perf_counter() - begin) * 1e3 - sum(r.ms for r in reports.values())
+                shared_ms = rest_ms / len(frames)
+        counted = CountedStep(
+            self.plan, self._all.plan, numbers, slots,
+            [self._stats[s] for s in slots], [self._frames[s] for s in slots], whole,
+            [s for s, slot in slots.items() if slot in moved] if moved else (), shared_ms, spent_ms,
+        )  # fmt: skip
+        self._note(counted)
+        shared = StepFrames(counted, self.engine.device, record)
+        return {
+            s: Result(s, slot, shared, each[slot], outputs[slot], placed[s].origin)
+            for s, slot in slots.items()
+        }
+
+    def _note(self, step: CountedStep) -> None:
+        """Remember that frames have run, and are to be counted."""
+        for stream in step.slots:
             self._frames[stream] += 1
-            numbers = counted.numbers()
-            self._uncounted.append((stream, self._stats[stream], numbers))
-            self._in_doubt |= numbers.in_doubt
-            results[stream] = Result(
-                stream, outputs[slot], counted, record=record, origin=placed[stream].origin
-            )
-        if len(self._uncounted) > MOST_UNCOUNTED * self.slots:
+        self._uncounted.append(step)
+        self._waiting += len(step.slots)
+        if step.in_doubt:
+            self._in_doubt.append(step)
+        if len(self._uncounted) > MOST_UNCOUNTED:
             # engines let few frames be under way: nearly all of these are done
             self._count(wait=False)
-        return results
 
     def _settle(self, stream: str, at: Placement) -> None:
         """Let a stream's window lie where its frame says."""
@@ -442,57 +464,6 @@ class Session:
     def _synchronize(self) -> None:
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
-
-    def _outputs(self, slots: list[int]) -> dict[int, Any]:
-        """Put together the model's results by slot, as copies unless views are wanted."""
-        plan = self.plan
-        outs = list(zip(plan.outputs, plan.output_shapes, strict=True))
-        together = len(slots) > 1 and not self.views and self.engine.device.type == "cuda"
-        # one copy for all streams instead of many small ones
-        copies = {
-            out: self._copies(out, whole) for out, whole in outs if together and whole is not None
-        }
-        results = {}
-        for slot in slots:
-            leaves: list[Any] = []
-            for out, whole in outs:
-                if whole is not None:
-                    at = self._state.pixels(out, slot)
-                    if isinstance(at, Ring):
-                        leaf = self._shaped(take_all(at), out, whole)
-                    elif out in copies:
-                        leaf = copies[out][slot]
-                    else:
-                        leaf = self._leaf(at, out, slot, whole)
-                        if not self.views:
-                            leaf = leaf.clone(memory_format=torch.contiguous_format)
-                    leaves.append(leaf)
-                elif isinstance(out, Tensor):
-                    # the plan is shared: nobody gets its own constants to write to
-                    leaves.append(out.to(self.engine.device, copy=True))
-                else:
-                    leaves.append(out)
-            results[slot] = pytree.tree_unflatten(leaves, plan.out_spec)
-        return results
-
-    def _copies(self, value: int, whole: tuple[int, ...]) -> tuple[Tensor, ...]:
-        """Copy a value of all slots, in the order of its buffer: a view of the copy per slot."""
-        shape = self.plan.values[value].shape
-        batch = self._state.batch_view(value).clone()
-        batch = batch.permute(0, 3, 1, 2) if len(shape) == 3 else batch
-        return batch.reshape(self.slots, *whole).unbind(0)
-
-    def _shaped(self, y: Tensor, value: int, shape: tuple[int, ...]) -> Tensor:
-        return to_model_layout(y, self.plan.values[value].shape).reshape(shape)
-
-    def _leaf(self, y: Tensor, value: int, slot: int, shape: tuple[int, ...]) -> Tensor:
-        """Give a value of the state, [H, W, C], in the model's shape; a view is made once."""
-        found = self._leaves.get((value, slot, shape))
-        if found is None:
-            found = self._shaped(y, value, shape)
-            if found.data_ptr() == y.data_ptr():
-                self._leaves[value, slot, shape] = found
-        return found
 
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together.

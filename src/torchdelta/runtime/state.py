@@ -27,6 +27,7 @@ class State:
     thresholds:      [N, values] float64, in the values' units; 0 compares values
     input_threshold: [N] float64, share of full scale
     input_grain:     side of the input gate's cells, pixels; of all slots
+    changes:         of thresholds and input_threshold so far; whoever writes to them counts on
     rms:             [N, values] float64, NaN until it is known
     norm:            "rms" or "max", of a channel group
     exact:           whether a pixel must have the same bits whatever lies beside its windows; where
@@ -58,6 +59,7 @@ class State:
         self.buffers = [b.narrow(3, 0, c) for b, c in zip(full, channels, strict=True)]
         self.thresholds = np.zeros((slots, len(plan.values)))
         self.input_threshold = np.zeros(slots)
+        self.changes = 0
         self.rms = np.full((slots, len(plan.values)), np.nan)
         self.origin = np.zeros((slots, 2), dtype=np.int64)
         self.rings = np.zeros((slots, len(plan.values), 2), dtype=np.int64)
@@ -73,6 +75,11 @@ class State:
         self.origin[slot] = origin
         self.rings[slot] = self.plan.shifts.rings(origin)
         self._turned[slot] = bool(self.rings[slot].any())
+
+    @property
+    def turned(self) -> bool:
+        """Whether any slot's ring begins elsewhere than at the first pixel."""
+        return any(self._turned)
 
     def view(self, value: int, slot: int) -> Tensor:
         """View one value of one slot: [H, W, C], a slice of its buffer, in the buffer's order."""

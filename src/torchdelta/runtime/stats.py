@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from itertools import groupby
 from math import prod
 from operator import add, mul
 
 import numpy as np
-import torch
 
-from torchdelta.engines import Deferred, Engine, SlotReport
+from torchdelta.engines import Deferred, SlotReport
 from torchdelta.plan import Plan
 
 
@@ -98,22 +96,13 @@ class StreamStats:
         if report.step_ms is not None:
             self.step_ms = _plus(self.step_ms, report.step_ms)
 
-    def add_all(self, frames: Sequence[Counted]) -> None:
-        """Count frames of one session in order; together they cost little more than one."""
-        rows: list[np.ndarray] = []
-        ms = 0.0
-        for counted in frames:
-            counts = counted.counts()
-            if counts is None:
-                self.add(counted.stats, counted.report)
-            else:
-                rows.append(counts[0])
-                ms += counts[1]
-        if not rows:
-            return
-        plan, whole = frames[-1].plan, frames[-1].whole
-        totals: list[int] = np.stack(rows).sum(0, dtype=np.int64).tolist()
-        active, changed = totals[:-1], totals[-1]
+    def add_like(self, last: FrameStats, plan: Plan, whole: Plan, px: Sequence[int], frames: int,
+                 ms: float) -> None:  # fmt: skip
+        """Count frames that are like any other all at once; last: the last one of them.
+
+        px: sums over them, active pixels by step, then published input pixels;  ms: their time
+        """
+        *active, changed = px
         share = _larger(plan, whole) * sum(map(mul, plan.mac_share_per_px, active))
         sums = {
             "changed_input": changed / prod(whole.size), "mac_share": share, "work_share": share,
@@ -122,9 +111,9 @@ class StreamStats:
         for key, amount in sums.items():
             self.sums[key] = self.sums.get(key, 0.0) + amount
         self.active_px = _plus(self.active_px, active)
-        self.frames += len(rows)
-        self.later += len(rows)
-        self.last = frames[-1].stats
+        self.frames += frames
+        self.later += frames
+        self.last = last
 
     def copy(self) -> StreamStats:
         """Copy what has been counted so far."""
@@ -188,74 +177,138 @@ class StreamStats:
         return text
 
 
-class Counted:
-    """One frame of one stream: its engine's report and its statistics, made when they are read.
+@dataclass(eq=False)
+class CountedStep:
+    """The frames of one step of a session as statistics need them; those are made when read.
 
-    frame: its number in the stream;  reason: why everything was recomputed, else None
-    moved: whether the window moved
-    shared_ms: its share of the time that the engine does not attribute to a slot
-    whole: the network on a frame, which shares are relative to
+    plan:    what ran;  whole: the network on a frame, which shares are relative to
+    reports: of the slots, without masks
+    slots:   of the streams, in order;  stats: the streams' own, as they were then
+    frames:  numbers of the frames in their streams, from 0
+    reasons: why everything was recomputed, of streams of which it was
+    moved:   streams whose window moved
+    shared_ms: each frame's share of the time that the engine attributes to no slot
+    spent_ms:  what streams' frames had taken before
     """
 
-    def __init__(
-        self, engine: Engine, report: SlotReport | Deferred, frame: int, reason: str | None,
-        moved: bool, shared_ms: float, whole: Plan,
-    ) -> None:  # fmt: skip
-        self.plan, self.frame, self.whole = engine.plan, frame, whole
-        self.device: torch.device = engine.device
-        self._report, self._shared_ms = report, shared_ms
-        self._reason, self._moved = reason, moved
-        self._numbers: Counted | None = None
-        self._only_numbers = isinstance(report, SlotReport)
-
-    def numbers(self) -> Counted:
-        """Give the same without masks, which a device need not keep for the statistics."""
-        if self._only_numbers:
-            return self
-        if self._numbers is None:
-            self._numbers = copy(self)
-            self._numbers._only_numbers = True
-            if not isinstance(self._report, SlotReport):
-                self._numbers._report = self._report.numbers()
-        return self._numbers
+    plan: Plan
+    whole: Plan
+    reports: Mapping[int, SlotReport] | Deferred
+    slots: Mapping[str, int]
+    stats: Sequence[StreamStats]
+    frames: Sequence[int]
+    reasons: Mapping[str, str]
+    moved: Collection[str]
+    shared_ms: float
+    spent_ms: Mapping[str, float]
+    _found: dict[str, FrameStats] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
         """Whether nothing has to be waited for."""
-        return isinstance(self._report, SlotReport) or self._report.ready
+        return not isinstance(self.reports, Deferred) or self.reports.ready
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the frame may be refused after all."""
-        if isinstance(self._report, SlotReport):
-            return self._report.error is not None
-        return self._report.in_doubt
+        """Whether a frame may be refused after all."""
+        if isinstance(self.reports, Deferred):
+            return self.reports.in_doubt
+        return any(report.error is not None for report in self.reports.values())
+
+    def errors(self) -> dict[str, str]:
+        """Say why frames were refused after all, by stream; waits for the device."""
+        if isinstance(self.reports, Deferred):
+            found = self.reports.errors()
+        else:
+            found = {slot: r.error for slot, r in self.reports.items() if r.error is not None}
+        return {s: found[slot] for s, slot in self.slots.items() if slot in found} if found else {}
+
+    def report(self, stream: str) -> SlotReport:
+        """Give what the engine did for a stream; waits for the device."""
+        reports, slot = self.reports, self.slots[stream]
+        return reports.get(slot) if isinstance(reports, Deferred) else reports[slot]
+
+    def of(self, stream: str) -> FrameStats:
+        """Give a stream's counts; waits for the device."""
+        found = self._found.get(stream)
+        if found is None:
+            report = self.report(stream)
+            ms = report.ms + self.shared_ms + self.spent_ms.get(stream, 0.0)
+            frame = self.frames[list(self.slots).index(stream)]
+            found = self._found[stream] = frame_stats(
+                self.plan, self.whole, report, frame, ms, self.reasons.get(stream),
+                stream in self.moved,
+            )  # fmt: skip
+        return found
 
     def counts(self) -> tuple[np.ndarray, float] | None:
-        """Give the frame's numbers and its time (`Deferred.counts`), where it is like any other."""
-        if isinstance(self._report, SlotReport) or self._reason is not None or self._moved:
+        """Give the frames' numbers (`Deferred.counts`), where all are like any other."""
+        if self.reasons or self.moved or not isinstance(self.reports, Deferred):
             return None
-        counts = self._report.counts()
-        return None if counts is None else (counts[0], counts[1] + self._shared_ms)
+        return self.reports.counts()
+
+    def add_each(self, total: StreamStats) -> None:
+        """Count frame by frame, those that were not refused."""
+        errors = self.errors()
+        for stream, stats in zip(self.slots, self.stats, strict=True):
+            if stream not in errors:
+                stats.add(self.of(stream), self.report(stream))
+                total.add(self.of(stream), self.report(stream))
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """One stream's frame in a step: its statistics, made when they are read."""
+
+    step: CountedStep
+    stream: str
 
     @property
-    def report(self) -> SlotReport:
-        """What the engine did; waits for the device."""
-        if not isinstance(self._report, SlotReport):
-            self._report = self._report.get()
-        return self._report
+    def ready(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return self.step.ready
 
     @property
     def stats(self) -> FrameStats:
         """Counts of the frame; waits for the device."""
-        return self.numbers()._stats
+        return self.step.of(self.stream)
 
-    @cached_property
-    def _stats(self) -> FrameStats:
-        ms = self.report.ms + self._shared_ms
-        return frame_stats(
-            self.plan, self.whole, self.report, self.frame, ms, self._reason, self._moved
-        )
+
+def count_steps(steps: Iterable[CountedStep], total: StreamStats) -> None:
+    """Add steps of a session in order to their streams' statistics, and to those of all streams.
+
+    Together, steps of the same streams cost little more than one.
+    """
+    for alike, group in groupby(steps, key=_alike):
+        if alike is None:
+            for step in group:
+                step.add_each(total)
+        else:
+            _add_together(list(group), total)
+
+
+def _alike(step: CountedStep) -> tuple[int, ...] | None:
+    """Say what steps must share to be counted together; None: it is counted by itself."""
+    if step.counts() is None:
+        return None
+    return (*step.slots.values(), *map(id, step.stats))
+
+
+def _add_together(steps: Sequence[CountedStep], total: StreamStats) -> None:
+    last = steps[-1]
+    counts = [found for step in steps if (found := step.counts()) is not None]
+    own_ms = sum(ms for _, ms in counts) + sum(step.shared_ms for step in steps)
+    sums = np.stack([table for table, _ in counts]).sum(0, dtype=np.int64)
+    sums = sums[:, list(last.slots.values())]
+    all_ms = 0.0
+    for k, (stream, stats) in enumerate(zip(last.slots, last.stats, strict=True)):
+        ms = own_ms + sum(step.spent_ms.get(stream, 0.0) for step in steps)
+        all_ms += ms
+        px = sums[:, k].tolist()
+        stats.add_like(last.of(stream), last.plan, last.whole, px, len(steps), ms)
+    of_last = last.of(list(last.slots)[-1])
+    px = sums.sum(1).tolist()
+    total.add_like(of_last, last.plan, last.whole, px, len(steps) * len(last.slots), all_ms)
 
 
 def _plus(a: list, b: list) -> list:

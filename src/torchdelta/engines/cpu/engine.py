@@ -254,7 +254,7 @@ class _Call:
             self.slots[k] = slots.given[slot]
             given = self.slots[k]
             given.frame = frame.data_ptr()
-            given.stride_y, given.stride_x, given.stride_c = frame.stride()
+            given.stride_c, given.stride_y, given.stride_x = frame.stride()
             given.frame_is_float = frame.dtype == torch.float32
             given.whole = slot in whole
             given.input_threshold = state.input_threshold[slot]

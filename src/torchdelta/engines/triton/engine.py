@@ -177,7 +177,6 @@ class TritonEngine(Engine):
         one = ": steps are left to PyTorch" if self.foreign else ""
         return (f"a frame's CUDA graph runs in {lanes} lane{'s' if lanes > 1 else one}",)
 
-    @torch.no_grad()
     def step(
         self,
         state: State,
@@ -189,24 +188,22 @@ class TritonEngine(Engine):
         forced: Mapping[int, Tensor] | None = None,
         moved: Mapping[int, Move] | None = None,
         masks: Mapping[int, Tensor] | None = None,
-    ) -> dict[int, SlotReport | Deferred]:
+    ) -> Mapping[int, SlotReport] | Deferred:
         """Run one frame for the slots that have one (see `Engine.step`).
 
         frames may also be on the CPU: they are copied through pinned memory.
         """
-        from torchdelta.engines.triton.runner import Runner
-
         if not frames:
             return {}
         # Triton, events and captures work on the current device
         with self._current():
             runner = self._sessions.get(state)
             if runner is None:
+                from torchdelta.engines.triton.runner import Runner
+
                 runner = self._sessions[state] = Runner(self, state)
-            return dict(
-                runner.step(
-                    state, frames, whole, record, timed, forced or {}, moved or {}, masks or {}
-                )
+            return runner.step(
+                state, frames, whole, record, timed, forced or {}, moved or {}, masks or {}
             )
 
     def _current(self) -> AbstractContextManager[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
@@ -62,22 +63,31 @@ class List:
     count: Tensor
 
 
+@dataclass(frozen=True)
 class Cells:
-    """Memory of an input gate that counts in cells of grain x grain pixels.
+    """The cells in which an input gate counts (`ops.gate.input_gate`); grain 1: it does not.
 
-    size:  rows and columns of cells;  excess, state, hot: by slot and cell, see `kernels.cells`
-    fine_threshold: [slots] of boxes of 3x3 pixels;  no_threshold: [slots] zeros
+    size: rows and columns of cells
     """
 
-    def __init__(self, grain: int, size: Size, slots: int, device: torch.device) -> None:
-        self.grain = grain
-        self.size = (ceil(size[0] / grain), ceil(size[1] / grain))
-        count = slots * prod(self.size)
-        self.excess = torch.zeros(count, device=device)
-        self.state = torch.zeros(count, dtype=torch.uint8, device=device)
-        self.hot = torch.zeros(count, dtype=torch.uint8, device=device)
-        self.fine_threshold = torch.zeros(slots, device=device)
-        self.no_threshold = torch.zeros(slots, device=device)
+    grain: int
+    size: Size
+
+    @classmethod
+    def of(cls, grain: int, size: Size) -> Cells:
+        """Cut maps of a size in cells."""
+        return cls(grain, (ceil(size[0] / grain), ceil(size[1] / grain)))
+
+    @property
+    def summed(self) -> bool:
+        """Whether the gate's tiles hold whole cells, which its first kernel adds up."""
+        side = self.grain
+        return side > 1 and INPUT_TILE_PX % side == 0 and side * INPUT_TILE_PX <= MOST_PX
+
+    def covered(self, tile: Size) -> Size:
+        """Count the rows and columns of cells that any tile lies in, in powers of 2."""
+        rows, columns = (n // self.grain + 2 * (n % self.grain > 0) for n in tile)
+        return 1 << (rows - 1).bit_length(), 1 << (columns - 1).bit_length()
 
 
 class Memory:
@@ -85,10 +95,12 @@ class Memory:
 
     ctl: int64 control block [8 + slots * 6]: number of the frame, modes, rows of the frames
     stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
+    reported: stamps of the engine's reported values, which begin there at `reported_at`
     tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,
             hot_tiles, changed_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
     thresholds, limits: float32 [slots, values];  forced: int32 [values], whose sets are forced
-    cells:  of an input gate that counts in cells, else None
+    cells:  of the input gate;  fine_cells, hot_cells: uint8 [slots * cells] stamps;  excess, known:
+            by slot and cell, see `kernels.cells`
     given:  slots that have a frame
     """
 
@@ -101,37 +113,54 @@ class Memory:
         self.limits = torch.zeros_like(self.thresholds)
         self.input_threshold = torch.zeros(slots, device=device)
         self.forced = torch.zeros(len(plan.values), dtype=torch.int32, device=device)
-        stamped = sorted(engine.stamped)
+        # what results may ask for lies side by side: it is kept in one call
+        stamped = [*engine.reported, *sorted(engine.stamped - set(engine.reported))]
         # kernels read stamps by words
         sizes = [_aligned(slots * prod(plan.values[v].size)) for v in stamped]
         touch, area = len(plan.values) * slots, prod(plan.size)
+        self.cells = Cells.of(state.input_grain, plan.size)
+        in_cells = slots * prod(self.cells.size) if self.cells.grain > 1 else 1
         self.input_px = pixels_each(area, slots, engine.processors)
+        if self.cells.summed:
+            self.input_px = max(self.input_px, self.cells.grain * INPUT_TILE_PX)
         self.tile = (self.input_px // INPUT_TILE_PX, INPUT_TILE_PX)
         self.tiles = prod(ceil(n / side) for n, side in zip(plan.size, self.tile, strict=True))
-        of_input = [slots * area, *(3 * [slots * self.tiles])]
+        of_input = [slots * area, *(3 * [slots * self.tiles]), *(2 * [in_cells])]
         parted = [_aligned(touch), *map(_aligned, of_input), *sizes]
         self._stamp_bytes = torch.zeros(sum(parted), dtype=torch.uint8, device=device)
         # touch comes first: slots' bytes side by side
-        first, *parts = self._stamp_bytes.split(parted)
-        self.touch = first[:touch].view(len(plan.values), slots)
+        touched, *parts = self._stamp_bytes.split(parted)
+        self.touch = touched[:touch].view(len(plan.values), slots)
         self.hot, self.over_tiles, self.hot_tiles, self.changed_tiles = parts[:4]
+        self.fine_cells, self.hot_cells = parts[4:6]
         self.stamps = {
             v: part[: slots * prod(plan.values[v].size)]
-            for v, part in zip(stamped, parts[4:], strict=True)
+            for v, part in zip(stamped, parts[6:], strict=True)
         }
+        reported = sizes[: len(engine.reported)]
+        first = sum(parted) - sum(sizes)
+        self.reported = self._stamp_bytes[first : first + sum(reported)]
+        begins = itertools.accumulate(reported, initial=0)
+        self.reported_at = dict(zip(engine.reported, begins, strict=False))
         self.difference = torch.zeros(slots * area, device=device)
+        self.excess = torch.zeros(in_cells, device=device)
+        self.known = torch.zeros(in_cells, dtype=torch.uint8, device=device)
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
-        grain = state.input_grain
-        self.cells = Cells(grain, plan.size, slots, device) if grain > 1 else None
         self.given: Sequence[int] = ()
         self.now = 0
         self.frame = 0
         self.bytes = sum(
             t.numel() * t.element_size()
-            for t in (self.ctl, self.thresholds, self.limits, self._stamp_bytes, self.difference)
+            for t in (
+                self.ctl,
+                self.thresholds,
+                self.limits,
+                self._stamp_bytes,
+                self.difference,
+                self.excess,
+                self.known,
+            )
         )
-        if self.cells is not None:
-            self.bytes += 6 * slots * prod(self.cells.size)
 
     def tick(self) -> None:
         """Count a frame; clear the stamps before a number comes again."""
@@ -148,6 +177,7 @@ class Frame:
     forced: steps whose active sets come from `forced_masks` instead of the stamps
     windows: where they may move, or frames have masks; else None: kernels know nothing of them
     counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
+    info:   both of them, as they are read back after a frame
     lanes:  of the graph
     work:   of the input gate, of each step, and of the end, with the index of a step
     bytes:  of lists, counters and partial sums
@@ -179,6 +209,7 @@ class Frame:
         self._zeros = torch.zeros(
             self._info_size + 1 + lists, dtype=torch.int32, device=self.device
         )
+        self.info = self._zeros[: self._info_size]
         self.counts = self._zeros[: steps * self.slots].view(steps, self.slots)
         self.changed = self._zeros[steps * self.slots : self._info_size]
         self._found = self._zeros[self._info_size :]
@@ -271,11 +302,6 @@ class Frame:
             x = x.index_select(axis, places % n)
         return x
 
-    @property
-    def info(self) -> Tensor:
-        """What is read back after a frame: counts of all steps, then of the input."""
-        return self._zeros[: self._info_size]
-
     def _new_list(self, entries: int, phases: int = 1) -> List:
         """Take room for a list."""
         first = self._info_size + 1 + self._lists_made
@@ -354,6 +380,7 @@ class Frame:
         self.bytes += scratch.numel() * scratch.element_size()
         self.constants.append(scratch)
 
+        @torch.no_grad()
         def compute() -> None:
             for slot in self.memory.given:
                 inputs = [self._window(value, slot) for value in step.inputs]
@@ -386,58 +413,71 @@ class Frame:
             "BGR": plan.preprocess.color == "bgr", "TILE_W": memory.tile[1],
             "BS": memory.input_px,
         }  # fmt: skip
+        cells = memory.cells
+        of_cells = {
+            "GRAIN": cells.grain, "down": cells.size[0], "cells_across": cells.size[1],
+        }  # fmt: skip
         compare = Launch(
             gate_kernels.compare_input, memory.tiles * self.slots,
-            {**common, "scale_ptr": self.engine.to_full_scale, "zeros": self._zeros.numel(),
+            {**common, **of_cells, "excess_ptr": memory.excess, "known_ptr": memory.known,
+             "SUMS": cells.summed, "scale_ptr": self.engine.to_full_scale,
+             "zeros": self._zeros.numel(),
              "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
              "over_tiles_ptr": memory.over_tiles, "zeros_ptr": self._zeros,
              "thresholds_ptr": memory.thresholds, "forced_ptr": memory.forced,
              "limits_ptr": memory.limits, "values": len(plan.values),
              "limits": memory.limits.numel()},
         )  # fmt: skip
-        cells = memory.cells
         find = Launch(
             gate_kernels.find_hot, memory.tiles * self.slots,
-            {"ctl_ptr": memory.ctl, "h": h, "w": w, **tiles,
-             "difference_ptr": memory.difference,
-             "threshold_ptr": memory.input_threshold if cells is None else cells.fine_threshold,
+            {"ctl_ptr": memory.ctl, "h": h, "w": w, **tiles, **of_cells,
+             "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
+             "fine_ptr": memory.fine_cells,
              "over_tiles_ptr": memory.over_tiles, "hot_ptr": memory.hot,
              "hot_tiles_ptr": memory.hot_tiles, "TILE_W": memory.tile[1], "BS": memory.input_px,
              "MOVING": moving["MOVING"], "PDL": self._pdl}, warps=2,
         )  # fmt: skip
+        rows, columns = cells.covered(memory.tile)
         publish = Launch(
             gate_kernels.publish_input, memory.tiles * self.slots,
-            {**common, "hot_ptr": memory.hot, "hot_tiles_ptr": memory.hot_tiles,
-             "tiles_ptr": memory.changed_tiles,
-             "threshold_ptr": memory.input_threshold if cells is None else cells.no_threshold,
+            {**common, **of_cells, "CELL_ROWS": rows, "CELL_COLUMNS": columns,
+             "hot_cells_ptr": memory.hot_cells, "hot_ptr": memory.hot,
+             "hot_tiles_ptr": memory.hot_tiles, "tiles_ptr": memory.changed_tiles,
+             "threshold_ptr": memory.input_threshold,
              "stamp_ptr": memory.stamps[plan.input],
              "touch_ptr": memory.touch[plan.input], "changed_ptr": self.changed,
              "PDL": self._pdl},
         )  # fmt: skip
         return [compare, find, *self._cells(cells), publish]
 
-    def _cells(self, cells: Cells | None) -> list[Work]:
+    def _cells(self, cells: Cells) -> list[Work]:
         """Make the launches of an input gate that counts in cells."""
-        if cells is None:
+        if cells.grain == 1:
             return []
         memory, (h, w), (down, across) = self.memory, self.plan.size, cells.size
-        size = self._pixels_each(down * across)
-        blocks = ceil(down * across / size)
-        common = {"ctl_ptr": memory.ctl, "down": down, "across": across, "PDL": self._pdl,
-                  "threshold_ptr": memory.input_threshold}  # fmt: skip
-        of_cells = {**common, "cell_blocks": blocks, "excess_ptr": cells.excess,
-                    "state_ptr": cells.state, "BS": size}  # fmt: skip
-        return [
-            Launch(cell_kernels.sum_cells, blocks * self.slots,
-                   {**of_cells, "h": h, "w": w, "difference_ptr": memory.difference,
-                    "hot_ptr": memory.hot, "GRAIN": cells.grain}),
-            Launch(cell_kernels.find_cells, blocks * self.slots,
-                   {**of_cells, "hot_cells_ptr": cells.hot}),
-            Launch(cell_kernels.mark_cells, memory.tiles * self.slots,
-                   {**common, "h": h, "w": w, "blocks": memory.tiles, "hot_cells_ptr": cells.hot,
-                    "hot_ptr": memory.hot, "hot_tiles_ptr": memory.hot_tiles,
-                    "GRAIN": cells.grain, "TILE_W": memory.tile[1], "BS": memory.input_px}),
-        ]  # fmt: skip
+        common = {
+            "ctl_ptr": memory.ctl, "down": down, "across": across, "excess_ptr": memory.excess,
+            "known_ptr": memory.known, "threshold_ptr": memory.input_threshold,
+            "MOVING": self.windows is not None, "PDL": self._pdl,
+        }  # fmt: skip
+        wide = 1 << (cells.grain - 1).bit_length()
+        side_by_side = max(1, MOST_PX // wide)
+        row_blocks = ceil(across / side_by_side)
+        add_up = Launch(
+            cell_kernels.sum_cells, row_blocks * down * self.slots,
+            {**common, "h": h, "w": w, "blocks": row_blocks * down,
+             "blocks_by": divider(row_blocks * down), "row_blocks": row_blocks,
+             "row_blocks_by": divider(row_blocks), "difference_ptr": memory.difference,
+             "GRAIN": cells.grain, "WIDE": wide, "CELLS": side_by_side},
+        )  # fmt: skip
+        blocks = ceil(down * across / LEAST_PX)
+        find = Launch(
+            cell_kernels.find_cells, blocks * self.slots,
+            {**common, "across_by": divider(across), "blocks": blocks,
+             "blocks_by": divider(blocks), "fine_ptr": memory.fine_cells,
+             "hot_ptr": memory.hot_cells, "BS": LEAST_PX},
+        )  # fmt: skip
+        return [find] if cells.summed else [add_up, find]
 
     def _lanes(self) -> dict[str, int]:
         """Give the input's channels, in how many lanes kernels take them, and the room for them."""

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from torchdelta.engines.triton.frame import Frame
 
 
-class FrameNumbers:
-    """What was counted in one frame of a session: shared by the reports of its slots.
+REFUSED = "frame has NaN or infinite values, or values beyond the compute dtype's range"
+
+
+class FrameNumbers(Deferred):
+    """What was counted in one frame of a session: the reports of its slots, without masks.
 
     info: int32 numbers on the host (pinned), there once the second event has happened
     bad:  int32 [slots], 1 where a frame had values that are not finite; None: none was checked
@@ -36,14 +39,14 @@ class FrameNumbers:
         events: tuple[torch.cuda.Event, torch.cuda.Event] | None,
         step_ms: Sequence[float] | None,
     ) -> None:
-        self._engine, self._slots = engine, tuple(slots)
+        self._engine, self._slots = engine, slots
         self._info, self._bad, self._events = info, bad, events
         self._step_ms = step_ms
         self._checked = bad is not None
-        self._refused: list[int] = []
+        self._errors: dict[int, str] = {}
         self._settling = threading.Lock()
         # [steps + 1, slots], and by slot: pixels of all steps, then of the input
-        self._table: np.ndarray = np.empty(0)
+        self._table: np.ndarray | None = None
         self._counts: list[list[int]] | None = None
         self._finished = False
         self._ms = 0.0
@@ -68,29 +71,49 @@ class FrameNumbers:
                 self._ms = start.elapsed_time(end) / len(self._slots)
             self._table = self._info.numpy().reshape(len(self._engine.plan.steps) + 1, -1).copy()
             if self._bad is not None:
-                self._refused = self._bad.tolist()
+                bad = self._bad.tolist()
+                self._errors = {slot: REFUSED for slot in self._slots if bad[slot]}
             self._finished = True
             self._events = None
+
+    def _taken(self) -> np.ndarray:
+        """Wait, and give the table of numbers."""
+        self.settle()
+        assert self._table is not None
+        return self._table
+
+    def numbers(self) -> FrameNumbers:
+        """Give the same: masks are kept elsewhere."""
+        return self
 
     @property
     def in_doubt(self) -> bool:
         """Whether the device may have refused a frame."""
         return self._checked
 
-    def counts(self, slot: int) -> tuple[np.ndarray, float] | None:
-        """Wait, and give a slot's active pixels of all steps, then of the input, and its time."""
-        if self._checked or self._step_ms is not None or self._engine.foreign:
+    def errors(self) -> Mapping[int, str]:
+        """Wait, and say which slots' frames were refused (see `Deferred`)."""
+        if self._checked:
+            self.settle()
+        return self._errors
+
+    def counts(self) -> tuple[np.ndarray, float] | None:
+        """Wait, and give the frames' numbers and their time (see `Deferred`)."""
+        if self._step_ms is not None or self._engine.foreign or self.errors():
             return None
-        self.settle()
-        return self._table[:, slot], self._ms
+        return self._taken(), self._ms
+
+    def get(self, slot: int) -> SlotReport:
+        """Wait, and say what the frame did in one slot."""
+        return self.report(slot, {}, {})
 
     def report(
         self, slot: int, changed: Mapping[int, Tensor], active: dict[int, Tensor]
     ) -> SlotReport:
-        """Wait, and say what the frame did in one slot."""
-        self.settle()
+        """Wait, and say what the frame did in one slot, with its masks."""
+        table = self._taken()
         if self._counts is None:
-            self._counts = self._table.T.tolist()
+            self._counts = table.T.tolist()
         *active_px, input_px = self._counts[slot]
         work_px = active_px
         if self._engine.foreign:
@@ -99,12 +122,10 @@ class FrameNumbers:
                 prod(plan.values[plan.steps[i].output].size) if i in self._engine.foreign else px
                 for i, px in enumerate(active_px)
             ]
-        error = None
-        if self._refused and self._refused[slot]:
-            error = "frame has NaN or infinite values, or values beyond the compute dtype's range"
         return SlotReport(
             changed, active_px, work_px, input_px, active, self._ms,
-            None if self._step_ms is None else [t / len(self._slots) for t in self._step_ms], error,
+            None if self._step_ms is None else [t / len(self._slots) for t in self._step_ms],
+            self._errors.get(slot),
         )  # fmt: skip
 
 
@@ -112,28 +133,29 @@ class FrameRecord:
     """The masks of one frame of a session, taken when they are asked for."""
 
     def __init__(self, frame: Frame, slots: Sequence[int]) -> None:
-        self.plan, self.slots = frame.plan, tuple(slots)
+        self.plan, self.slots = frame.plan, slots
         self._frame = frame
         self._number, self._now = frame.memory.frame, frame.memory.now
-        self._masks: dict[int, Tensor] = {}
+        self._kept: Tensor | None = None
         self.active: dict[int, dict[int, Tensor]] = {}
 
     def mask(self, value: int) -> Tensor:
-        """Give a value's change masks, bool [slots, H, W].
+        """Give a value's change masks, bool [slots, H, W]."""
+        size = self.plan.values[value].size
+        first = self._frame.memory.reported_at[value]
+        kept = self.keep_masks()
+        return kept[first : first + self._frame.slots * prod(size)].view(-1, *size)
 
-        Stamps hold until the session's next frame: `keep_masks` is called before that.
+    def keep_masks(self) -> Tensor:
+        """Take the masks that may be asked for, bytes side by side, in one call.
+
+        Stamps hold until the session's next frame: this is called before that.
         """
-        if value not in self._masks:
+        if self._kept is None:
             if self._number != self._frame.memory.frame:
                 raise RuntimeError("the change masks of this frame were not kept")
-            stamps = self._frame.memory.stamps[value]
-            self._masks[value] = (stamps == self._now).view(-1, *self.plan.values[value].size)
-        return self._masks[value]
-
-    def keep_masks(self) -> None:
-        """Take the masks that may be asked for, before the next frame's stamps."""
-        for value in self._frame.engine.reported:
-            self.mask(value)
+            self._kept = self._frame.memory.reported == self._now
+        return self._kept
 
     def keep_active(self) -> None:
         """Take the active sets of all steps."""
@@ -168,36 +190,35 @@ class _Masks(Mapping[int, Tensor]):
         return len(self._values)
 
 
-class DeviceReport(Deferred):
-    """A slot's report that waits for the device when it is read; without a record, of no masks."""
+class DeviceReports(Deferred):
+    """A frame's reports that wait for the device when they are read."""
 
-    def __init__(self, numbers: FrameNumbers, record: FrameRecord | None, slot: int) -> None:
-        self._numbers, self._record, self._slot = numbers, record, slot
-        self._report: SlotReport | None = None
+    def __init__(self, numbers: FrameNumbers, record: FrameRecord) -> None:
+        self._numbers, self._record = numbers, record
 
     @property
     def ready(self) -> bool:
-        """Whether reading it does not wait."""
+        """Whether reading them does not wait."""
         return self._numbers.ready
 
-    def numbers(self) -> DeviceReport:
-        """Give the same report without masks and active sets, which need not be kept for it."""
-        return DeviceReport(self._numbers, None, self._slot)
+    def numbers(self) -> FrameNumbers:
+        """Give the same reports without masks and active sets, which need not be kept for them."""
+        return self._numbers
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the device may have refused the frame."""
+        """Whether the device may have refused a frame."""
         return self._numbers.in_doubt
 
-    def counts(self) -> tuple[np.ndarray, float] | None:
-        """Wait, and give the frame's numbers (see `Deferred`)."""
-        return self._numbers.counts(self._slot)
+    def errors(self) -> Mapping[int, str]:
+        """Wait, and say which slots' frames were refused (see `Deferred`)."""
+        return self._numbers.errors()
 
-    def get(self) -> SlotReport:
-        """Wait for the frame and give its report."""
-        if self._report is None:
-            record, slot = self._record, self._slot
-            changed = {} if record is None else _Masks(record, slot)
-            active = {} if record is None else record.active.get(slot, {})
-            self._report = self._numbers.report(slot, changed, active)
-        return self._report
+    def counts(self) -> tuple[np.ndarray, float] | None:
+        """Wait, and give the frames' numbers and their time (see `Deferred`)."""
+        return self._numbers.counts()
+
+    def get(self, slot: int) -> SlotReport:
+        """Wait for the frame and give a slot's report."""
+        active = self._record.active.get(slot, {})
+        return self._numbers.report(slot, _Masks(self._record, slot), active)

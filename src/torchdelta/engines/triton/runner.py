@@ -6,7 +6,8 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,12 +15,11 @@ from torch import Tensor
 
 from torchdelta.engines.base import Move
 from torchdelta.engines.triton.frame import FRAME_ROW, MODES_AT, Frame, Memory, Work
-from torchdelta.engines.triton.kernels.shared import FRAME, WHOLE
+from torchdelta.engines.triton.kernels.shared import FRAME, NOTHING, WHOLE
 from torchdelta.engines.triton.launch import Launch
-from torchdelta.engines.triton.report import DeviceReport, FrameNumbers, FrameRecord
+from torchdelta.engines.triton.report import DeviceReports, FrameNumbers, FrameRecord
 from torchdelta.engines.triton.schedule import INPUT, make_schedule
 from torchdelta.engines.triton.windows import Windows
-from torchdelta.ops.gate import FINE
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
@@ -30,6 +30,9 @@ RING = 4
 
 # how far apart a frame's numbers may lie: kernels count in 32 bits
 FARTHEST = 2**31 - 1
+
+# of a tensor, all at once
+KIND = attrgetter("dtype", "is_cuda")
 
 # PyTorch captures one graph at a time
 CAPTURING = threading.Lock()
@@ -50,8 +53,11 @@ class Runner:
         self.memory = Memory(engine, state)
         self._on_gpu = engine.device.type == "cuda"
         self._staging = _Staging(engine) if self._on_gpu else None
-        size = self.memory.ctl.numel()
-        self._controls = self._on_host(torch.int64, size)
+        controls = self._on_host(torch.int64, self.memory.ctl.numel())
+        self._controls = [_Control(numbers, self.memory.slots) for numbers in controls]
+        # the slots that had a frame last, and what they are in an array
+        self._given: tuple[int, ...] = ()
+        self._places: Any = slice(0)
         # by turn, used again once the frame of that turn is done: where numbers come back, and when
         counted = (len(engine.plan.steps) + 1) * self.memory.slots
         self._info = self._on_host(torch.int32, counted)
@@ -66,20 +72,21 @@ class Runner:
         # frames that the device may still read
         self._kept: list[list[Tensor]] = [[] for _ in range(RING)]
         self._turn = 0
-        self._thresholds = np.full_like(state.thresholds, np.nan)
-        self._input_threshold = np.full_like(state.input_threshold, np.nan)
+        # how often the thresholds had changed when they were sent
+        self._sent = -1
         self._threshold_hosts = {
             name: self._on_host(torch.float32, *shape)
             for name, shape in (
                 ("values", state.thresholds.shape),
                 ("input", state.input_threshold.shape),
-                ("fine", state.input_threshold.shape),
             )
         }
         self._frames: dict[Variant, Frame] = {}
         self._graphs: dict[tuple[Variant, bool], list[Work]] = {}
         self._warm: set[tuple[Variant, bool]] = set()
         self._forced: Mapping[int, Tensor] = {}
+        # the last kind of frame, and the forced sets that it was chosen for
+        self._kind: tuple[Mapping[int, Tensor], Variant] | None = None
         # from the first window that moves or frame that has a mask
         self._windows: Windows | None = None
         self._last: weakref.ref[FrameRecord] | None = None
@@ -104,7 +111,7 @@ class Runner:
         forced: Mapping[int, Tensor],
         moved: Mapping[int, Move],
         masks: Mapping[int, Tensor],
-    ) -> dict[int, DeviceReport]:
+    ) -> DeviceReports:
         """Run one frame (see `Engine.step`)."""
         last = self._last() if self._last is not None else None
         if last is not None:
@@ -138,59 +145,77 @@ class Runner:
         bad = self._bad[self._turn].copy_(self.memory.bad, non_blocking=True) if floats else None
         if events is not None:
             events[1].record()
-        numbers = FrameNumbers(self.engine, list(frames), info, bad, events, step_ms)
+        slots = self._given
+        numbers = FrameNumbers(self.engine, slots, info, bad, events, step_ms)
         self._numbers[self._turn] = numbers
-        found = FrameRecord(frame, list(frames))
+        found = FrameRecord(frame, slots)
         if record:
             found.keep_active()
         self._last = weakref.ref(found)
-        return {slot: DeviceReport(numbers, found, slot) for slot in frames}
+        # while this frame is under way: the next one takes the memory of the oldest
+        oldest = self._numbers[(self._turn + 1) % RING]
+        if oldest is not None and oldest.ready:
+            oldest.settle()
+        return DeviceReports(numbers, found)
 
     def _send(self, frames: Mapping[int, Tensor], whole: frozenset[int]) -> bool:
         """Send the control block and frames of the host; returns whether some are float."""
-        memory = self.memory
+        memory, control = self.memory, self._controls[self._turn]
         memory.tick()
-        memory.given = tuple(frames)
-        control = self._controls[self._turn]
-        # a list takes single numbers faster than an array
-        numbers = [0] * control.numel()
-        numbers[0] = memory.now
-        rows_at = MODES_AT + memory.slots
-        c, h, w = self.engine.plan.shape
-        kept = []
-        floats = False
-        for slot, given in frames.items():
-            frame = given
-            is_float = frame.dtype != torch.uint8
-            if is_float:
-                frame, floats = frame.float(), True
-            if self._staging is not None and not frame.is_cuda:
-                frame = self._staging.send(slot, self._turn, frame)
-            rows, columns, channels = frame.stride()
-            if rows * h + columns * w + channels * c > FARTHEST:
-                frame = frame.contiguous()
-                rows, columns, channels = frame.stride()
-            numbers[MODES_AT + slot] = WHOLE if slot in whole else FRAME
-            at = rows_at + slot * FRAME_ROW
-            numbers[at : at + FRAME_ROW] = (frame.data_ptr(), rows, columns, channels, is_float)
-            kept.append(frame)
-        control.numpy()[:] = numbers
-        self._kept[self._turn] = kept
-        memory.ctl.copy_(control, non_blocking=True)
+        slots = tuple(frames)
+        if slots != self._given:
+            first, last = slots[0], slots[-1] + 1
+            row = slots == tuple(range(first, last))
+            self._given, self._places = slots, slice(first, last) if row else np.array(slots)
+        memory.given = slots
+        given, floats = self._taken(frames)
+        strides = list(map(Tensor.stride, given))
+        if any(map(self._too_far, set(strides))):
+            far = map(self._too_far, strides)
+            given = [x.contiguous() if is_far else x for x, is_far in zip(given, far, strict=True)]
+            strides = list(map(Tensor.stride, given))
+        control.now[:] = memory.now
+        control.modes[:] = NOTHING
+        control.modes[self._places] = FRAME
+        for slot in whole:
+            control.modes[slot] = WHOLE
+        rows = control.frames
+        rows[self._places, 0] = list(map(Tensor.data_ptr, given))
+        alike = strides.count(strides[0]) == len(strides)
+        rows[self._places, 1:4] = np.array(strides[0] if alike else strides)[..., (1, 2, 0)]
+        rows[self._places, 4] = floats
+        self._kept[self._turn] = given
+        memory.ctl.copy_(control.numbers, non_blocking=True)
         if self._staging is not None:
             self._staging.wait()
-        return floats
+        return any(floats)
+
+    def _taken(self, frames: Mapping[int, Tensor]) -> tuple[list[Tensor], list[bool]]:
+        """Bring frames [C, H, W] to the device, as uint8 or float32; copies are under way then.
+
+        returns: them, and which are float32 ([False]: none)
+        """
+        if set(map(KIND, frames.values())) == {(torch.uint8, self._on_gpu)}:
+            return list(frames.values()), [False]
+        given = []
+        for slot, taken in frames.items():
+            frame = taken if taken.dtype == torch.uint8 else taken.float()
+            if self._staging is not None and not frame.is_cuda:
+                frame = self._staging.send(slot, self._turn, frame)
+            given.append(frame)
+        return given, [frame.dtype != torch.uint8 for frame in given]
+
+    def _too_far(self, strides: tuple[int, ...]) -> bool:
+        """Whether numbers of a frame lie farther apart than kernels can count."""
+        shape = self.engine.plan.shape
+        return sum(n * stride for n, stride in zip(shape, strides, strict=True)) > FARTHEST
 
     def _send_thresholds(self, state: State) -> None:
-        if not np.array_equal(self._thresholds, state.thresholds):
-            self._thresholds[:] = state.thresholds
-            self._send_numbers("values", self._thresholds, self.memory.thresholds)
-        if not np.array_equal(self._input_threshold, state.input_threshold):
-            self._input_threshold[:] = state.input_threshold
-            self._send_numbers("input", self._input_threshold, self.memory.input_threshold)
-            if self.memory.cells is not None:
-                fine = FINE * self._input_threshold
-                self._send_numbers("fine", fine, self.memory.cells.fine_threshold)
+        if self._sent == state.changes:
+            return
+        self._sent = state.changes
+        self._send_numbers("values", state.thresholds, self.memory.thresholds)
+        self._send_numbers("input", state.input_threshold, self.memory.input_threshold)
 
     def _send_numbers(self, name: str, numbers: np.ndarray, to: Tensor) -> None:
         host = self._threshold_hosts[name][self._turn]
@@ -202,7 +227,7 @@ class Runner:
     ) -> None:
         """Send where the windows lie; from the first one that moves the frames are of that kind."""
         if self._windows is None:
-            if not moved and not masks and not state.rings.any():
+            if not moved and not masks and not state.turned:
                 return
             self._windows = Windows(self.engine.plan, self.memory.slots, self.engine.device, RING)
         self._windows.send(self._turn, state, moved, masks)
@@ -212,16 +237,22 @@ class Runner:
         steps, moving = self.engine.plan.steps, self._windows is not None
         if not forced:
             return frozenset(), True, moving
+        # the same sets come with every frame that is timed
+        if self._kind is not None and self._kind[0] is forced and self._kind[1][2] == moving:
+            return self._kind[1]
         agree = len(forced) == len(steps) and all(
             forced[i] is forced[use.leader] for i, use in enumerate(self.engine.shared.uses)
         )
-        return frozenset(forced), agree, moving
+        self._kind = forced, (frozenset(forced), agree, moving)
+        return self._kind[1]
 
     def _force(self, frame: Frame, forced: Mapping[int, Tensor]) -> None:
         """Put forced active sets where the select kernels read them."""
-        if forced is self._forced or (not forced and not self._forced):
+        if forced is self._forced:
             return
-        self._forced = forced
+        before, self._forced = self._forced, forced
+        if not forced and not before:
+            return
         steps = self.engine.plan.steps
         flags = torch.zeros(self.memory.forced.shape, dtype=torch.int32)
         flags[[steps[index].output for index in forced]] = 1
@@ -342,6 +373,21 @@ def _causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+class _Control:
+    """A control block on the host.
+
+    numbers: int64, as `kernels.shared` and `kernels.gate` read it; parts of it as arrays:
+    now: [1];  modes: [slots];  frames: [slots, FRAME_ROW]
+    """
+
+    def __init__(self, numbers: Tensor, slots: int) -> None:
+        self.numbers = numbers
+        array = numbers.numpy()
+        self.now = array[:1]
+        self.modes = array[MODES_AT : MODES_AT + slots]
+        self.frames = array[MODES_AT + slots :].reshape(slots, FRAME_ROW)
+
+
 class _Staging:
     """Frames of the host on their way to the device: pinned memory, and a stream of its own."""
 
@@ -354,12 +400,12 @@ class _Staging:
         self._sent = False
 
     def send(self, slot: int, turn: int, frame: Tensor) -> Tensor:
-        """Copy a host frame [H, W, C] to the device; the copy is under way when this returns."""
+        """Copy a host frame [C, H, W] to the device; the copy is under way when this returns."""
         key = slot, turn, frame.dtype
         if key not in self._buffers:
             self._buffers[key] = (
-                torch.empty(self._shape, dtype=frame.dtype, pin_memory=True),
-                torch.empty(self._shape, dtype=frame.dtype, device=self._device),
+                torch.empty(self._shape, dtype=frame.dtype, pin_memory=True).permute(2, 0, 1),
+                torch.empty(self._shape, dtype=frame.dtype, device=self._device).permute(2, 0, 1),
             )
             # who had this memory before may not be done with it
             self._stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -1,7 +1,9 @@
 """The input gate in cells: what `ops.gate.input_gate` does with a grain of more than 1.
 
-These run between `find_hot`, which then looks for boxes far beyond the threshold, and
-`publish_input`, which then publishes the hot pixels alone.
+`compare_input` adds up the cells that divide its tiles (`sum_cells` the others), `find_hot` marks
+those in which a box of 3x3 pixels lies far beyond the threshold, `find_cells` here marks what is to
+be published, and `publish_input` looks at these marks. Slots of threshold 0 are compared pixel by
+pixel, as without cells.
 """
 
 from __future__ import annotations
@@ -9,101 +11,98 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.gate import _tile_pixels
-from torchdelta.engines.triton.kernels.shared import MODE, begin
+from torchdelta.engines.triton.kernels.shared import MODE, begin, divide
 
-_PLAIN = ["h", "w", "down", "across", "blocks", "cell_blocks", "GRAIN"]
+_PLAIN = [
+    "h",
+    "w",
+    "down",
+    "across",
+    "across_by",
+    "blocks",
+    "blocks_by",
+    "row_blocks",
+    "row_blocks_by",
+    "fine_ptr",
+    "hot_ptr",
+]
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def sum_cells(
-    ctl_ptr, h, w, down, across, cell_blocks, difference_ptr, threshold_ptr, hot_ptr, excess_ptr,
-    state_ptr, GRAIN, BS: tl.constexpr, PDL: tl.constexpr,
+    ctl_ptr, h, w, down, across, blocks, blocks_by, row_blocks, row_blocks_by, difference_ptr,
+    threshold_ptr, excess_ptr, known_ptr,
+    GRAIN: tl.constexpr, WIDE: tl.constexpr, CELLS: tl.constexpr, MOVING: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Add up the cells' pixels that can be compared.
+    """Add up CELLS cells side by side; there are `row_blocks` of such in a row of cells.
 
-    hot_ptr:    stamps [slots, h, w] of pixels whose 3x3 box lies far beyond the threshold
-    excess_ptr: float32 [slots, down, across], sum of (difference - threshold)
-    state_ptr:  uint8 [slots, down, across]: 2 where a pixel has a stamp, else 1 where any pixel can
-                be compared, else 0
+    excess_ptr: float32 [slots, down, across], sum of (difference - threshold) over the pixels that
+                can be compared
+    known_ptr:  MOVING: uint8 [slots, down, across], whether there are any
+    WIDE: power of 2, at least GRAIN
     """
     begin(PDL)
     pid = tl.program_id(0)
-    slot = pid // cell_blocks
-    threshold = tl.load(threshold_ptr + slot)
-    if (tl.load(ctl_ptr + MODE + slot) == 1) & (threshold != 0.0):
-        now = tl.load(ctl_ptr).to(tl.int32)
-        n = (pid - slot * cell_blocks) * BS + tl.arange(0, BS)
-        ok = n < down * across
-        top, left = n // across * GRAIN, n % across * GRAIN
-        excess = tl.zeros((BS,), tl.float32)
-        known = tl.zeros((BS,), tl.int32)
-        fine = tl.zeros((BS,), tl.int32)
-        for i in range(GRAIN * GRAIN):
-            y, x = top + i // GRAIN, left + i % GRAIN
-            inside = ok & (y < h) & (x < w)
+    slot = divide(pid, blocks_by)
+    if tl.load(ctl_ptr + MODE + slot) == 1:
+        threshold = tl.load(threshold_ptr + slot)
+        block = pid - slot * blocks
+        row = divide(block, row_blocks_by)
+        n = (block - row * row_blocks) * CELLS + tl.arange(0, CELLS)
+        place = tl.arange(0, WIDE)[None, :]
+        x = n[:, None] * GRAIN + place
+        columns = (place < GRAIN) & (x < w)
+        excess = tl.zeros((CELLS, WIDE), tl.float32)
+        known = tl.zeros((CELLS, WIDE), tl.int32)
+        for i in range(GRAIN):
+            y = place * 0 + (row * GRAIN + i)
             at = slot * (h * w) + y * w + x
-            difference = tl.load(difference_ptr + at, mask=inside, other=-1.0)
+            difference = tl.load(difference_ptr + at, mask=columns & (y < h), other=-1.0)
             # below 0 there is no difference; a NaN is one
             comparable = (difference < 0.0) == 0
             excess += tl.where(comparable, difference - threshold, 0.0)
             known |= comparable.to(tl.int32)
-            stamp = tl.load(hot_ptr + at, mask=inside, other=0).to(tl.int32)
-            fine |= (stamp == now).to(tl.int32)
-        cell = slot * (down * across) + n
-        tl.store(excess_ptr + cell, excess, mask=ok)
-        tl.store(state_ptr + cell, tl.maximum(2 * fine, known).to(tl.uint8), mask=ok)
+        cell = (slot * down + row) * across + n
+        tl.store(excess_ptr + cell, tl.sum(excess, 1), mask=n < across)
+        if MOVING:
+            tl.store(known_ptr + cell, tl.max(known, 1).to(tl.uint8), mask=n < across)
 
 
 @triton.jit(do_not_specialize=_PLAIN)
 def find_cells(
-    ctl_ptr, down, across, cell_blocks, threshold_ptr, excess_ptr, state_ptr, hot_cells_ptr,
-    BS: tl.constexpr, PDL: tl.constexpr,
+    ctl_ptr, down, across, across_by, blocks, blocks_by, threshold_ptr, excess_ptr, known_ptr,
+    fine_ptr, hot_ptr,
+    BS: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Mark the hot cells: uint8 [slots, down, across], 1 or 0."""
+    """Mark the hot cells and the eight around each.
+
+    fine_ptr: stamps [slots, down, across] of the cells in which a box of 3x3 pixels is far beyond
+    hot_ptr:  stamps alike, written
+    """
     begin(PDL)
     pid = tl.program_id(0)
-    slot = pid // cell_blocks
+    slot = divide(pid, blocks_by)
     if (tl.load(ctl_ptr + MODE + slot) == 1) & (tl.load(threshold_ptr + slot) != 0.0):
-        n = (pid - slot * cell_blocks) * BS + tl.arange(0, BS)
+        now = tl.load(ctl_ptr).to(tl.int32)
+        n = (pid - slot * blocks) * BS + tl.arange(0, BS)
         ok = n < down * across
-        y, x = n // across, n % across
-        cells = slot * (down * across)
+        y = divide(n, across_by)
+        x = n - y * across
+        at = slot * (down * across) + n
         total = tl.zeros((BS,), tl.float32)
         for i in tl.static_range(-1, 2):
             for j in tl.static_range(-1, 2):
                 inside = ok & (y + i >= 0) & (y + i < down) & (x + j >= 0) & (x + j < across)
-                total += tl.load(excess_ptr + (cells + n + i * across + j), mask=inside, other=0.0)
-        state = tl.load(state_ptr + cells + n, mask=ok, other=0).to(tl.int32)
+                total += tl.load(excess_ptr + (at + i * across + j), mask=inside, other=0.0)
         # written this way round, a NaN is hot
-        hot = (state == 2) | ((state == 1) & ((total <= 0.0) == 0))
-        tl.store(hot_cells_ptr + cells + n, hot.to(tl.uint8), mask=ok)
-
-
-@triton.jit(do_not_specialize=_PLAIN)
-def mark_cells(
-    ctl_ptr, h, w, down, across, blocks, threshold_ptr, hot_cells_ptr, hot_ptr, hot_tiles_ptr,
-    GRAIN, TILE_W: tl.constexpr, BS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Stamp the pixels of hot cells and of those beside them, and the tiles that have any."""
-    begin(PDL)
-    pid = tl.program_id(0)
-    slot = pid // blocks
-    if (tl.load(ctl_ptr + MODE + slot) == 1) & (tl.load(threshold_ptr + slot) != 0.0):
-        now = tl.load(ctl_ptr).to(tl.int32)
-        block = pid - slot * blocks
-        tiles = tl.cdiv(w, TILE_W)
-        y, x, ok = _tile_pixels(block // tiles, block % tiles, h, w, TILE_W, BS)
-        row, column = y // GRAIN, x // GRAIN
-        hot = tl.zeros((BS,), tl.int32)
+        hot = (total <= 0.0) == 0
+        if MOVING:
+            hot &= tl.load(known_ptr + at, mask=ok, other=0) != 0
+        fine = tl.load(fine_ptr + at, mask=ok, other=0).to(tl.int32)
+        hot = (hot | (fine == now)) & ok
+        stamp = (y * 0 + now).to(tl.uint8)
         for i in tl.static_range(-1, 2):
             for j in tl.static_range(-1, 2):
-                inside = (row + i >= 0) & (row + i < down)
-                inside &= (column + j >= 0) & (column + j < across) & ok
-                at = slot * (down * across) + (row + i) * across + column + j
-                hot |= tl.load(hot_cells_ptr + at, mask=inside, other=0).to(tl.int32)
-        marked = (hot > 0) & ok
-        at = slot * (h * w) + y * w + x
-        tl.store(hot_ptr + at, (y * 0 + now).to(tl.uint8), mask=marked)
-        if tl.max(marked.to(tl.int32)) > 0:
-            tl.store(hot_tiles_ptr + pid, now.to(tl.uint8))
+                inside = hot & (y + i >= 0) & (y + i < down) & (x + j >= 0) & (x + j < across)
+                tl.store(hot_ptr + (at + i * across + j), stamp, mask=inside)

@@ -20,10 +20,13 @@ from torchdelta.engines.triton.kernels.shared import (
     moved_level,
     on_ring,
 )
+from torchdelta.ops.gate import FINE
 
 # numbers of a frame's row in the control block: address, strides of rows, columns and channels in
 # elements, and whether its values are float32 (else uint8)
 FRAME_ROW = tl.constexpr(5)
+# where the gate counts in cells (GRAIN > 1): by how much boxes of 3x3 pixels must exceed it
+FINE_FACTOR = tl.constexpr(FINE)
 _PLAIN = [
     "h",
     "w",
@@ -51,6 +54,10 @@ _PLAIN = [
     "masked_ptr",
     "valid_ptr",
     "x_ring_ptr",
+    "down",
+    "cells_across",
+    "fine_ptr",
+    "hot_cells_ptr",
 ]
 
 
@@ -81,6 +88,54 @@ def _marked_near(tiles_ptr, slot, row, column, blocks, across, now):
     inside = (n < 9) & (row >= 0) & (row * across < blocks) & (column >= 0) & (column < across)
     marks = tl.load(tiles_ptr + slot * blocks + row * across + column, mask=inside, other=0)
     return tl.max((marks.to(tl.int32) == now).to(tl.int32)) > 0
+
+
+@triton.jit
+def _cells_of(y, x, slot, down, cells_across, GRAIN: tl.constexpr):
+    """Find the cells that pixels lie in."""
+    return (slot * down + y // GRAIN) * cells_across + x // GRAIN
+
+
+@triton.jit
+def _hot_cell_in(
+    hot_cells_ptr, slot, row, column, down, cells_across, now,
+    GRAIN: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Whether one of the ROWS x COLUMNS cells from a tile's first on is hot: all the tile's are."""
+    n = tl.arange(0, ROWS * COLUMNS)
+    y = row * (BS // TILE_W) // GRAIN + n // COLUMNS
+    x = column * TILE_W // GRAIN + n % COLUMNS
+    inside = (y < down) & (x < cells_across)
+    at = (slot * down + y) * cells_across + x
+    marks = tl.load(hot_cells_ptr + at, mask=inside, other=0)
+    return tl.max((marks.to(tl.int32) == now).to(tl.int32)) > 0
+
+
+@triton.jit
+def _sum_cells(
+    difference, threshold, ok, slot, row, column, down, cells_across, excess_ptr, known_ptr,
+    GRAIN: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr,
+):  # fmt: skip
+    """Add up the cells of a tile, which holds whole ones (see `cells.sum_cells`)."""
+    ROWS: tl.constexpr = BS // TILE_W // GRAIN
+    COLUMNS: tl.constexpr = TILE_W // GRAIN
+    comparable = ok
+    if MOVING:
+        comparable = ok & ((difference < 0.0) == 0)
+    excess = tl.where(comparable, difference - threshold, 0.0)
+    excess = tl.sum(tl.reshape(excess, (ROWS, GRAIN, COLUMNS, GRAIN)), 3)
+    excess = tl.reshape(tl.sum(excess, 1), (ROWS * COLUMNS,))
+    n = tl.arange(0, ROWS * COLUMNS)
+    y = row * ROWS + n // COLUMNS
+    x = column * COLUMNS + n % COLUMNS
+    inside = (y < down) & (x < cells_across)
+    cell = (slot * down + y) * cells_across + x
+    tl.store(excess_ptr + cell, excess, mask=inside)
+    if MOVING:
+        known = tl.max(tl.reshape(comparable.to(tl.int32), (ROWS, GRAIN, COLUMNS, GRAIN)), 3)
+        known = tl.reshape(tl.max(known, 1), (ROWS * COLUMNS,))
+        tl.store(known_ptr + cell, known.to(tl.uint8), mask=inside)
 
 
 @triton.jit
@@ -128,9 +183,10 @@ def compare_input(
     difference_ptr, threshold_ptr, over_tiles_ptr, zeros_ptr, zeros,
     thresholds_ptr, forced_ptr, limits_ptr, values, limits,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
+    down, cells_across, excess_ptr, known_ptr,
     X_PX: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
-    MOVING: tl.constexpr,
+    GRAIN: tl.constexpr, SUMS: tl.constexpr, MOVING: tl.constexpr,
 ):  # fmt: skip
     """Measure how far each pixel lies from what was published; set the frame's counters to 0.
 
@@ -140,7 +196,8 @@ def compare_input(
     difference_ptr: float32 [slots, h, w]: mean over the channels of |frame - published|, share of
     full scale; where the slot's threshold is 0: whether they differ at all. -1: what cannot be
     compared, outside a frame's mask or never seen.
-    over_tiles_ptr: marks of the tiles in which some pixel exceeds the threshold by itself.
+    over_tiles_ptr: marks of the tiles in which some pixel exceeds what a box must exceed.
+    SUMS: tiles hold whole cells, which are added up here: excess_ptr and known_ptr.
     """
     pid = tl.program_id(0)
     for first in range(pid * BS, zeros, tl.num_programs(0) * BS):
@@ -185,6 +242,13 @@ def compare_input(
             )
             result = tl.where((valid != 0) & (unseen == 0), result, -1.0)
         tl.store(difference_ptr + slot * (h * w) + y * w + x, result, mask=ok)
+        if SUMS:
+            _sum_cells(
+                result, threshold, ok, slot, row, column, down, cells_across, excess_ptr,
+                known_ptr, GRAIN, TILE_W, BS, MOVING,
+            )  # fmt: skip
+        if GRAIN > 1:
+            threshold *= FINE_FACTOR
         # written this way round, a NaN exceeds it
         over = (result <= threshold) == 0
         if tl.max((over & ok).to(tl.int32)) > 0:
@@ -194,13 +258,15 @@ def compare_input(
 @triton.jit(do_not_specialize=_PLAIN)
 def find_hot(
     ctl_ptr, h, w, blocks, blocks_by, across, across_by, difference_ptr, threshold_ptr,
-    over_tiles_ptr, hot_ptr, hot_tiles_ptr,
-    TILE_W: tl.constexpr, BS: tl.constexpr, MOVING: tl.constexpr, PDL: tl.constexpr,
+    over_tiles_ptr, hot_ptr, hot_tiles_ptr, down, cells_across, fine_ptr,
+    TILE_W: tl.constexpr, BS: tl.constexpr, GRAIN: tl.constexpr, MOVING: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Mark the pixels whose 3x3 box (what of it can be compared) exceeds the threshold.
 
     hot_ptr: stamps [slots, h, w]; where the threshold is 0: of the pixels that differ;
     hot_tiles_ptr: marks of the tiles that have any.
+    fine_ptr: of a gate with cells, instead: stamps of the cells of pixels whose box is far beyond.
     """
     begin(PDL)
     pid = tl.program_id(0)
@@ -210,6 +276,8 @@ def find_hot(
         over_tiles_ptr, slot, row, column, blocks, across, now
     ):
         threshold = tl.load(threshold_ptr + slot)
+        if GRAIN > 1:
+            threshold *= FINE_FACTOR
         y, x, ok = _tile_pixels(row, column, h, w, TILE_W, BS)
         at = y * w + x
         differences = difference_ptr + slot * (h * w)
@@ -241,7 +309,13 @@ def find_hot(
         if MOVING:
             over &= known
         over &= ok
-        tl.store(hot_ptr + slot * (h * w) + at, (y * 0 + now).to(tl.uint8), mask=over)
+        stamp = (y * 0 + now).to(tl.uint8)
+        if GRAIN > 1:
+            in_cells = y * 0 + (threshold != 0.0).to(tl.int32) != 0
+            cell = _cells_of(y, x, slot, down, cells_across, GRAIN)
+            tl.store(fine_ptr + cell, stamp, mask=over & in_cells)
+            over &= in_cells == 0
+        tl.store(hot_ptr + slot * (h * w) + at, stamp, mask=over)
         if tl.max(over.to(tl.int32)) > 0:
             tl.store(hot_tiles_ptr + pid, now.to(tl.uint8))
 
@@ -251,12 +325,15 @@ def publish_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, blocks_by, across, across_by, factor_ptr,
     shift_ptr, hot_ptr,
     hot_tiles_ptr, threshold_ptr, stamp_ptr, touch_ptr, tiles_ptr, changed_ptr,
-    x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr,
+    x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr, down, cells_across, hot_cells_ptr,
     X_PX: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
+    GRAIN: tl.constexpr, CELL_ROWS: tl.constexpr, CELL_COLUMNS: tl.constexpr,
     MOVING: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Publish the hot pixels and those beside them (threshold 0: the hot ones alone).
+
+    With cells: the hot pixels, of slots of threshold 0, and those of cells with a stamp.
 
     Of a frame with a mask what is valid, and what was never seen: 0 where it is not valid.
     changed_ptr: int32 [slots], published pixels; tiles_ptr: marks of the tiles that have any.
@@ -272,15 +349,25 @@ def publish_input(
         wanted = mode != 0
     elif mode == 1:
         wanted = _marked_near(hot_tiles_ptr, slot, row, column, blocks, across, now)
+        if GRAIN > 1:
+            wanted |= _hot_cell_in(
+                hot_cells_ptr, slot, row, column, down, cells_across, now, GRAIN, TILE_W, BS,
+                CELL_ROWS, CELL_COLUMNS,
+            )  # fmt: skip
     if wanted:
-        reach = (tl.load(threshold_ptr + slot) != 0.0).to(tl.int32)
         y, x, ok = _tile_pixels(row, column, h, w, TILE_W, BS)
         at = y * w + x
         hots = hot_ptr + slot * (h * w)
         hot = tl.zeros((BS,), tl.int32)
         if mode == IS_WHOLE:
             hot += 1
+        elif GRAIN > 1:
+            cell = _cells_of(y, x, slot, down, cells_across, GRAIN)
+            stamp = tl.load(hots + at, mask=ok, other=0).to(tl.int32)
+            mark = tl.load(hot_cells_ptr + cell, mask=ok, other=0).to(tl.int32)
+            hot |= ((stamp == now) | (mark == now)).to(tl.int32)
         else:
+            reach = (tl.load(threshold_ptr + slot) != 0.0).to(tl.int32)
             for i in tl.static_range(-1, 2):
                 for j in tl.static_range(-1, 2):
                     inside = (y + i >= 0) & (y + i < h) & (x + j >= 0) & (x + j < w) & ok
