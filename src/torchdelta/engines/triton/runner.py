@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -351,6 +353,7 @@ class Runner:
         stream = torch.cuda.Stream(device)
         with (
             CAPTURING,
+            _no_collection(),
             # PyTorch before 2.15 stays on the capture's stream where a capture fails
             torch.cuda.stream(torch.cuda.current_stream(device)),
             # other threads go on with their sessions: only this one's calls are restricted
@@ -363,6 +366,18 @@ class Runner:
 def _do(work: Sequence[Work]) -> None:
     for item in work:
         item()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python from collecting garbage: freeing another graph would end a capture."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _causes(error: BaseException) -> list[BaseException]:
