@@ -238,7 +238,7 @@ def test_tiles(monkeypatch: pytest.MonkeyPatch, engine: str, name: str) -> None:
         masks = [r.active[first_conv] for r in results.values() if r.active is not None]
         assert len(masks) == len(sessions)
         assert all(torch.equal(mask, masks[0]) for mask in masks)
-        counts = {r._report().active_px[1] for r in results.values()}
+        counts = {r.report().active_px[1] for r in results.values()}
         assert counts == {int(masks[0].sum())}
     assert differs
     weights = [session.engine.weight_bytes for session in sessions.values()]

@@ -42,7 +42,10 @@ class Result:
     stats:          changed input, MAC share and time of this frame
     """
 
-    __slots__ = ("_frames", "_output", "_report", "_slot", "aligned", "error", "origin", "stream")
+    __slots__ = (
+        "__weakref__", "_frames", "_output", "_report", "_slot", "aligned", "error", "origin",
+        "stream",
+    )  # fmt: skip
 
     def __init__(
         self,
