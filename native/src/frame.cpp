@@ -352,7 +352,7 @@ class Frame {
   }
 
   // pixels of a map that one thread lists
-  static constexpr long kOneList = 512;
+  static constexpr long kOneList = 2048;
   // the gate looks at one more row on each side of a block
   static constexpr int kInputRows = 32;
   const Engine& engine_;
