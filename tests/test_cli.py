@@ -25,6 +25,7 @@ from typer.testing import CliRunner, Result
 
 import torchdelta
 from conftest import require
+from support import LONG
 from torchdelta.cli.app import app
 from torchdelta.cli.compare import Comparison
 from torchdelta.cli.track import Track, movements, summary
@@ -622,8 +623,10 @@ def test_help_imports_no_model_collection() -> None:
     assert re.fullmatch(r"torchdelta \d+\.\d+\.\d+\S*\n", version.stdout)
 
 
+# (a killed run's video and lines: tests/test_video.py)
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), *([(signal.SIGKILL, -9)] if LONG else [])],
 )
 def test_interrupted_run_leaves_whole_files(number: int, code: int, folder: Path) -> None:
     source = clip(folder / "a.mp4", 3000, 32, 48)

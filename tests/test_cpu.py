@@ -883,7 +883,7 @@ print(len(bind.openmp_runtimes()), more, four, bind.pytorchs_openmp())
 """
 
 
-@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("others", [0, 1] if LONG else [1])
 def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path: Path) -> None:
     """No second runtime is loaded; one of another package, whatever it is called, is not used.
 

@@ -24,9 +24,9 @@ NETWORKS = {
     # HRNet adds maps of several scales: only multiples of 32 fit
     "timm:hrnet_w18_small": (64, 96),
 }
-# the large one is in lraspp
+# the large one is in lraspp, whose blocks squeeze and excite as those of efficientnet_b0 do
 if not LONG:
-    del NETWORKS["torchvision:mobilenet_v3_small"]
+    del NETWORKS["torchvision:mobilenet_v3_small"], NETWORKS["torchvision:efficientnet_b0"]
 
 
 def build(spec: str, size: tuple[int, int]) -> nn.Module:
