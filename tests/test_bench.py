@@ -362,6 +362,7 @@ def test_peers_run_on_the_frame_that_ours_has_just_had() -> None:
     fast = compiled(model)
     race = Race(fast.session(slots=2), Reference(model, fast.plan, CPU, torch.float32))
     race.peers = [Spy(workload(model, 2)), Spy(workload(model, 2))]
+    # a class variable elsewhere: here two of a class are told apart
     race.peers[0].name, race.peers[1].name = "one", "two"  # type: ignore[misc]
     step = race.session.step
 
@@ -369,6 +370,7 @@ def test_peers_run_on_the_frame_that_ours_has_just_had() -> None:
         log.append(("ours", float(sum(f.astype(float).sum() for f in frames.values()) / 255)))
         return step(frames, **options)
 
+    # mypy knows methods only as they are defined; this one is watched
     race.session.step = spy  # type: ignore[method-assign]
     moments = [Moment([frame(i), frame(i + 3)], decode_ms=2.0) for i in range(4)]
     seen = []
@@ -453,6 +455,7 @@ def test_results_are_gone_before_the_next_step() -> None:
         seen.extend(weakref.ref(result) for result in results.values())
         return results
 
+    # mypy knows methods only as they are defined; this one is watched
     race.session.step = spy  # type: ignore[method-assign]
     race.run([Moment([frame(i)]) for i in range(4)], {1, 2}, lambda _: None)
     assert alive == [0, 0, 0, 0]
