@@ -46,6 +46,9 @@ LEAST_PX, MOST_PX = 256, 512
 # columns of the tiles in which the input gate, and who reads the input, look at pixels
 INPUT_TILE_PX, READER_TILE_PX = 64, 32
 COUNT_PX = 4096
+# channels of the input that a thread takes at once: their sum must not cross threads, all of which
+# would write it (racecheck)
+MOST_CHANNELS = 4
 # stamps are bytes: after this many frames they are cleared
 LAST_STAMP = 255
 ALIGNED_BYTES = 16
@@ -480,13 +483,13 @@ class Frame:
         return [find] if cells.summed else [add_up, find]
 
     def _lanes(self) -> dict[str, int]:
-        """Give the input's channels, in how many lanes kernels take them, and the room for them."""
+        """Give the input's channels, how many of them kernels take at once, and their room."""
         value = self.plan.values[self.plan.input]
         channels = value.channels
         alone = self.plan.buffers[value.buffer].c == channels
-        lanes = 1 << (channels - 1).bit_length()
+        lanes = min(MOST_CHANNELS, 1 << (channels - 1).bit_length())
         # what lies between the pixels of a buffer of its own may be written: with 0
-        room = min(lanes, conv.padded_channels(channels)) if alone else channels
+        room = conv.padded_channels(channels) if alone else channels
         return {"C": channels, "LANES": lanes, "ROOM": room}
 
     def check_frames(self) -> list[Work]:

@@ -152,14 +152,14 @@ def _standing(y, x, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr
 
 @triton.jit
 def _values(
-    address, stride_c, is_float, place, mask, factor_ptr, shift_ptr,
+    address, stride_c, is_float, place, mask, factor_ptr, shift_ptr, first,
     BGR: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Read a frame's pixels, normalised: float32 [BS, LANES], 0 beyond the C channels.
 
-    factor_ptr, shift_ptr: [2, C], for uint8 and for float frames.
+    factor_ptr, shift_ptr: [2, C], for uint8 and for float frames; first: of the channels.
     """
-    channel = tl.arange(0, LANES)[None, :]
+    channel = first + tl.arange(0, LANES)[None, :]
     source = channel
     if BGR:
         source = C - 1 - channel
@@ -174,6 +174,15 @@ def _values(
     factor = tl.load(factor_ptr + kind, mask=channel < C, other=0.0)
     shift = tl.load(shift_ptr + kind, mask=channel < C, other=0.0)
     return tl.where(channel < C, raw * factor + shift, 0.0)
+
+
+@triton.jit
+def _room(stored, lane, ok, ROOM: tl.constexpr, LANES: tl.constexpr):
+    """Address a block's channels in the state, and say which of them have room there."""
+    inside = ok[:, None]
+    if ROOM % LANES != 0:
+        inside = inside & (lane < ROOM)
+    return stored[:, None] + lane, inside
 
 
 @triton.jit(do_not_specialize=_PLAIN)
@@ -224,17 +233,20 @@ def compare_input(
         ring_y, ring_x = on_ring(y, x, slot, h, w, x_ring_ptr, MOVING)
         cell = ring_y * w + ring_x
         stored = x_ptr + slot.to(tl.int64) * x_slot + cell * X_PX
-        new = _values(address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES)
-        new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
-        lane = tl.arange(0, LANES)[None, :]
-        inside = ok[:, None]
-        if ROOM < LANES:
-            inside = inside & (lane < ROOM)
-        old = tl.load(stored[:, None] + lane, mask=inside, other=0.0)
-        old = tl.where(lane < C, old.to(tl.float32), 0.0)
-        scale = tl.load(scale_ptr + lane, mask=lane < C, other=0.0)
-        total = tl.sum(tl.abs(new - old) * scale, 1)
-        differs = tl.max((new != old).to(tl.int32), 1)
+        total = tl.zeros((BS,), tl.float32)
+        differs = tl.zeros((BS,), tl.int32)
+        for first in range(0, C, LANES):
+            new = _values(
+                address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, first, BGR, C, LANES
+            )
+            new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
+            lane = first + tl.arange(0, LANES)[None, :]
+            at, inside = _room(stored, lane, ok, ROOM, LANES)
+            old = tl.load(at, mask=inside, other=0.0)
+            old = tl.where(lane < C, old.to(tl.float32), 0.0)
+            scale = tl.load(scale_ptr + lane, mask=lane < C, other=0.0)
+            total += tl.sum(tl.abs(new - old) * scale, 1)
+            differs |= tl.max((new != old).to(tl.int32), 1)
         result = tl.where(exact, differs.to(tl.float32), total)
         if MOVING:
             valid, unseen = _standing(
@@ -395,16 +407,16 @@ def publish_input(
             place = y * tl.load(frame + 1).to(tl.int32) + x * tl.load(frame + 2).to(tl.int32)
             stored = x_ptr + slot.to(tl.int64) * x_slot + cell * X_PX
             mask = hot > 0
-            new = _values(
-                address, stride_c, is_float, place, mask, factor_ptr, shift_ptr, BGR, C, LANES
-            )
-            if MOVING:
-                new = tl.where(valid[:, None] != 0, new, 0.0)
-            lane = tl.arange(0, LANES)[None, :]
-            inside = mask[:, None]
-            if ROOM < LANES:
-                inside = inside & (lane < ROOM)
-            tl.store(stored[:, None] + lane, new.to(x_ptr.dtype.element_ty), mask=inside)
+            for first in range(0, C, LANES):
+                new = _values(
+                    address, stride_c, is_float, place, mask, factor_ptr, shift_ptr, first, BGR, C,
+                    LANES,
+                )  # fmt: skip
+                if MOVING:
+                    new = tl.where(valid[:, None] != 0, new, 0.0)
+                lane = first + tl.arange(0, LANES)[None, :]
+                numbers, inside = _room(stored, lane, mask, ROOM, LANES)
+                tl.store(numbers, new.to(x_ptr.dtype.element_ty), mask=inside)
             tl.store(stamp_ptr + slot * (h * w) + at, (hot * now).to(tl.uint8), mask=mask)
             tl.store(tiles_ptr + pid, now.to(tl.uint8))
             tl.store(touch_ptr + slot, now.to(tl.uint8))
@@ -430,12 +442,15 @@ def check_frames(
         ok = at < h * w
         y = at // w
         place = y.to(tl.int64) * tl.load(frame + 1) + (at - y * w).to(tl.int64) * tl.load(frame + 2)
-        new = _values(address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, BGR, C, LANES)
-        new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
-        # infinity minus itself is not a number
-        bad = ((new - new) != 0.0).to(tl.int32)
-        if tl.max(tl.max(bad, 1)) > 0:
-            tl.store(bad_ptr + slot, 1)
+        for first in range(0, C, LANES):
+            new = _values(
+                address, stride_c, is_float, place, ok, factor_ptr, shift_ptr, first, BGR, C, LANES
+            )
+            new = new.to(x_ptr.dtype.element_ty).to(tl.float32)
+            # infinity minus itself is not a number
+            bad = ((new - new) != 0.0).to(tl.int32)
+            if tl.max(tl.max(bad, 1)) > 0:
+                tl.store(bad_ptr + slot, 1)
 
 
 @triton.jit
