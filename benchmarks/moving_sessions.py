@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=2 python benchmarks/moving_sessions.py DATA OUT [--networks ResNet-50,DnCNN-17]
         [--clips rollercoaster,bag] [--modes none,features,auto] [--frames N] [--size HxW]
+        [--engine triton --dtype fp16]
 
 DATA is the folder with clips/ and weights/; OUT gets a JSON line per network, clip and mode. All
 modes run in turns on the same frames, and are compared with the first one; "none@0.08" is a mode
@@ -95,7 +96,8 @@ def shown(fast: CompiledModel, result: Result, frame: np.ndarray, published: Ten
     if at is None:
         return fast.preprocess(frame)
     whole = fast.preprocess(at.warp(frame))
-    return torch.where(torch.from_numpy(at.mask()), whole, published)
+    inside = torch.from_numpy(at.mask()).to(published.device)
+    return torch.where(inside, whole.to(published), published)
 
 
 def run(
@@ -122,6 +124,8 @@ def run(
             given: dict[str, Any] = {"vectors": {STREAM: vectors[n]}} if moving else {}
             begin = time.perf_counter()
             result = session.step({STREAM: frame}, **given)[STREAM]
+            if fast.device.type == "cuda":
+                torch.cuda.synchronize()
             times[mode].append((time.perf_counter() - begin) * 1e3)
             if n in sampled:
                 seen = session.published(STREAM)
@@ -152,6 +156,8 @@ def main() -> None:
     parser.add_argument("--size", default="384x640")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--tolerance", type=float, default=0.04)
+    parser.add_argument("--engine", type=Engine, default=Engine.auto)
+    parser.add_argument("--dtype", type=Dtype, default=Dtype.fp32)
     options = parser.parse_args()
     cv2.setNumThreads(1)
     size = tuple(int(n) for n in options.size.split("x"))
@@ -159,12 +165,14 @@ def main() -> None:
     for network, clip in itertools.product(options.networks.split(","), options.clips.split(",")):
         model, weights = NETWORKS[network]
         loaded = load_model(model, options.data / weights if weights else None, size=size)
+        if options.engine is Engine.triton:
+            loaded.model.cuda()
         frames, vectors = frames_of(
             options.data / "clips" / CLIPS[clip], size, loaded.channels == 1, options.frames
         )
         fast = compile_loaded(
             loaded, np.stack(frames[:CALIBRATION_FRAMES]), tolerance=options.tolerance,
-            engine=Engine.auto, dtype=Dtype.fp32, profile=None,
+            engine=options.engine, dtype=options.dtype, profile=None,
         )  # fmt: skip
         found = run(fast, modes, frames, vectors, options.samples)
         base = found[modes[0]]["ms_mean"]

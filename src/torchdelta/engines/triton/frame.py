@@ -46,9 +46,8 @@ LEAST_PX, MOST_PX = 256, 512
 # columns of the tiles in which the input gate, and who reads the input, look at pixels
 INPUT_TILE_PX, READER_TILE_PX = 64, 32
 COUNT_PX = 4096
-# channels of the input that a thread takes at once: their sum must not cross threads, all of which
-# would write it (racecheck)
-MOST_CHANNELS = 4
+# channels of the input that a thread reads as a word
+WORDS_OF_CHANNELS = (1, 2, 4)
 # stamps are bytes: after this many frames they are cleared
 LAST_STAMP = 255
 ALIGNED_BYTES = 16
@@ -487,9 +486,11 @@ class Frame:
         value = self.plan.values[self.plan.input]
         channels = value.channels
         alone = self.plan.buffers[value.buffer].c == channels
-        lanes = min(MOST_CHANNELS, 1 << (channels - 1).bit_length())
         # what lies between the pixels of a buffer of its own may be written: with 0
         room = conv.padded_channels(channels) if alone else channels
+        # a word of the state is one thread's; sums that cross threads would be written by all of
+        # them, the same number, but racecheck calls that a race
+        lanes = room if alone and room in WORDS_OF_CHANNELS else 1
         return {"C": channels, "LANES": lanes, "ROOM": room}
 
     def check_frames(self) -> list[Work]:
