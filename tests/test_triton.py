@@ -430,10 +430,10 @@ def test_phases_of_an_odd_map_have_lists_of_different_length() -> None:
 
 def test_stamps_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Old stamps are gone before a frame's number comes again (on a GPU after 255 frames)."""
-    from torchdelta.engines.triton import frame
+    from torchdelta.engines.triton import memory
 
-    assert frame.LAST_STAMP <= 255
-    monkeypatch.setattr(frame, "LAST_STAMP", 3)
+    assert memory.LAST_STAMP <= 255
+    monkeypatch.setattr(memory, "LAST_STAMP", 3)
     fast, model = compiled_chain("chain")
     session = new_session(fast, "triton", 0.0, slots=2)
     frames = history(("pixel", "same", "corner", "same", "same", "origin", "patch", "same"), 9)

@@ -352,7 +352,7 @@ MUTANTS = [
     Mutant("triton: a phase's list cut short", TRITON + "conv.py",
            "frame.slots * ceil(h / down) * ceil(w / across)",
            "ceil(frame.slots * h * w / (down * across))", triton_tests("phases_of_an_odd")),
-    Mutant("triton: old stamps stay", TRITON + "frame.py",
+    Mutant("triton: old stamps stay", TRITON + "memory.py",
            "self._stamp_bytes.zero_()", "pass", triton_tests("stamps_begin_anew")),
     Mutant("triton: operands of the residual exchanged", TRITON + "kernels/conv.py",
            "acc = combine(other.to(tl.float32), acc, JOIN, ALPHA)",

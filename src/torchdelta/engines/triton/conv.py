@@ -14,6 +14,7 @@ from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.kernels import conv as kernels
 from torchdelta.engines.triton.kernels.shared import GROUP
 from torchdelta.engines.triton.launch import Launch
+from torchdelta.engines.triton.schedule import phases_of
 from torchdelta.ops import Conv2d, ConvTranspose2d
 from torchdelta.plan.ir import Activation, Plan, Residual, Step
 
@@ -430,9 +431,8 @@ def _launch(
 
 def _longest_list(frame: Frame, index: int) -> int:
     """Give the longest that one of a step's lists can be: that of its first phase."""
-    step = frame.plan.steps[index]
-    h, w = frame.plan.values[step.output].size
-    down, across = step.op.stride if isinstance(step.op, ConvTranspose2d) else (1, 1)
+    h, w = frame.plan.values[frame.plan.steps[index].output].size
+    down, across = phases_of(frame.plan, index)
     return frame.slots * ceil(h / down) * ceil(w / across)
 
 

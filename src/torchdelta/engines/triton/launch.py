@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,6 +37,10 @@ class Launch:
         if self.args.get("PDL"):
             options["launch_pdl"] = True
         self.kernel[(self.grid,)](**self.args, **options)
+
+
+# a launch, or a call into PyTorch
+Work = Launch | Callable[[], None]
 
 
 def divider(n: int) -> int:

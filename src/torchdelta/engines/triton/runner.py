@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from torchdelta.engines.base import Move
-from torchdelta.engines.triton.frame import FRAME_ROW, MODES_AT, Frame, Memory, Work
+from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.kernels.shared import FRAME, NOTHING, WHOLE
-from torchdelta.engines.triton.launch import Launch
+from torchdelta.engines.triton.launch import Launch, Work
+from torchdelta.engines.triton.memory import FRAME_ROW, MODES_AT, Memory
 from torchdelta.engines.triton.report import DeviceReports, FrameNumbers, FrameRecord
 from torchdelta.engines.triton.schedule import INPUT, make_schedule
 from torchdelta.engines.triton.windows import Windows

@@ -91,6 +91,12 @@ def is_window(axis: Axis | None) -> bool:
     return axis is not None and axis.table is None
 
 
+def phases_of(plan: Plan, index: int) -> tuple[int, int]:
+    """Give the phases of a step's output, each of which has a list: those of its stride."""
+    op = plan.steps[index].op
+    return op.stride if isinstance(op, ConvTranspose2d) else (1, 1)
+
+
 def make_schedule(plan: Plan, *, share: bool = True, moving: bool = False) -> Schedule:
     """Decide for every step; share=False: each has an exact list of its own.
 
