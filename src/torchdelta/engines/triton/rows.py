@@ -17,7 +17,7 @@ from torch import Tensor
 from torchdelta import ops
 from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.conv import FUNCTIONS, JOINS
-from torchdelta.engines.triton.kernels import rows as kernels
+from torchdelta.engines.triton.kernels import move, pointwise, pool, resize
 from torchdelta.engines.triton.launch import Launch, divider
 from torchdelta.ops.base import Op
 from torchdelta.ops.pool import TILE_PX
@@ -109,7 +109,7 @@ def publish_launches(frame: Frame, index: int, new: Tensor) -> list[Launch]:
     args = {
         "x_ptr": new, "x_slot": new.stride(0), "x_px": c, "x_h": h, "x_w": w, "x_ring_ptr": still,
     }  # fmt: skip
-    return [_launch(frame, index, kernels.remap, {**args, **_same_places(frame, index)})]
+    return [_launch(frame, index, move.remap, {**args, **_same_places(frame, index)})]
 
 
 def _launch(frame: Frame, index: int, kernel: Any, args: Args) -> Launch:
@@ -161,7 +161,7 @@ def _integers(frame: Frame, numbers: Any) -> Tensor:
 def _pointwise(frame: Frame, index: int) -> tuple[Any, Args]:
     step = frame.plan.steps[index]
     assert isinstance(step.op, ops.Pointwise)
-    return kernels.pointwise, {**_first_input(frame, index), **_function(step.op, "PRE", "PRE_")}
+    return pointwise.pointwise, {**_first_input(frame, index), **_function(step.op, "PRE", "PRE_")}
 
 
 def _function(op: ops.Pointwise | None, name: str, prefix: str) -> Args:
@@ -193,7 +193,7 @@ def _epilogue(frame: Frame, index: int) -> Args:
 def _affine(frame: Frame, index: int) -> tuple[Any, Args]:
     weights = frame.weights(index)
     scale, shift = (weights[name].contiguous() for name in ("scale", "shift"))
-    return kernels.affine, {**_first_input(frame, index), "scale_ptr": scale, "shift_ptr": shift}
+    return pointwise.affine, {**_first_input(frame, index), "scale_ptr": scale, "shift_ptr": shift}
 
 
 def _operand(frame: Frame, index: int, which: int, name: str) -> Args:
@@ -230,7 +230,7 @@ def _binary(frame: Frame, index: int) -> tuple[Any, Args]:
     op = frame.plan.steps[index].op
     assert isinstance(op, ops.Binary)
     operands = {**_operand(frame, index, 0, "a"), **_operand(frame, index, 1, "b")}
-    return kernels.binary, {
+    return pointwise.binary, {
         **operands, **_size_out(frame, index), "FN": op.fn, "ALPHA": float(op.alpha),
     }  # fmt: skip
 
@@ -239,7 +239,7 @@ def _binary_const(frame: Frame, index: int) -> tuple[Any, Args]:
     op = frame.plan.steps[index].op
     assert isinstance(op, ops.BinaryConst)
     if op.scalar is not None:
-        return kernels.scalar, {
+        return pointwise.scalar, {
             **_first_input(frame, index),
             "number": float(op.scalar), "FN": op.fn, "NUMBER_FIRST": op.const_first,
         }  # fmt: skip
@@ -248,14 +248,14 @@ def _binary_const(frame: Frame, index: int) -> tuple[Any, Args]:
         **_operand(frame, index, 0, value),
         **_constant(frame, frame.weights(index)["const"], const),
     }
-    return kernels.binary, {**operands, **_size_out(frame, index), "FN": op.fn, "ALPHA": 1.0}
+    return pointwise.binary, {**operands, **_size_out(frame, index), "FN": op.fn, "ALPHA": 1.0}
 
 
 def _softmax(frame: Frame, index: int) -> tuple[Any, Args]:
     step = frame.plan.steps[index]
     assert isinstance(step.op, ops.Softmax)
     columns = _power_of_two(frame.plan.values[step.output].channels)
-    return kernels.softmax, {
+    return pointwise.softmax, {
         **_first_input(frame, index), "LOG": step.op.log,
         "BM": max(1, BLOCK_NUMBERS // columns), "BN": columns,
     }  # fmt: skip
@@ -271,7 +271,7 @@ def _bilinear(frame: Frame, index: int) -> tuple[Any, Args]:
         low, high, part = op.source(axis, _size_in(frame, index)[axis])
         args[places] = torch.stack((low, high)).to(frame.device, torch.int32)
         args[parts] = part.to(frame.device)
-    return kernels.bilinear, args
+    return resize.bilinear, args
 
 
 def _same_places(frame: Frame, index: int) -> Args:
@@ -283,7 +283,7 @@ def _same_places(frame: Frame, index: int) -> Args:
 
 
 def _copy(frame: Frame, index: int) -> tuple[Any, Args]:
-    return kernels.remap, {**_first_input(frame, index), **_same_places(frame, index)}
+    return move.remap, {**_first_input(frame, index), **_same_places(frame, index)}
 
 
 def _remap(frame: Frame, index: int) -> tuple[Any, Args]:
@@ -303,7 +303,7 @@ def _remap(frame: Frame, index: int) -> tuple[Any, Args]:
 def _pixel_shuffle(frame: Frame, index: int) -> tuple[Any, Args]:
     op = frame.plan.steps[index].op
     assert isinstance(op, (ops.PixelShuffle, ops.PixelUnshuffle))
-    return kernels.pixel_shuffle, {
+    return move.pixel_shuffle, {
         **_first_input(frame, index), **_size_out(frame, index),
         "factor": op.factor, "UNSHUFFLE": isinstance(op, ops.PixelUnshuffle),
     }  # fmt: skip
@@ -311,7 +311,7 @@ def _pixel_shuffle(frame: Frame, index: int) -> tuple[Any, Args]:
 
 def _reshape(frame: Frame, index: int) -> tuple[Any, Args]:
     h, w = _size_in(frame, index)
-    return kernels.reshape, {**_first_input(frame, index), "x_hw": h * w}
+    return move.reshape, {**_first_input(frame, index), "x_hw": h * w}
 
 
 def _windows(op: Op, axis: int, n_in: int, n_out: int) -> np.ndarray:
@@ -360,10 +360,10 @@ def _pool(frame: Frame, index: int) -> tuple[Any, Args]:
     }  # fmt: skip
     # a reduced map may hold one long window or one pixel only: few blocks, so taps side by side
     if taps <= FEW_TAPS and not isinstance(op, (ops.TileReduce, ops.GlobalReduce)):
-        return kernels.pool, args
+        return pool.pool, args
     channels = frame.plan.values[frame.plan.steps[index].output].channels
     args["BT"] = min(_power_of_two(taps), MOST_PARTS)
-    return kernels.reduce, {**args, "BN": min(_power_of_two(channels), GROUP_CHANNELS)}
+    return pool.reduce, {**args, "BN": min(_power_of_two(channels), GROUP_CHANNELS)}
 
 
 # the kernel of an operation, and its arguments beyond those of lists and outputs
