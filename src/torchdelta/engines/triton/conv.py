@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.kernels import conv as kernels
+from torchdelta.engines.triton.kernels import depthwise as depthwise_kernels
 from torchdelta.engines.triton.kernels.shared import GROUP
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.schedule import phases_of
@@ -393,7 +394,7 @@ def _launch(
         bm = 16 if bn >= 64 else 32
         blocks = ceil(rows / bm) * ceil(common["channels"] / bn)
         return Launch(
-            kernels.depthwise,
+            depthwise_kernels.depthwise,
             frame.programs(blocks),
             {**args, "BM": bm, "BN": bn, "EVEN": common["channels"] % bn == 0},
             step=index,
