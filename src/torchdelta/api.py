@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchdelta.capture.export import Captured, export, find_batch_mixing, prepare_copy
+from torchdelta.capture.export import export, prepare_copy
 from torchdelta.engines import Engine, choose, make
-from torchdelta.engines.torch_engine import TorchEngine, ieee_float32
+from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.errors import CaptureError, FrameError
 from torchdelta.motion.homography import check_homography
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
@@ -30,16 +30,15 @@ from torchdelta.runtime.moving import Motion, MovingSession, check_motion
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.windows import Border
+from torchdelta.verify import check_plan, model_results, relative_error
+
+__all__ = ["CompiledModel", "compile", "relative_error"]
 
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32,
 }  # fmt: skip
 # plans (with their default session's state) kept for other input sizes
 MAX_PLANS = 8
-# the plan may differ from the model by rounding only: folded batch norms, order of sums
-MAX_CAPTURE_ERROR = 1e-3
-# and of whole numbers (classes …) a few may flip where two candidates were nearly equal
-MAX_CAPTURE_FLIPS = 0.02
 
 
 def compile(
@@ -239,57 +238,11 @@ class CompiledModel:
         example = example.cpu()
         rows = example[:2] if len(example) > 1 else torch.cat([example, example.flip(2)])
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
-        reference = self._reference(x)
-        captured = export(self._model, x[: len(reference)])
+        expected = model_results(self._model, x)
+        captured = export(self._model, x[: len(expected)])
         plan = build(captured.program, self._preprocess, self._notes + captured.notes)
-        self._verify(plan, captured, rows, x, reference)
+        check_plan(plan, captured, rows, x, expected)
         return plan
-
-    @torch.no_grad()
-    def _reference(self, x: Tensor) -> list[Any]:
-        """Run the model itself; returns its results one by one, for as many streams as it takes."""
-        try:
-            alone = self._model(x[:1])
-        except Exception as error:
-            raise CaptureError(
-                f"the model itself fails on such a frame, {list(x[:1].shape)}: "
-                f"{type(error).__name__}: {error}\nCheck the channels, that forward takes one "
-                "tensor [N, C, H, W], and the size (some models need multiples of 32)."
-            ) from error
-        try:
-            both = self._model(x)
-        except Exception:
-            return [alone]
-        one, two = (pytree.tree_leaves(out) for out in (alone, both))
-        if len(one) != len(two) or not all(map(_one_row_each, one, two)):
-            # it has written down a batch of 1 somewhere
-            return [alone]
-        return [
-            pytree.tree_map(lambda a, b, n=n: _row(a, b, n), alone, both) for n in range(len(x))
-        ]
-
-    def _verify(
-        self, plan: Plan, captured: Captured, rows: Tensor, x: Tensor, reference: list[Any]
-    ) -> None:
-        """Compare the plan with the model, stream by stream, in float32."""
-        engine = TorchEngine(plan, x.device, torch.float32)
-        session = Session(engine, 1, 0.0, Profile())
-        for row, expected in zip(rows, reference, strict=False):
-            session.refresh()
-            mine = session.step({"check": row})["check"].output
-            wrong = _difference(mine, expected)
-            if wrong is None:
-                continue
-            mixing = find_batch_mixing(captured, x)
-            if mixing:
-                raise CaptureError(
-                    f"the model mixes the batch axis, first in {mixing}; the rows of a batch "
-                    "are different streams here and must not see each other"
-                )
-            raise CaptureError(
-                f"the plan differs from the model: {wrong}. The model does not give the same "
-                "result twice, or this is a defect of torchdelta; please report it"
-            )
 
     def _input(self, frame: Tensor, dtype: torch.dtype) -> Tensor:
         """Bring one frame [H, W, C] to the model's [1, C, H, W]."""
@@ -524,35 +477,6 @@ def _frame_size(frame: Any) -> tuple[int, int]:
     return int(h), int(w)
 
 
-def _one_row_each(one: Any, two: Any) -> bool:
-    """Whether a result for two streams is that for one with another row, or a constant."""
-    if not isinstance(one, Tensor) or not isinstance(two, Tensor):
-        return type(one) is type(two)
-    return one.shape == two.shape or (1, *one.shape[1:]) == (two.shape[0] - 1, *two.shape[1:])
-
-
-def _row(one: Any, two: Any, n: int) -> Any:
-    """Take stream n's share of a result for two streams; a constant has no share."""
-    return two[n : n + 1] if isinstance(one, Tensor) and one.shape != two.shape else two
-
-
-def _difference(mine: Any, expected: Any) -> str | None:
-    """Say how a plan's result differs from the model's by more than rounding, or None."""
-    for a, b in zip(pytree.tree_leaves(mine), pytree.tree_leaves(expected), strict=True):
-        if not isinstance(b, Tensor):
-            continue
-        if a.shape != b.shape:
-            return f"its result has shape {list(a.shape)}, expected {list(b.shape)}"
-        if b.is_floating_point():
-            error = relative_error(a, b)
-            if not error <= MAX_CAPTURE_ERROR:
-                return f"relative L2 error {error:.2g}, expected <= {MAX_CAPTURE_ERROR}"
-        elif b.numel() and float((a != b).float().mean()) > MAX_CAPTURE_FLIPS:
-            share = float((a != b).float().mean())
-            return f"{share:.1%} of its whole numbers differ"
-    return None
-
-
 def _stack(outputs: list[Any], plan: Plan, views: bool) -> Any:
     """Join the results of N streams along the batch axis; a single stream's views stay views."""
     trees = [pytree.tree_leaves(o) for o in outputs]
@@ -563,22 +487,3 @@ def _stack(outputs: list[Any], plan: Plan, views: bool) -> Any:
         else:
             leaves.append(torch.cat(parts))
     return pytree.tree_unflatten(leaves, plan.out_spec)
-
-
-def relative_error(a: Any, b: Any) -> float:
-    """Give the relative L2 error of a against b over all tensors of two results.
-
-    NaN in the same places counts as equal; b = 0 everywhere gives the absolute norm.
-    Raises: ValueError where the results differ in structure or shape.
-    """
-    diff = norm = 0.0
-    for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):
-        if not isinstance(x, Tensor):
-            continue
-        if x.shape != y.shape:
-            raise ValueError(f"results of shape {list(x.shape)} and {list(y.shape)} differ")
-        x, y = x.detach().double().cpu(), y.detach().double().cpu()
-        both_nan = torch.isnan(x) & torch.isnan(y) | (x == y)
-        diff += float(torch.where(both_nan, 0.0, x - y).square().sum())
-        norm += float(torch.where(torch.isfinite(y), y, 0.0).square().sum())
-    return (diff**0.5) / (norm**0.5 or 1.0)

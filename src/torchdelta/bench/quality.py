@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchdelta.api import relative_error
 from torchdelta.bench.peers import peer_settings
 from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.plan import Plan
 from torchdelta.runtime.frames import Frame, check_frame
+from torchdelta.verify import relative_error
 
 # relative L2 that rounding may cost a contestant on a whole frame; where PyTorch itself, eager in
 # the same dtype, is worse than half of it, twice PyTorch's error

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchdelta.api import CompiledModel, relative_error
+from torchdelta.api import CompiledModel
 from torchdelta.bench.measure import timed
 from torchdelta.motion.aligned import Aligned
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
+from torchdelta.verify import relative_error
 
 
 @dataclass(frozen=True)
