@@ -27,10 +27,17 @@ from torchdelta.ops.base import Size
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit
 from torchdelta.runtime.background import in_background
+from torchdelta.runtime.checks import (
+    check_grain,
+    check_known,
+    check_named,
+    check_room,
+    check_slots,
+)
 from torchdelta.runtime.frames import Frame, check_frame
 from torchdelta.runtime.gate import Profile, default_grain
 from torchdelta.runtime.result import Result
-from torchdelta.runtime.session import Session, check_grain, check_slots
+from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.watch import Watch
 from torchdelta.runtime.windows import Border, Mask, Window, check_mask
@@ -212,7 +219,7 @@ class MovingSession:
         with self._lock:
             if stream in self._cameras:
                 raise StreamError(f"stream {stream!r} has joined already")
-            self._check_room([stream])
+            check_room([stream], len(self._cameras), self.slots)
             return self._join(stream)
 
     def _join(self, stream: str) -> int:
@@ -246,17 +253,8 @@ class MovingSession:
             self._moving = self._session_of(self._moving_engine, self.grains[1])
         return self._moving
 
-    def _check_room(self, newcomers: list[str]) -> None:
-        if len(newcomers) > self.slots - len(self._cameras):
-            raise StreamError(
-                f"no free slot for {', '.join(map(repr, newcomers))}: {len(self._cameras)} of "
-                f"{self.slots} are taken; let a stream leave, or open a session with more slots"
-            )
-
     def _known(self, stream: str) -> _Camera:
-        if stream not in self._cameras:
-            names = ", ".join(map(repr, self._cameras)) or "none"
-            raise StreamError(f"stream {stream!r} is unknown; streams in this session: {names}")
+        check_known(stream, self._cameras)
         return self._cameras[stream]
 
     def _close_empty(self) -> None:
@@ -337,11 +335,7 @@ class MovingSession:
         if relative_to not in RELATIVE_TO:
             raise ValueError(f"relative_to is {relative_to!r}, expected one of {RELATIVE_TO}")
         with self._lock:
-            for name, entries in (("roi", roi), ("homographies", homographies),
-                                  ("vectors", vectors)):  # fmt: skip
-                lost = ", ".join(repr(stream) for stream in entries if stream not in frames)
-                if lost:
-                    raise StreamError(f"{name} names {lost}, which has no frame in this step")
+            check_named(frames, roi=roi, homographies=homographies, vectors=vectors)
             ready: dict[str, _Ready] = {}
             refused: dict[str, FrameError] = {}
             for stream, frame in frames.items():
@@ -353,7 +347,7 @@ class MovingSession:
                 except FrameError as error:
                     refused[stream] = FrameError(f"stream {stream!r}: {error}")
             newcomers = [stream for stream in ready if stream not in self._cameras]
-            self._check_room(newcomers)
+            check_room(newcomers, len(self._cameras), self.slots)
             for stream in newcomers:
                 self._join(stream)
             results = self._run(ready, relative_to, record)

@@ -15,6 +15,14 @@ from torchdelta.engines import Deferred, Engine, Move, SlotReport
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit, audit_slot
+from torchdelta.runtime.checks import (
+    check_forced,
+    check_grain,
+    check_known,
+    check_named,
+    check_room,
+    check_slots,
+)
 from torchdelta.runtime.frames import Fitting, Frame, check_frame, warn_range
 from torchdelta.runtime.gate import Profile, Thresholds, default_grain
 from torchdelta.runtime.outputs import Outputs
@@ -27,12 +35,6 @@ from torchdelta.runtime.windows import Mask, Placement, Window, place
 MOST_UNCOUNTED = 64
 # and frames where nothing has to be waited for: with cold caches several cost little more than one
 COUNT_TOGETHER = 8
-
-# a cell of more pixels than that says nothing about any of them
-MOST_GRAIN = 256
-
-# engines keep a slot's number in 16 bits
-MOST_SLOTS = 65535
 
 
 class Session:
@@ -126,16 +128,8 @@ class Session:
         with self._lock:
             if stream in self._slots:
                 raise StreamError(f"stream {stream!r} has joined already")
-            self._check_room([stream])
+            check_room([stream], len(self._slots), self.slots)
             return self._join(stream)
-
-    def _check_room(self, newcomers: list[str]) -> None:
-        free = self.slots - len(self._slots)
-        if len(newcomers) > free:
-            raise StreamError(
-                f"no free slot for {', '.join(map(repr, newcomers))}: {len(self._slots)} of "
-                f"{self.slots} are taken; let a stream leave, or open a session with more slots"
-            )
 
     def _join(self, stream: str) -> int:
         slot = min(set(range(self.slots)) - set(self._slots.values()))
@@ -152,9 +146,7 @@ class Session:
         self._frames[stream] = 0
 
     def _known(self, stream: str) -> int:
-        if stream not in self._slots:
-            names = ", ".join(map(repr, self._slots)) or "none"
-            raise StreamError(f"stream {stream!r} is unknown; streams in this session: {names}")
+        check_known(stream, self._slots)
         return self._slots[stream]
 
     def leave(self, stream: str) -> None:
@@ -243,7 +235,7 @@ class Session:
         with self._lock:
             self._check_forced(forced, roi, windows)
             if roi or windows:
-                self._check_named(frames, roi, windows)
+                check_named(frames, roi=roi, windows=windows)
             if not roi and not windows and self._go_on(frames):
                 results = self._run(frames, self._resting, record, forced, spent_ms or {})
                 for stream, error in self._take_late(frames).items():
@@ -259,7 +251,7 @@ class Session:
                 except FrameError as error:
                     refused[stream] = FrameError(f"stream {stream!r}: {error}")
             newcomers = [s for s in ready if s not in self._slots]
-            self._check_room(newcomers)
+            check_room(newcomers, len(self._slots), self.slots)
             for stream in newcomers:
                 self._join(stream)
                 if ready[stream].is_floating_point():
@@ -327,15 +319,6 @@ class Session:
             self._waiting -= len(steps[-1].slots)
         count_steps(steps, self._all)
 
-    @staticmethod
-    def _check_named(frames: Mapping[str, Any], *given: Mapping[str, Any]) -> None:
-        for name, entries in zip(("roi", "windows"), given, strict=True):
-            lost = [stream for stream in entries if stream not in frames]
-            if lost:
-                raise StreamError(
-                    f"{name} names {', '.join(map(repr, lost))}, which has no frame in this step"
-                )
-
     def _check_forced(
         self,
         forced: Mapping[int, Tensor] | None,
@@ -347,16 +330,7 @@ class Session:
         # the same masks come with every frame that is timed: one look at them will do
         if forced is None or forced is self._forced:
             return
-        for index, mask in forced.items():
-            if not 0 <= index < len(self.plan.steps):
-                raise ValueError(f"forced names step {index} of {len(self.plan.steps)}")
-            size = self.plan.values[self.plan.steps[index].output].size
-            same_device = mask.device.type == self.engine.device.type
-            if mask.dtype != torch.bool or tuple(mask.shape) != size or not same_device:
-                raise ValueError(
-                    f"forced active set of step {index} is {mask.dtype} {list(mask.shape)} on "
-                    f"{mask.device}, expected torch.bool {list(size)} on {self.engine.device}"
-                )
+        check_forced(forced, self.plan, self.engine.device)
         self._forced = forced
 
     def _run(
@@ -525,20 +499,3 @@ class Session:
             slot = self._with_frames(stream)
             self._thresholds.settle(self._state)
             return self._thresholds.export(self._state, slot)
-
-
-def check_slots(slots: int) -> None:
-    """Refuse what is no number of slots. Raises: StreamError."""
-    if not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
-        raise StreamError(
-            f"a session has 1 to {MOST_SLOTS} slots, got {slots!r}; open another session for "
-            "more streams"
-        )
-
-
-def check_grain(grain: int) -> None:
-    """Refuse what is no side of a cell. Raises: ValueError."""
-    if isinstance(grain, bool) or not isinstance(grain, int) or not 1 <= grain <= MOST_GRAIN:
-        raise ValueError(
-            f"grain is {grain!r}, expected a whole number of pixels, 1 to {MOST_GRAIN}"
-        )
