@@ -58,7 +58,8 @@ from test_session import (  # noqa: F401
 from torchdelta import EngineError, FrameError
 from torchdelta.engines import ENGINES, choose
 from torchdelta.engines.torch_engine import ieee_float32
-from torchdelta.runtime.session import MOST_UNCOUNTED, Session
+from torchdelta.runtime.session import Session
+from torchdelta.runtime.uncounted import MOST_UNCOUNTED
 
 if not torch.cuda.is_available():
     if is_required("cuda"):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -28,13 +27,9 @@ from torchdelta.runtime.gate import Profile, Thresholds, default_grain
 from torchdelta.runtime.outputs import Outputs
 from torchdelta.runtime.result import Result, StepFrames
 from torchdelta.runtime.state import State
-from torchdelta.runtime.stats import CountedStep, StreamStats, count_steps
+from torchdelta.runtime.stats import CountedStep, StreamStats
+from torchdelta.runtime.uncounted import Uncounted
 from torchdelta.runtime.windows import Mask, Placement, Window, place
-
-# steps whose statistics may wait
-MOST_UNCOUNTED = 64
-# and frames where nothing has to be waited for: with cold caches several cost little more than one
-COUNT_TOGETHER = 8
 
 
 class Session:
@@ -84,12 +79,7 @@ class Session:
         # streams whose window has moved with border="keep" since they were last computed whole
         self._kept: set[str] = set()
         self._all = StreamStats(engine.plan) if total is None else total
-        # frames that are not in the statistics yet, and what devices refused after all
-        self._uncounted: deque[CountedStep] = deque()
-        self._late: dict[str, FrameError] = {}
-        # frames in them, and those of which a device may still refuse some
-        self._waiting = 0
-        self._in_doubt: deque[CountedStep] = deque()
+        self._uncounted = Uncounted(self._stats, self._all, asynchronous=engine.asynchronous)
         self._forced: Mapping[int, Tensor] | None = None
         self._outputs = Outputs(self._state, views=views)
         self._fitting = Fitting(engine.plan, engine.device, trust_device=engine.asynchronous)
@@ -141,7 +131,7 @@ class Session:
         self._state.place(self._slots[stream], (0, 0))
         self._whole[stream] = reason
         self._resting.pop(stream, None)
-        self._late.pop(stream, None)
+        self._uncounted.forget(stream)
         self._stats[stream] = StreamStats(self._all.plan)
         self._frames[stream] = 0
 
@@ -159,7 +149,7 @@ class Session:
         del self._slots[stream], self._stats[stream], self._frames[stream]
         self._whole.pop(stream, None)
         self._resting.pop(stream, None)
-        self._late.pop(stream, None)
+        self._uncounted.forget(stream)
 
     def hand_over(self, stream: str, to: Session, reason: str) -> None:
         """Let a stream go on in another session of the same network, with its statistics.
@@ -170,12 +160,11 @@ class Session:
         with self._lock:
             self._known(stream)
             to.join(stream)
-            self._count(wait=True)
+            self._uncounted.count(wait=True)
             with to._lock:
                 to._whole[stream] = reason
                 to._stats[stream], to._frames[stream] = self._stats[stream], self._frames[stream]
-                if stream in self._late:
-                    to._late[stream] = self._late[stream]
+                self._uncounted.hand_over(stream, to._uncounted)
             self._leave(stream)
 
     def reset(self, stream: str) -> None:
@@ -238,7 +227,7 @@ class Session:
                 check_named(frames, roi=roi, windows=windows)
             if not roi and not windows and self._go_on(frames):
                 results = self._run(frames, self._resting, record, forced, spent_ms or {})
-                for stream, error in self._take_late(frames).items():
+                for stream, error in self._uncounted.take_late(frames).items():
                     results[stream] = Result(stream, error=error)
                 return results
             ready: dict[str, Tensor] = {}
@@ -257,7 +246,7 @@ class Session:
                 if ready[stream].is_floating_point():
                     warn_range(ready[stream], self.plan.preprocess)
             results = self._run(ready, placed, record, forced, spent_ms or {})
-            refused |= self._take_late(ready)
+            refused |= self._uncounted.take_late(ready)
             for stream in refused:
                 results.pop(stream, None)
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
@@ -291,33 +280,6 @@ class Session:
             trust_device=engine.asynchronous and stays,
         ).permute(2, 0, 1)  # fmt: skip
         return ready if engine.asynchronous else ready.to(engine.device)
-
-    def _take_late(self, streams: Iterable[str]) -> dict[str, FrameError]:
-        """Take the errors of earlier frames that have become known by now."""
-        # what a device has counted can wait until it is read: together it is cheaper
-        if not self.engine.asynchronous and self._waiting >= COUNT_TOGETHER:
-            self._count(wait=False)
-        self._note_refused(wait=False)
-        return {s: self._late.pop(s) for s in streams if s in self._late} if self._late else {}
-
-    def _note_refused(self, *, wait: bool) -> None:
-        """Note which frames a device has refused after all."""
-        while self._in_doubt and (wait or self._in_doubt[0].ready):
-            step = self._in_doubt.popleft()
-            for stream, error in step.errors().items():
-                k = list(step.slots).index(stream)
-                if self._stats.get(stream) is step.stats[k]:
-                    text = f"stream {stream!r}: frame {step.frames[k]}: {error}; it was left out"
-                    self._late[stream] = FrameError(text)
-
-    def _count(self, *, wait: bool) -> None:
-        """Add finished frames to the statistics, in order."""
-        self._note_refused(wait=wait)
-        steps = []
-        while self._uncounted and (wait or self._uncounted[0].ready):
-            steps.append(self._uncounted.popleft())
-            self._waiting -= len(steps[-1].slots)
-        count_steps(steps, self._all)
 
     def _check_forced(
         self,
@@ -399,24 +361,14 @@ class Session:
             [self._stats[s] for s in slots], [self._frames[s] for s in slots], whole,
             [s for s, slot in slots.items() if slot in moved] if moved else (), shared_ms, spent_ms,
         )  # fmt: skip
-        self._note(counted)
+        for stream in slots:
+            self._frames[stream] += 1
+        self._uncounted.add(counted)
         shared = StepFrames(counted, self.engine.device, record)
         return {
             s: Result(s, slot, shared, each[slot], outputs[slot], placed[s].origin)
             for s, slot in slots.items()
         }
-
-    def _note(self, step: CountedStep) -> None:
-        """Remember that frames have run, and are to be counted."""
-        for stream in step.slots:
-            self._frames[stream] += 1
-        self._uncounted.append(step)
-        self._waiting += len(step.slots)
-        if step.in_doubt:
-            self._in_doubt.append(step)
-        if len(self._uncounted) > MOST_UNCOUNTED:
-            # engines let few frames be under way: nearly all of these are done
-            self._count(wait=False)
 
     def _settle(self, stream: str, at: Placement) -> None:
         """Let a stream's window lie where its frame says."""
@@ -448,10 +400,8 @@ class Session:
         with self._lock:
             if stream is not None:
                 self._known(stream)
-            self._count(wait=True)
-            late = next((s for s in self._late if stream in (None, s)), None)
-            if late is not None:
-                raise self._late.pop(late)
+            self._uncounted.count(wait=True)
+            self._uncounted.raise_late(stream)
             return (self._all if stream is None else self._stats[stream]).copy()
 
     def published(self, stream: str) -> Tensor:
