@@ -28,8 +28,8 @@ from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate
 from torchdelta.runtime import watch
+from torchdelta.runtime.camera import ESTIMATORS
 from torchdelta.runtime.gate import Profile
-from torchdelta.runtime.moving import ESTIMATORS
 
 ENGINES = (*ENGINE_NAMES, *GPU_NAMES)
 SIZE = (60, 84)

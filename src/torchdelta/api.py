@@ -24,9 +24,10 @@ from torchdelta.motion.homography import check_homography
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
 from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan, build, explain
+from torchdelta.runtime.camera import Motion, check_motion
 from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame
 from torchdelta.runtime.gate import Profile
-from torchdelta.runtime.moving import Motion, MovingSession, check_motion
+from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.windows import Border

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from math import ceil, prod
-from typing import Any, Literal, get_args
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +17,14 @@ from torchdelta.engines import Engine
 from torchdelta.errors import CaptureError, FrameError, StreamError
 from torchdelta.motion.align import RELATIVE_TO, Aligner
 from torchdelta.motion.aligned import Aligned
-from torchdelta.motion.codec import NO_VECTORS, Codec
-from torchdelta.motion.estimate import Estimator
-from torchdelta.motion.features import Features
+from torchdelta.motion.codec import Codec
 from torchdelta.motion.homography import check_homography
-from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit
 from torchdelta.runtime.background import in_background
+from torchdelta.runtime.camera import ESTIMATORS, MISSES_VECTORS, Camera, Motion, check_motion
 from torchdelta.runtime.checks import (
     check_grain,
     check_known,
@@ -40,30 +38,9 @@ from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.watch import Watch
-from torchdelta.runtime.windows import Border, Mask, Window, check_mask
+from torchdelta.runtime.windows import Border, Mask, Window, check_mask, window_size
 
-Motion = Literal["auto", "features", "codec", "translation", "given"]
-# None: homographies come with the frames. The decoder's vectors where there are any, else corners
-ESTIMATORS: dict[str, type[Estimator] | None] = {
-    "auto": Codec, "features": Features, "codec": Codec, "translation": Translation, "given": None,
-}  # fmt: skip
 THE_CAMERA_MOVES = "the camera moves"
-# motion="codec" says so where as many frames of a stream came without a single vector
-MISSES_VECTORS = 10
-
-
-@dataclass
-class _Camera:
-    """One stream's camera.
-
-    aligner: None while the camera is not followed
-    watch:   decides whether it is, with motion="auto"
-    vectorless: frames that came without vectors; None once there were any
-    """
-
-    aligner: Aligner | None
-    watch: Watch | None
-    vectorless: int | None = 0
 
 
 @dataclass
@@ -123,7 +100,7 @@ class MovingSession:
             engine, slots, tolerance, profile, views=views, timed=timed, total=self._total,
             grain=cells,
         )  # fmt: skip
-        self._cameras: dict[str, _Camera] = {}
+        self._cameras: dict[str, Camera] = {}
         self._still: Session | None = None
         self._moving: Session | None = None
         self._moving_engine: Engine | None = None
@@ -223,7 +200,7 @@ class MovingSession:
             return self._join(stream)
 
     def _join(self, stream: str) -> int:
-        camera = _Camera(None, None)
+        camera = Camera(None, None)
         if self.motion == "auto":
             estimator = Codec()
             camera.watch = Watch(estimator, self._growth, self._value_range, self.grains)
@@ -243,7 +220,7 @@ class MovingSession:
             value_range=self._value_range,
         )  # fmt: skip
 
-    def _session(self, camera: _Camera) -> Session:
+    def _session(self, camera: Camera) -> Session:
         """Give the session that runs a camera's frames, opened where nobody was in it."""
         if camera.aligner is None:
             self._still = self._still or self._session_of(self._still_engine, self.grains[0])
@@ -253,7 +230,7 @@ class MovingSession:
             self._moving = self._session_of(self._moving_engine, self.grains[1])
         return self._moving
 
-    def _known(self, stream: str) -> _Camera:
+    def _known(self, stream: str) -> Camera:
         check_known(stream, self._cameras)
         return self._cameras[stream]
 
@@ -410,7 +387,7 @@ class MovingSession:
             self._watch(stream, result)
         return results
 
-    def _look(self, stream: str, camera: _Camera, given: _Ready) -> float:
+    def _look(self, stream: str, camera: Camera, given: _Ready) -> float:
         """Follow a camera from this frame on if it moves; returns seconds waited for the window."""
         watch = camera.watch
         assert watch is not None
@@ -447,24 +424,12 @@ class MovingSession:
             # of a stream that is computed whole in any case, that reason stays
             assert self._moving is not None
             self._moving.refresh(stream, reason=aligned.anchored)
-        if self.motion == "codec":
-            self._note_vectors(stream, aligned)
-        return aligned
-
-    def _note_vectors(self, stream: str, aligned: Aligned) -> None:
-        """Say once of a stream that its vectors never come."""
-        camera = self._cameras[stream]
-        if camera.vectorless is None or aligned.motion.estimator is None:
-            return
-        if aligned.motion.fallback != NO_VECTORS:
-            camera.vectorless = None
-            return
-        camera.vectorless += 1
-        if camera.vectorless == MISSES_VECTORS:
+        if self.motion == "codec" and self._cameras[stream].misses_vectors(aligned):
             self.notes.append(
                 f"stream {stream!r}: no motion vectors came with its first {MISSES_VECTORS} "
                 "frames; corners are followed instead, which takes more time"
             )
+        return aligned
 
     def _watch(self, stream: str, result: Result) -> None:
         camera = self._cameras[stream]
@@ -513,21 +478,6 @@ class MovingSession:
                 for e in engines
             ]
             return "\n\n".join([*tables, *self.notes])
-
-
-def window_size(size: Size, stride: Size) -> Size:
-    """Give the size of the windows for frames of a size: whole strides, and one of margin."""
-    h, w = (ceil(n / s) * s + s for n, s in zip(size, stride, strict=True))
-    return h, w
-
-
-def check_motion(motion: str, border: str) -> None:
-    """Refuse unknown names. Raises: ValueError."""
-    if motion not in ESTIMATORS:
-        names = ", ".join(f'"{name}"' for name in ("none", *ESTIMATORS))
-        raise ValueError(f"motion is {motion!r}, expected one of {names}")
-    if border not in get_args(Border):
-        raise ValueError(f'border is {border!r}, expected "keep" or "exact"')
 
 
 def _moved(region: Tensor, aligned: Aligned) -> Tensor:

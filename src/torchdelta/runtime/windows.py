@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -52,6 +53,12 @@ class Placement(NamedTuple):
     move: Move | None = None
     mask: Tensor | None = None
     jump: str | None = None
+
+
+def window_size(size: Size, stride: Size) -> Size:
+    """Give the size of the windows for frames of a size: whole strides, and one of margin."""
+    h, w = (ceil(n / s) * s + s for n, s in zip(size, stride, strict=True))
+    return h, w
 
 
 def place(
