@@ -3,18 +3,18 @@
 //
 //     native_runner FILE [PART OF A NAME ...]
 //
-// For each history: states, active sets and change masks are the expected ones; an idle frame activates
-// nothing; two threads with a second slot, on buffers whose rings begin elsewhere, give the same bits as
-// one thread alone; at threshold 0 the last state is, bit for bit, that of a whole run on the last
-// frame, and states in tiles are the expected ones; nothing is written outside the buffers. "warp" names the frames brought into windows. States begin as NaN. Under the address sanitizer nothing may be read
-// outside either.
+// For each history: states, active sets and change masks are the expected ones; an idle frame
+// activates nothing; two threads with a second slot, on buffers whose rings begin elsewhere, give the
+// same bits as one thread alone; at threshold 0 the last state is, bit for bit, that of a whole run on
+// the last frame, and states in tiles are the expected ones; nothing is written outside the buffers.
+// "warp" names the frames brought into windows. States begin as NaN. Under the address sanitizer
+// nothing may be read outside either.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -22,184 +22,13 @@
 #include <vector>
 
 #include "../src/torchdelta_native.h"
+#include "guarded.h"
+#include "history.h"
+#include "warps.h"
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
+using namespace td_test;
 
 namespace {
-
-constexpr int64_t kMagic = 0x3453455341434454;  // "TDCASES4"
-constexpr size_t kLine = 64, kGuardBytes = 512;
-constexpr unsigned char kPattern = 0xa5, kNan = 0xff;
-
-struct Failure : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-void check(bool good, const std::string& what) {
-  if (!good) throw Failure(what);
-}
-
-// Memory that begins on a cache line, ends at its last byte, and has guard zones around it.
-class Guarded {
- public:
-  explicit Guarded(size_t bytes = 0, unsigned char fill = 0)
-      : memory_(new unsigned char[bytes + 2 * kGuardBytes + kLine]), bytes_(bytes) {
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(memory_.get()) + kGuardBytes;
-    data_ = reinterpret_cast<unsigned char*>((begin + kLine - 1) / kLine * kLine);
-    std::memset(data_ - kGuardBytes, kPattern, kGuardBytes);
-    std::memset(data_ + bytes, kPattern, kGuardBytes);
-    std::memset(data_, fill, bytes);
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_poison_memory_region(data_ - kGuardBytes, kGuardBytes);
-    __asan_poison_memory_region(data_ + bytes, kGuardBytes);
-#endif
-  }
-  Guarded(const void* from, size_t bytes) : Guarded(bytes) {
-    if (bytes) std::memcpy(data_, from, bytes);
-  }
-  Guarded(Guarded&&) = default;
-  Guarded& operator=(Guarded&& other) {
-    std::swap(memory_, other.memory_);
-    std::swap(data_, other.data_);
-    std::swap(bytes_, other.bytes_);
-    return *this;
-  }
-#if defined(__SANITIZE_ADDRESS__)
-  ~Guarded() {
-    if (!memory_) return;
-    __asan_unpoison_memory_region(data_ - kGuardBytes, kGuardBytes);
-    __asan_unpoison_memory_region(data_ + bytes_, kGuardBytes);
-  }
-#endif
-  template <class T>
-  T* at() const {
-    return reinterpret_cast<T*>(data_);
-  }
-  size_t bytes() const { return bytes_; }
-  bool whole() const {
-#if !defined(__SANITIZE_ADDRESS__)
-    for (size_t i = 0; i < kGuardBytes; ++i)
-      if (data_[-ptrdiff_t(i) - 1] != kPattern || data_[bytes_ + i] != kPattern) return false;
-#endif
-    return true;
-  }
-
- private:
-  std::unique_ptr<unsigned char[]> memory_;
-  unsigned char* data_;
-  size_t bytes_;
-};
-
-struct Frame {
-  bool whole, idle;
-  double input_threshold;
-  int64_t input_grain;
-  Guarded thresholds, pixels;
-  // of a window: where the values' rings begin, and what has moved (see td_slot); without bytes: 0, null
-  Guarded origins, moved, border, valid;
-  std::vector<std::vector<float>> expected;  // per buffer; empty: none
-  std::vector<char> active, changed;         // expected sets and masks; empty: not compared
-};
-
-struct Buffer {
-  size_t h, w, c, item_bytes;  // 2: bfloat16, 4: float32
-  size_t elements() const { return h * w * c; }
-};
-
-struct History {
-  std::string name;
-  std::vector<char> program;
-  bool is_bf16, norm_is_max, exact, moves, frame_is_float;
-  double tolerance;
-  int64_t stride_y, stride_x, stride_c;
-  std::vector<Buffer> buffers;
-  std::vector<size_t> values;  // the buffer of each
-  size_t steps, active_bytes, reported, changed_bytes;
-  std::vector<Frame> frames;
-};
-
-class Reader {
- public:
-  explicit Reader(const char* path) : in_(path, std::ios::binary) {
-    if (!in_) throw std::runtime_error(std::string("cannot read ") + path);
-  }
-  int64_t word() { return raw<int64_t>(); }
-  double number() { return raw<double>(); }
-  size_t count() {
-    const int64_t n = word();
-    if (n < 0) throw std::runtime_error("the file is damaged");
-    return size_t(n);
-  }
-  std::vector<char> bytes() {
-    std::vector<char> out(count());
-    take(out.data(), out.size());
-    char rest[8];
-    take(rest, (8 - out.size() % 8) % 8);
-    return out;
-  }
-
- private:
-  template <class T>
-  T raw() {
-    T out;
-    take(reinterpret_cast<char*>(&out), sizeof out);
-    return out;
-  }
-  void take(char* to, size_t n) {
-    if (!in_.read(to, std::streamsize(n))) throw std::runtime_error("the file is cut off");
-  }
-  std::ifstream in_;
-};
-
-Frame read_frame(Reader& in) {
-  Frame f;
-  f.whole = in.word() != 0;
-  f.idle = in.word() != 0;
-  f.input_threshold = in.number();
-  f.input_grain = in.word();
-  for (Guarded* g : {&f.thresholds, &f.pixels, &f.origins, &f.moved, &f.border, &f.valid}) {
-    const std::vector<char> bytes = in.bytes();
-    *g = Guarded(bytes.data(), bytes.size());
-  }
-  const size_t n = in.count();
-  for (size_t i = 0; i < n; ++i) {
-    const std::vector<char> bytes = in.bytes();
-    f.expected.emplace_back(bytes.size() / sizeof(float));
-    std::memcpy(f.expected.back().data(), bytes.data(), bytes.size());
-  }
-  f.active = in.bytes();
-  f.changed = in.bytes();
-  return f;
-}
-
-History read_history(Reader& in) {
-  History h;
-  const std::vector<char> name = in.bytes();
-  h.name.assign(name.begin(), name.end());
-  h.program = in.bytes();
-  h.is_bf16 = in.word() != 0;
-  h.norm_is_max = in.word() != 0;
-  h.exact = in.word() != 0;
-  h.moves = in.word() != 0;
-  h.tolerance = in.number();
-  h.frame_is_float = in.word() != 0;
-  h.stride_y = in.word(), h.stride_x = in.word(), h.stride_c = in.word();
-  const size_t n_buffers = in.count();
-  for (size_t i = 0; i < n_buffers; ++i) {
-    Buffer b;
-    b.h = in.count(), b.w = in.count(), b.c = in.count(), b.item_bytes = in.count();
-    h.buffers.push_back(b);
-  }
-  const size_t n_values = in.count();
-  for (size_t i = 0; i < n_values; ++i) h.values.push_back(in.count());
-  h.steps = in.count(), h.active_bytes = in.count();
-  h.reported = in.count(), h.changed_bytes = in.count();
-  const size_t n_frames = in.count();
-  for (size_t i = 0; i < n_frames; ++i) h.frames.push_back(read_frame(in));
-  return h;
-}
 
 // One slot: its state, and what a frame reports.
 struct Slot {
@@ -381,67 +210,6 @@ void run_history(const History& h, const std::string& isa) {
   compare_bits(h, second, whole_first, "second slot, whole run on its last frame");
 }
 
-// A pixel of the frame, bilinear, in double precision: kept inside it.
-double sample(const unsigned char* frame, int h, int w, double y, double x, int c) {
-  y = std::min(std::max(y, 0.0), h - 1.0), x = std::min(std::max(x, 0.0), w - 1.0);
-  const int y0 = std::min(int(y), h - 2), x0 = std::min(int(x), w - 2);
-  const auto at = [&](int i, int k) { return double(frame[(i * w + k) * 3 + c]); };
-  const double above = at(y0, x0) + (x - x0) * (at(y0, x0 + 1) - at(y0, x0));
-  const double below = at(y0 + 1, x0) + (x - x0) * (at(y0 + 1, x0 + 1) - at(y0 + 1, x0));
-  return above + (y - y0) * (below - above);
-}
-
-// Frames of noise brought into windows: every pixel against its definition, two threads against one.
-void run_warp(int h, int w, const double* to_frame, const std::string& isa) {
-  const int out_h = h + 9, out_w = w + 14;
-  Guarded frame(size_t(h) * w * 3), out(size_t(out_h) * out_w * 3, kPattern);
-  Guarded again(out.bytes(), 0), mask(size_t(out_h) * out_w, kPattern);
-  uint32_t random = 1;
-  for (size_t i = 0; i < frame.bytes(); ++i)
-    frame.at<uint8_t>()[i] = (random = random * 1664525 + 1013904223) >> 24;
-  td_warp_call call{frame.at<uint8_t>(), w * 3, h, w, out.at<uint8_t>(), mask.at<uint8_t>(),
-                    out_h, out_w, to_frame, 1e-6, 1};
-  check(td_warp(isa.c_str(), &call) == 0, "warp refused");
-  call.out = again.at<uint8_t>(), call.threads = 2;
-  check(td_warp(isa.c_str(), &call) == 0, "warp refused, two threads");
-  check(out.whole() && again.whole() && mask.whole() && frame.whole(), "warp wrote outside a buffer");
-  check(std::memcmp(out.at<void>(), again.at<void>(), out.bytes()) == 0, "warp on two threads");
-  for (int y = 0; y < out_h; ++y)
-    for (int x = 0; x < out_w; ++x) {
-      const double* const m = to_frame;
-      const double depth = m[6] * x + m[7] * y + m[8];
-      const double fx = (m[0] * x + m[1] * y + m[2]) / depth, fy = (m[3] * x + m[4] * y + m[5]) / depth;
-      const double edge = std::min({fx, w - 1 - fx, fy, h - 1 - fy});
-      const size_t at = size_t(y) * out_w + x;
-      const bool inside = mask.at<uint8_t>()[at];
-      // within rounding of the edge either is right
-      if (depth > 0 && std::abs(edge) > 1e-4)
-        check(inside == (edge > 0), "warp's mask at " + std::to_string(y) + ", " + std::to_string(x));
-      for (int c = 0; c < 3; ++c) {
-        const double found = out.at<uint8_t>()[at * 3 + c];
-        const double expected = inside ? sample(frame.at<uint8_t>(), h, w, fy, fx, c) : 0;
-        check(std::abs(found - expected) < 0.55,
-              "warp at " + std::to_string(y) + ", " + std::to_string(x) + ": " +
-                  std::to_string(found) + " instead of " + std::to_string(expected));
-      }
-    }
-}
-
-size_t run_warps(const std::string& isa) {
-  const double maps[][9] = {{1, 0, -5, 0, 1, -3, 0, 0, 1},          {1, 0, -4.7, 0, 1, -3.6, 0, 0, 1},
-                            {1.1, 0.02, -6, -0.01, 0.93, -2, 0, 0, 1}, {0, 1, -3, 1, 0, -4, 0, 0, 1},
-                            {-1, 0, 50, 0, -1, 40, 0, 0, 1},        {0.4, 0, 3, 0, 0.4, 1, 0, 0, 1},
-                            {1, 0.1, -6, -0.1, 1, 2, 4e-4, -3e-4, 1}};
-  const int sizes[][2] = {{2, 2}, {3, 17}, {7, 5}, {63, 16}, {50, 131}};
-  size_t passed = 0;
-  for (const auto& map : maps)
-    for (const auto& size : sizes) {
-      run_warp(size[0], size[1], map, isa);
-      ++passed;
-    }
-  return passed;
-}
-
 std::vector<std::string> split(const std::string& names) {
   std::vector<std::string> out;
   for (size_t at = 0; at < names.size();) {
@@ -462,7 +230,6 @@ int run(int argc, char** argv) {
   std::vector<std::string> isas = split(td_isas());
   if (const char* only = std::getenv("TORCHDELTA_CPU_ISA")) isas = {only};
   Reader in(argv[1]);
-  if (in.word() != kMagic) throw std::runtime_error("this is no file of tools/native_cases.py");
   const size_t count = in.count();
   size_t passed = 0, failed = 0, warps = 0;
   for (const std::string& isa : isas) {
