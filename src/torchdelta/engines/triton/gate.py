@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # channels of the input that a thread reads as a word
 WORDS_OF_CHANNELS = (1, 2, 4)
+# there each pass takes long, and threads there are none
+INTERPRETED_CHANNELS = 16
 
 
 def launches(frame: Frame) -> list[Work]:
@@ -124,6 +126,8 @@ def _lanes(frame: Frame) -> dict[str, int]:
     # a word of the state is one thread's; sums that cross threads would be written by all of
     # them, the same number, but racecheck calls that a race
     lanes = room if alone and room in WORDS_OF_CHANNELS else 1
+    if frame.interpreted and channels > INTERPRETED_CHANNELS:
+        lanes = INTERPRETED_CHANNELS
     return {"C": channels, "LANES": lanes, "ROOM": room}
 
 
