@@ -107,14 +107,6 @@ def _multiply(
         if not SAME:
             row_bits = _inside(y, step_y, ok, x_h, TAPS_H)
             col_bits = _inside(x, step_x, ok, x_w, TAPS_W)
-            if TAPS_H * TAPS_W <= 31:
-                # a bit per tap, and for each number that is read: the loop only looks at it
-                bits = row_bits * 0
-                for i in tl.static_range(TAPS_H):
-                    across = tl.where((row_bits >> i) & 1 != 0, col_bits, 0)
-                    bits |= across << (i * TAPS_W)
-                # (k // BK, which is 0, keeps the compiler from moving them between threads there)
-                bits = bits[:, None] | (k // BK)[None, :]
         base += first_channel
     pointers = base[:, None] + k[None, :]
     if MOVING:
@@ -127,7 +119,6 @@ def _multiply(
     acc = tl.zeros((BM, BN), tl.float32)
     if PART_STEPS > 0:
         total = tl.zeros((BM, BN), tl.float32)
-        in_part = 0
     CHUNKS: tl.constexpr = (CHANNELS + BK - 1) // BK
     for step in tl.range(begin_step, end_step, num_stages=STAGES):
         if GATHER == "channels":
@@ -142,15 +133,11 @@ def _multiply(
                 chunk = step - tap * CHUNKS
                 tap_y = tap // TAPS_W
                 tap_x = tap - tap_y * TAPS_W
-                if TAPS_H * TAPS_W > 31:
-                    inside = (row_bits >> tap_y) & (col_bits >> tap_x) & 1 != 0
+                inside = (row_bits >> tap_y) & (col_bits >> tap_x) & 1 != 0
             at = chunk * BK
             if TAPS_H * TAPS_W > 1:
                 at += (tap_y * step_y * x_w + tap_x * step_x) * x_px
-            if SAME or TAPS_H * TAPS_W == 1 or TAPS_H * TAPS_W > 31:
-                mask = inside[:, None]
-            else:
-                mask = (bits >> tap) & 1 != 0
+            mask = inside[:, None]
             if CHANNELS % BK != 0:
                 mask = mask & (k < CHANNELS - chunk * BK)[None, :]
             if MOVING:
@@ -195,16 +182,11 @@ def _multiply(
         b = tl.load(weights + step * (BK * WN))
         if CAST:
             a, b = a.to(tl.float32), b.to(tl.float32)
-        if PART_STEPS > 0:  # noqa: SIM102 - decided by the compiler, the other while it runs
-            # before the product: there it costs nothing
-            if in_part == 0:
-                acc = tl.zeros((BM, BN), tl.float32)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
-        if PART_STEPS > 0:
-            in_part += 1
-            if (in_part == PART_STEPS) | (step + 1 == end_step):
+        if PART_STEPS > 0:  # noqa: SIM102 - decided by the compiler, the other while it runs
+            if (step + 1 == end_step) | ((step + 1) % PART_STEPS == 0):
                 total += acc
-                in_part = 0
+                acc = tl.zeros((BM, BN), tl.float32)
     if PART_STEPS > 0:
         acc = total
     return acc
