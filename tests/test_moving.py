@@ -653,6 +653,15 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
     return Counting
 
 
+SAVES_TIME = watch.Watch._saves_time
+
+
+@pytest.fixture(autouse=True)
+def _whatever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks as small as these are quicker computed than a motion is estimated."""
+    monkeypatch.setattr(watch.Watch, "_saves_time", lambda self, share: True)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_auto_follows_a_pan_and_rests(engine: str, counting: type[Counting]) -> None:
     size = (120, 160)
@@ -943,6 +952,31 @@ def test_ms_holds_estimation_and_warp(monkeypatch: pytest.MonkeyPatch, motion: A
             least_ms = SLOW_S * 1e3
         assert result.stats.ms >= least_ms, n
     assert result.aligned is not None
+
+
+@pytest.mark.parametrize("frame_ms", [0.1, 1e6])
+def test_auto_follows_where_that_saves_time(
+    monkeypatch: pytest.MonkeyPatch, frame_ms: float
+) -> None:
+    monkeypatch.setattr("torchdelta.runtime.moving.Codec", Slow)
+
+    def saves_time(self: Any, share: float) -> bool:
+        assert 0 < share < 1
+        # frames have been timed, and looks have
+        assert self._frame_ms > 0
+        assert self._estimate_ms >= SLOW_S * 1e3
+        self._frame_ms = frame_ms
+        return SAVES_TIME(self, share)
+
+    monkeypatch.setattr(watch.Watch, "_saves_time", saves_time)
+    session = compiled("torch", 0.04).session(2, motion="auto")
+    session.waits = True
+    followed = [
+        session.step({"a": view(90, 90 + 4 * n)})["a"].aligned is not None for n in range(24)
+    ]
+    assert any(followed) == (frame_ms == 1e6)
+    said = [note for note in session.notes if "is not followed: estimating" in note]
+    assert len(said) == (frame_ms == 0.1)
 
 
 def test_vectors_that_never_come_are_missed_once() -> None:

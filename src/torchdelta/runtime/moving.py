@@ -397,7 +397,12 @@ class MovingSession:
         spent_s = time.perf_counter() - begin
         if self._only_still is not None or not watch.suspicious or early:
             return spent_s
+        known = watch.slow
         wanted = watch.look(given.frame, given.vectors)
+        if watch.slow is not None and known is None:
+            self.notes.append(
+                f"stream {stream!r}: its camera moves and is not followed: {watch.slow}"
+            )
         begin = time.perf_counter()
         # what waits does so only for what is wanted
         ready = (wanted or (watch.sees_motion and not self.waits)) and self._window_ready()

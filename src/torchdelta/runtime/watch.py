@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 
 from torch import Tensor
@@ -39,12 +41,15 @@ RESTED = 25
 class Watch:
     """Decides for one stream when its camera is followed, and when no longer.
 
-    Each switch costs a frame computed whole, so both decisions take several frames.
+    Each switch costs a frame computed whole, so both decisions take several frames. Following must
+    save more time than estimating the motion takes: where a small network runs on a fast GPU it
+    never does.
 
     growth: the window's pixels over the frame's: what following costs more
     grains: sides of the input gate's cells while the camera stays still and while it is followed,
             pixels
     value_range: of float frames
+    slow:   why a camera that moves is not followed where the time alone speaks against it
     """
 
     def __init__(
@@ -58,12 +63,16 @@ class Watch:
         self._price = growth * (IN_CELLS if grains[1] > grains[0] == 1 else 1.0)
         self._limits = Limits()
         self._choice = Choice(self._limits.scale, self._limits.turn_degrees)
-        self._counted: deque[Counted] = deque()
+        # frames, and whether they were looked at
+        self._counted: deque[tuple[Counted, bool]] = deque()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         self._changed, self._pause, self._next_pause, self._at_pause = 0.0, 0, PAUSE, 0.0
+        self._frame_ms: float | None = None
+        self._estimate_ms = 0.0
+        self.slow: str | None = None
         self._counted.clear()
         self._stop_looking()
         self._idle = 0
@@ -73,15 +82,19 @@ class Watch:
 
     def saw(self, counted: Counted) -> None:
         """Take what a frame changed into account; a device may still be at it."""
-        self._counted.append(counted)
+        self._counted.append((counted, self.looking))
 
     @property
     def suspicious(self) -> bool:
         """Whether the next frame of a still stream is to be looked at."""
-        while self._counted and self._counted[0].ready:
-            stats = self._counted.popleft().stats
+        while self._counted and self._counted[0][0].ready:
+            counted, looked = self._counted.popleft()
+            stats = counted.stats
             if not stats.first:
                 self._changed += NEWEST * (stats.changed_input - self._changed)
+            if not stats.first and not looked:
+                before = stats.ms if self._frame_ms is None else self._frame_ms
+                self._frame_ms = before + NEWEST * (stats.ms - before)
         if self._previous is not None:
             return True
         self._pause -= 1
@@ -101,14 +114,18 @@ class Watch:
 
     def look(self, frame: Tensor, vectors: Vectors | None) -> bool:
         """Look at a suspicious frame [h, w, C]; True: the camera is to be followed from here on."""
+        begin = time.perf_counter()
         current = Thumb.of(frame, *self._range)
         previous, self._previous = self._previous, current
         if previous is None:
             self._estimator.reset()
             self._choice.reset()
             self._confirmed, self._tries = False, TRIES
+            self._estimate_ms = math.inf
             return False
         motion = self._estimator.estimate(previous, current, vectors)
+        # the fastest: the first one may have something to prepare
+        self._estimate_ms = min(self._estimate_ms, (time.perf_counter() - begin) * 1e3)
         moves = farthest_px(motion.homography, current.size) >= STILL_PX
         if not self._confirmed:
             self._confirmed = moves and motion.confidence >= self._limits.confidence
@@ -135,7 +152,19 @@ class Watch:
 
     def _pays(self, costs: Costs) -> bool:
         least = self._price * costs.least
-        return least < CLEARLY_LESS * costs.still and costs.still - least > LEAST_SAVING
+        less = least < CLEARLY_LESS * costs.still and costs.still - least > LEAST_SAVING
+        return less and self._saves_time(1 - least / costs.still)
+
+    def _saves_time(self, share: float) -> bool:
+        """Whether a share of a still frame's time is more than estimating its motion takes."""
+        if self._frame_ms is None or share * self._frame_ms > self._estimate_ms:
+            self.slow = None
+            return True
+        self.slow = (
+            f"estimating its motion takes {self._estimate_ms:.2g} ms a frame, and would save "
+            f"{share:.0%} of {self._frame_ms:.2g} ms"
+        )
+        return False
 
     def rests(self, aligner: Aligner, aligned: Aligned) -> str | None:
         """Take a followed frame into account; says why the camera need not be followed any more."""
