@@ -631,7 +631,7 @@ def test_help_imports_no_model_collection() -> None:
 # (a killed run's video and lines: tests/test_video.py)
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), *([(signal.SIGKILL, -9)] if LONG else [])],
+    [(signal.SIGINT, 130), *([(signal.SIGTERM, 143), (signal.SIGKILL, -9)] if LONG else [])],
 )
 def test_interrupted_run_leaves_whole_files(number: int, code: int, folder: Path) -> None:
     source = clip(folder / "a.mp4", 3000, 32, 48)
