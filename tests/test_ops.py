@@ -45,16 +45,8 @@ HALF_RUNS = [
 ]
 
 
-# the widest vectors and the narrowest run all, what lies between a third (the long tests: all), and
-# all for bits in tests/test_cpu.py
-OP_RUNS = [
-    pytest.param(engine, case, id=f"{engine}-{case}", marks=pytest.mark.xdist_group(case))
-    for engine in (*ENGINE_CASES, *ISA_CASES)
-    for case in list(OP_CASES)[:: 3 if engine in ISA_CASES[:-1] and not LONG else 1]
-]
-
-
-@pytest.mark.parametrize(("engine", "case"), OP_RUNS)
+@pytest.mark.parametrize("engine", [*ENGINE_CASES, *ISA_CASES])
+@pytest.mark.parametrize("case", each(OP_CASES))
 def test_op(engine: str, case: str) -> None:
     """Each frame's result is the stock operation's (`run_op_case`)."""
     op, _, _ = OP_CASES[case]
