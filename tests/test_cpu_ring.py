@@ -79,12 +79,12 @@ class World:
         self.picture[y : y + h, x : x + w] = self.random.random((h, w, 1), dtype=np.float32)
 
     def window(self, origin: Sequence[int]) -> Tensor:
-        """Cut a window out: [H, W, C]."""
+        """Cut a window out: [C, H, W]."""
         y, x = (
             (np.arange(n) + at) % m
             for n, at, m in zip(self.size, origin, self.picture.shape[:2], strict=True)
         )
-        return torch.from_numpy(self.picture[np.ix_(y, x)])
+        return torch.from_numpy(self.picture[np.ix_(y, x)]).permute(2, 0, 1)
 
 
 def in_reading_order(session: Session, slot: int = 0) -> list[Tensor]:
@@ -119,9 +119,8 @@ def check_walk(session: Session, whole: Session, most: int) -> None:
     """
     state, engine = session._state, session.engine
     first = World(session.plan.shape, 5).window((0, 0))
-    engine.step(state, {0: first.permute(2, 0, 1)}, frozenset({0}))
-    for t, (origin, move, pixels) in enumerate(walk(session.plan, 5)):
-        frame = pixels.permute(2, 0, 1)
+    engine.step(state, {0: first}, frozenset({0}))
+    for t, (origin, move, frame) in enumerate(walk(session.plan, 5)):
         state.place(0, origin)
         with threads(1 + t % most):
             engine.step(state, {0: frame}, frozenset(), moved={0: move} if move else None)
@@ -152,6 +151,15 @@ def test_tiles_of_windows_that_move() -> None:
         whole.engine.step(whole._state, {0: frame}, frozenset({0}))
         for got, want in zip(in_reading_order(session), in_reading_order(whole), strict=True):
             assert torchdelta.relative_error(got, want) < 3e-6
+
+
+def test_frame_of_another_shape() -> None:
+    """Native code reads no further than a frame goes: it is refused before."""
+    fast, _ = compiled("conv-3x3-16-64")
+    session = new_session(fast, BEST, 0.0)
+    frame = World(fast.plan.shape, 5).window((0, 0)).permute(1, 2, 0)
+    with pytest.raises(ValueError, match=r"expected \(16, .*\[C, H, W\]"):
+        session.engine.step(session._state, {0: frame}, frozenset({0}))
 
 
 @pytest.mark.parametrize("op", each(NETWORK_OPS))

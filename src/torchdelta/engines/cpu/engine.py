@@ -248,7 +248,7 @@ class _Call:
         self._moved: Mapping[int, Move] = {}
         # kept: the native call reads them
         self._kept: list[Any] = []
-        self._frames = [_native_frame(frame) for frame in frames.values()]
+        self._frames = [_native_frame(frame, engine.plan.shape) for frame in frames.values()]
         self.slots = (bind.Slot * len(frames))()
         for k, (slot, frame) in enumerate(zip(self._order, self._frames, strict=True)):
             self.slots[k] = slots.given[slot]
@@ -364,7 +364,10 @@ def _words(width: int) -> int:
     return -(-width // 64)
 
 
-def _native_frame(frame: Tensor) -> Tensor:
+def _native_frame(frame: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    if frame.shape != shape:
+        # native code would read beyond it
+        raise ValueError(f"a frame of shape {tuple(frame.shape)}, expected {shape} [C, H, W]")
     return frame if frame.dtype in (torch.uint8, torch.float32) else frame.float()
 
 
