@@ -37,6 +37,16 @@ void keep_valid(const td_slot& slot, int y, int w, uint64_t* row, uint64_t* rows
   for (int k = 0; k < words_of(w); ++k) row[k] &= rows[k];
 }
 
+int count_bits(const uint64_t* row, int begin, int end) {
+  int count = 0;
+  for (int x = begin; x < end;) {
+    const int stop = std::min(end, (x / 64 + 1) * 64);
+    count += __builtin_popcountll(row[x / 64] >> (x % 64) & tail_mask(stop - x));
+    x = stop;
+  }
+  return count;
+}
+
 void dilate_row(const uint64_t* mask, int y, int h, int w, uint64_t* out, uint64_t* rows) {
   const int words = words_of(w);
   std::fill_n(rows, words, 0);
@@ -51,16 +61,24 @@ void dilate_row(const uint64_t* mask, int y, int h, int w, uint64_t* out, uint64
 
 namespace {
 
-bool is_hot(const Cells& cells, int y, int x) {
-  const Cell& own = cells.at[size_t(y) * cells.across + x];
-  if (own.fine) return true;
-  if (!own.known) return false;
-  float excess = 0;
-  for (int i = std::max(0, y - 1); i <= std::min(cells.down - 1, y + 1); ++i)
-    for (int j = std::max(0, x - 1); j <= std::min(cells.across - 1, x + 1); ++j)
-      excess += cells.at[size_t(i) * cells.across + j].excess;
-  // written this way round, NaN is hot
-  return !(excess <= 0);
+// Calls mark(x) for the hot cells of one row of cells.
+template <class Mark>
+void for_hot(const Cells& cells, int line, Mark mark) {
+  const int top = std::max(0, line - 1), bottom = std::min(cells.down - 1, line + 1);
+  const auto column = [&](int x) {
+    float sum = 0;
+    for (int i = top; i <= bottom; ++i) sum += cells.at[size_t(i) * cells.across + x].excess;
+    return sum;
+  };
+  float left = 0, here = column(0);
+  for (int x = 0; x < cells.across; ++x) {
+    const float right = x + 1 < cells.across ? column(x + 1) : 0;
+    const Cell& own = cells.at[size_t(line) * cells.across + x];
+    // written this way round, NaN is hot
+    if (own.fine || (own.known && !(left + here + right <= 0))) mark(x);
+    left = here;
+    here = right;
+  }
 }
 
 }  // namespace
@@ -68,12 +86,10 @@ bool is_hot(const Cells& cells, int y, int x) {
 void mark_cells(const Cells& cells, int y, int w, uint64_t* row) {
   const int line = y / cells.grain;
   std::fill_n(row, words_of(w), 0);
-  for (int x = 0; x < cells.across; ++x) {
-    bool any = false;
-    for (int i = std::max(0, line - 1); i <= std::min(cells.down - 1, line + 1); ++i)
-      any |= is_hot(cells, i, x);
-    if (any) set_bits(row, std::max(0, (x - 1) * cells.grain), std::min(w, (x + 2) * cells.grain));
-  }
+  for (int i = std::max(0, line - 1); i <= std::min(cells.down - 1, line + 1); ++i)
+    for_hot(cells, i, [&](int x) {
+      set_bits(row, std::max(0, (x - 1) * cells.grain), std::min(w, (x + 2) * cells.grain));
+    });
 }
 
 namespace {

@@ -16,6 +16,7 @@ constexpr uint64_t tail_mask(int w) { return w % 64 ? (uint64_t(1) << (w % 64)) 
 bool any_bit(const uint64_t* row, int words);
 void fill_row(uint64_t* row, int w);
 void set_bits(uint64_t* row, int begin, int end);
+int count_bits(const uint64_t* row, int begin, int end);
 
 // Marks a row's pixels outside a rectangle.
 void mark_outside(const Rect& rect, int y, int w, uint64_t* row);

@@ -148,7 +148,7 @@ inline void keep_comparable(const InputJob& job, int y, uint64_t* row, uint64_t*
 
 // The 3x3 boxes of the input gate. The mean over a box is beyond the threshold where the sum of
 // (difference - threshold) over its pixels is beyond 0: pixels that do not count have 0 there. The
-// sums along the row of three rows are kept.
+// sums along the row of three rows are kept; for cells, those down the columns of a row of cells.
 template <class T>
 class Boxes {
  public:
@@ -157,12 +157,13 @@ class Boxes {
         limit_(vset(limit)), all_(!job.slot->valid && !job.slot->moved),
         line_(size_t(round_up(w_, kWidth)) + 2 * kWidth) {
     const size_t n = size_t(w_) * job.program->input.c + 2 * kWidth;
-    const size_t numbers = (n + 4 * line_ + kWidth) * sizeof(float);
+    const size_t numbers = (n + 5 * line_ + kWidth) * sizeof(float);
     words_ = static_cast<uint64_t*>(scratch.get(2 * sizeof(uint64_t) * job.words + numbers));
     row_ = reinterpret_cast<float*>(words_ + 2 * job.words);
     sums_ = row_ + n;
     // a place before and behind for the edges; whole vectors are read and written everywhere
     flat_ = sums_ + 3 * line_ + kWidth;
+    columns_ = flat_ + line_;
   }
 
   // Takes row y in place of row y - 3.
@@ -184,18 +185,23 @@ class Boxes {
   }
 
   // Adds row y, loaded last, to its cells. rest: the boxes' limit beyond the cells'
-  void add_to_cells(int y, float rest) const {
+  void add_to_cells(int y, float rest) {
     const Cells& cells = job_.cells;
     Cell* const line = cells.line(y);
+    const int grain = cells.grain;
+    const bool first = y % grain == 0, last = (y + 1) % grain == 0 || y + 1 == h_;
+    for (int x = 0; x < w_; x += kWidth)
+      vstore(columns_ + x, first ? vload(flat_ + x) : vadd(vload(columns_ + x), vload(flat_ + x)));
+    if (first) std::fill_n(line, cells.across, Cell{});
+    if (!last && all_) return;
     for (int i = 0; i < cells.across; ++i) {
-      const int x1 = std::min(w_, (i + 1) * cells.grain);
-      Cell cell = line[i];
-      for (int x = i * cells.grain; x < x1; ++x) {
-        if (!all_ && !(words_[x / 64] >> (x % 64) & 1)) continue;
-        cell.excess += flat_[x] + rest;
-        ++cell.known;
-      }
-      line[i] = cell;
+      const int x0 = i * grain, x1 = std::min(w_, x0 + grain);
+      Cell& cell = line[i];
+      cell.known += all_ ? (y % grain + 1) * (x1 - x0) : count_bits(words_, x0, x1);
+      if (!last) continue;
+      float sum = 0;
+      for (int x = x0; x < x1; ++x) sum += columns_[x];
+      cell.excess = sum + rest * cell.known;
     }
   }
 
@@ -225,7 +231,7 @@ class Boxes {
   const bool all_;
   const size_t line_;
   uint64_t* words_;
-  float *row_, *sums_, *flat_;
+  float *row_, *sums_, *flat_, *columns_;
 };
 
 // Marks the pixels of row y that differ at all; row: room for it.
@@ -271,7 +277,6 @@ void find_hot(const InputJob& job, int y0, int y1, Scratch& scratch) {
   const auto load = [&](int y) {
     boxes.load(y);
     if (!by_cell || y < y0 || y >= y1) return;
-    if (y % job.cells.grain == 0) std::fill_n(job.cells.line(y), job.cells.across, Cell{});
     boxes.add_to_cells(y, limit - threshold);
   };
   load(y0 - 1);
