@@ -226,8 +226,7 @@ def times_ms(
             begin = time.thread_time()
             placement = aligner.place(frame, vectors=vectors)
             middle = time.thread_time()
-            placement.warp(frame)
-            placement.mask()
+            placement.warp_and_mark(frame)
             placing[n, i] = (middle - begin) * 1e3
             warping[n, i] = (time.thread_time() - middle) * 1e3
     return placing[:, 1:], warping[:, 1:]

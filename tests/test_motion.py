@@ -8,6 +8,7 @@ import mmap
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -25,7 +26,7 @@ from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.codec import Codec
 from torchdelta.motion.estimate import Estimator, Motion
 from torchdelta.motion.features import Features
-from torchdelta.motion.fit import fit
+from torchdelta.motion.fit import fit, fit_near
 from torchdelta.motion.homography import (
     check_homography,
     corners,
@@ -43,7 +44,7 @@ from torchdelta.motion.homography import (
 from torchdelta.motion.thumb import Thumb, misfit
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
-from torchdelta.motion.warp import Scratch, to_window, valid_mask, warp
+from torchdelta.motion.warp import Scratch, to_window, valid_mask, warp, warp_and_mark
 from torchdelta.video.source import open_source
 
 SIZE = (240, 320)
@@ -613,6 +614,57 @@ def test_native_warp_on_two_threads_and_without_the_library(
     assert not np.array_equal(other, one)
     assert np.abs(other.astype(int) - one)[mask].max() <= 1
     assert np.array_equal(valid_mask(there, SIZE, window), mask)
+
+
+@pytest.mark.parametrize("mapped", ["turn", "whole shift"])
+@pytest.mark.parametrize("kind", ["bytes", "floats", "grey", "tensor"])
+def test_warp_and_mask_at_once(mapped: str, kind: str) -> None:
+    window = (256, 352)
+    there = around(SIZE, turned(3, 1.01)) if mapped == "turn" else shift(11, -7)
+    frame: Any = view(START)
+    frame = {
+        "bytes": frame,
+        "floats": frame.astype(np.float32) / 255,
+        "grey": np.ascontiguousarray(frame[:, :, :1]),
+        "tensor": torch.from_numpy(frame.copy()),
+    }[kind]
+    picture, mask = warp_and_mark(frame, there, window)
+    assert type(picture) is type(frame)
+    assert np.array_equal(picture, warp(frame, there, window))
+    assert np.array_equal(mask, valid_mask(there, SIZE, window))
+    assert mask.any()
+    assert not mask.all()
+
+
+def test_a_map_is_inverted() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        there = rng.normal(size=(3, 3))
+        np.testing.assert_allclose(inverse(there) @ there, np.eye(3), atol=1e-9)
+    with pytest.raises(np.linalg.LinAlgError, match="singular"):
+        inverse(np.outer([1.0, 2, 3], [4.0, 5, 6]))
+
+
+def test_a_fit_from_what_is_known_finds_the_map() -> None:
+    """With noise, and with a third of the points elsewhere; the shift need not be known."""
+    rng, size = np.random.default_rng(1), (480, 640)
+    there = shift(9, -4) @ around(size, turned(2, 1.03))
+    there[2, :2] = 2e-5, -1e-5
+    start = (rng.random((300, 2)) * size[::-1]).astype(np.float32)
+    end = through(there, start.astype(np.float64)) + rng.normal(0, 0.1, (300, 2))
+    end[:100] += rng.uniform(20, 60, (100, 2))
+    near = around(size, turned(2, 1.03))
+    found = fit_near(start, end.astype(np.float32), 1.0, size, near)
+    assert found is not None
+    homography, agree = found
+    assert not agree[:100].any()
+    assert agree[100:].mean() > 0.98
+    at = corners(size)
+    assert np.abs(through(homography, at) - through(there, at)).max() < 0.5
+    # with the word of many points against it a map does not tilt
+    upright = fit_near(start, end.astype(np.float32), 1.0, size, near, upright=1e9)
+    assert upright is None or np.abs(upright[0][2, :2]).max() < 1e-6
+    assert fit_near(start[:20], end[:20].astype(np.float32), 1.0, size, near) is None
 
 
 @pytest.mark.skipif(not bind.library_path(), reason="the native library was not built")

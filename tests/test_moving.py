@@ -933,13 +933,13 @@ class Slow(Features):
 def test_ms_holds_estimation_and_warp(monkeypatch: pytest.MonkeyPatch, motion: Any) -> None:
     monkeypatch.setitem(ESTIMATORS, motion, Slow)
     monkeypatch.setattr("torchdelta.runtime.moving.Codec", Slow)
-    warp = Aligned.warp
+    warp = Aligned.warp_and_mark
 
     def slow_warp(self: Aligned, frame: Any) -> Any:
         time.sleep(SLOW_S)
         return warp(self, frame)
 
-    monkeypatch.setattr(Aligned, "warp", slow_warp)
+    monkeypatch.setattr(Aligned, "warp_and_mark", slow_warp)
     session = compiled("torch", 0.04).session(2, motion=motion)
     session.waits = True
     for n in range(20):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +12,16 @@ from torch import Tensor
 
 from torchdelta.motion.estimate import Motion
 from torchdelta.motion.homography import Homography, Points, Size, inverse, resizing, through
-from torchdelta.motion.warp import Mask, Scratch, sampling_grid, to_window, valid_mask, warp
-
-Array = TypeVar("Array", np.ndarray, Tensor)
+from torchdelta.motion.warp import (
+    Array,
+    Mask,
+    Scratch,
+    sampling_grid,
+    to_window,
+    valid_mask,
+    warp,
+    warp_and_mark,
+)
 
 # why a frame becomes a new reference: its pose starts anew, and everything is computed
 ANCHORS = {
@@ -74,6 +81,10 @@ class Aligned:
         Pixels beyond the frame are 0.
         """
         return warp(frame, self.to_window, self.window, self.scratch)
+
+    def warp_and_mark(self, frame: Array) -> tuple[Array, Mask]:
+        """Do what `warp` and `mask` do, at once."""
+        return warp_and_mark(frame, self.to_window, self.window, self.scratch)
 
     def to_frame_points(self, points: Any, stride: float = 1) -> Points:
         """Bring points of the network's output into the frame's pixels.

@@ -102,7 +102,7 @@ class Codec(Estimator):
         end = start + blocks[:, 2:4]
         # the frame was made of the one before it, or of the last one kept
         ways = [np.eye(3)]
-        if self._to_kept is not None and not np.allclose(self._to_kept, np.eye(3)):
+        if self._to_kept is not None and np.abs(self._to_kept - np.eye(3)).max() > 1e-8:
             ways.append(self._to_kept)
         self._fits += 1
         if self._last is None or self._fits % SEARCH_EVERY == 0:
@@ -156,16 +156,18 @@ def chosen_blocks(vectors: Vectors, grey: Grey) -> NDArray[np.float32]:
     dx, dy = cv2.spatialGradient(grey)
     gradient = cv2.blur(cv2.add(np.abs(dx), np.abs(dy)), (3, 3))
     texture = gradient[_indices(blocks, vectors.size, (h, w))]
-    textured = texture >= 4 * LEAST_GRADIENT
-    blocks, worth = blocks[textured], texture[textured] * blocks[textured, 4]
+    textured = np.flatnonzero(texture >= 4 * LEAST_GRADIENT)
+    blocks = blocks.take(textured, 0)
+    worth = texture.take(textured) * blocks[:, 4]
     cells = _indices(blocks, vectors.size, CELLS)
     # best first within each cell, then the first few of each
     least = 2 * float(worth.max(initial=1))
     key = (cells[0] * CELLS[1] + cells[1]) * least - worth
     order = np.argsort(key)
-    cell = np.ceil(key[order] / least)
-    rank = np.arange(len(cell)) - np.searchsorted(cell, cell)
-    return np.ascontiguousarray(blocks[order[rank < BLOCKS_PER_CELL]])
+    cell, place = np.ceil(key[order] / least), np.arange(len(order))
+    first = np.where(np.diff(cell, prepend=-1) > 0, place, 0)
+    rank = place - np.maximum.accumulate(first)
+    return np.ascontiguousarray(blocks.take(order[rank < BLOCKS_PER_CELL], 0))
 
 
 def _indices(

@@ -32,6 +32,8 @@ LEAST_KNOWN = 0.35
 NEARING = (3.0, 1.5, 1.0)
 
 Flags = NDArray[np.bool_]
+# the six products of x, y and 1 as a matrix
+_SYMMETRIC = np.array([[0, 1, 2], [1, 3, 4], [2, 4, 5]])
 
 
 def fit(
@@ -79,36 +81,43 @@ def fit_near(
     """
     if len(start) < LEAST_FOR_HOMOGRAPHY:
         return None
-    # in numbers from -1 to 1, or the sums lose their digits
-    unit = shift(-0.5, -0.5) @ resizing(size, (2, 2))
-    x, y = through(unit, start.astype(np.float64)).T
-    to = through(unit, end.astype(np.float64)).T
-    # times a map's nine numbers: how far each point lies off, pixels, x and y
-    rows = np.zeros((2, len(x), 9))
-    for axis, (row, at) in enumerate(zip(rows, to, strict=True)):
-        row[:, 3 * axis : 3 * axis + 3] = np.stack([x, y, np.ones_like(x)], 1)
-        row[:, 6:] = np.stack([-x * at, -y * at, -at], 1)
-        row *= size[1 - axis] / 2
-    off = (through(near, start.astype(np.float64)) - end).T
+    # in numbers from -1 to 1, or the sums lose their digits; 1 is half a picture's pixels
+    unit, half = shift(-0.5, -0.5) @ resizing(size, (2, 2)), np.array([[size[1]], [size[0]]]) / 2
+    x, y = (start.T.astype(np.float64) + 0.5) / half - 1
+    to = (end.T.astype(np.float64) + 0.5) / half - 1
+    one = np.ones_like(x)
+    points, products = np.stack([x, y, one]), np.stack([x * x, x * y, x, y * y, y, one], 1)
+    targets = np.stack([one, *to, ((half * to) ** 2).sum(0)])
+
+    def off_by(homography: Homography) -> NDArray[np.float64]:
+        there = homography @ points
+        return np.asarray(half * (there[:2] / there[2] - to))
+
+    off = off_by(unit @ near @ inverse(unit))
     # cameras speed up and slow down: all points are off by about the same then
-    off -= np.median(off, axis=1, keepdims=True)
+    off -= np.partition(off, len(x) // 2, axis=1)[:, len(x) // 2, None]
+    (wide,), (high,) = half**2
     for most in NEARING:
-        agree = off[0] ** 2 + off[1] ** 2 <= (most * off_px) ** 2
+        agree = (off**2).sum(0) <= (most * off_px) ** 2
         if np.count_nonzero(agree) < LEAST_FOR_HOMOGRAPHY:
             return None
-        used = (rows * agree[:, None]).reshape(-1, 9)
-        products = used.T @ used
-        left, right = products[:8, :8], -products[:8, 8]
-        left[(6, 7), (6, 7)] += upright * (size[1] / 2) ** 2
+        plain, by_x, by_y, by_both = ((targets * agree) @ products)[:, _SYMMETRIC]
+        # how far the points lie off, squared and added up, is this between a map's nine numbers
+        normal = np.zeros((9, 9))
+        normal[:3, :3], normal[3:6, 3:6], normal[6:, 6:] = wide * plain, high * plain, by_both
+        normal[:3, 6:] = normal[6:, :3] = -wide * by_x
+        normal[3:6, 6:] = normal[6:, 3:6] = -high * by_y
+        normal[6, 6] += upright * wide
+        normal[7, 7] += upright * wide
         try:
-            numbers = np.append(np.linalg.solve(left, right), 1.0)
+            numbers = np.append(np.linalg.solve(normal[:8, :8], -normal[:8, 8]), 1.0)
         except np.linalg.LinAlgError:
             return None
-        off = rows @ numbers
+        off = off_by(numbers.reshape(3, 3))
     found = scaled(inverse(unit) @ numbers.reshape(3, 3) @ unit)
     if not _is_sensible(found, size):
         return None
-    agree = _agreeing(found, start, end, off_px)
+    agree = (off**2).sum(0) <= off_px**2
     least = max(LEAST_FOR_HOMOGRAPHY, LEAST_KNOWN * len(start))
     return (found, agree) if np.count_nonzero(agree) >= least else None
 

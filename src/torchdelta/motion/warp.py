@@ -11,7 +11,7 @@ level of OpenCV (`native/src/isa/warp.h`).
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ from torchdelta.motion.homography import Homography, Size, inverse, scaled, shif
 ROUNDING_PX = 1e-6
 
 Mask = NDArray[np.bool_]
+Array = TypeVar("Array", np.ndarray, Tensor)
 
 
 class Scratch:
@@ -118,6 +119,22 @@ def warp(frame: Any, to_window: Homography, window: Size, scratch: Scratch | Non
     return _warp_here(frame, to_window, window, scratch)
 
 
+def warp_and_mark(
+    frame: Array, to_window: Homography, window: Size, scratch: Scratch | None = None
+) -> tuple[Array, Mask]:
+    """Do what `warp` and `valid_mask` do, at once where the native library does both."""
+    size: Size = (int(frame.shape[0]), int(frame.shape[1]))
+    given: Any = frame
+    if isinstance(frame, Tensor) and frame.device.type == "cpu":
+        given = frame.numpy()
+    isa = _native_for(given) if isinstance(given, np.ndarray) else None
+    if not isa or whole_shift(to_window) is not None:
+        return warp(frame, to_window, window, scratch), valid_mask(to_window, size, window)
+    mask = np.empty(window, np.bool_)
+    warped: Any = warp_native(given, to_window, window, isa, mask)
+    return torch.from_numpy(warped) if isinstance(frame, Tensor) else warped, mask
+
+
 def _copied(frame: Any, by: tuple[int, int], out: Any) -> Any:
     """Copy a frame into a window, shifted by (dx, dy)."""
     (h, w), (dx, dy) = frame.shape[:2], by
@@ -142,26 +159,35 @@ def _native() -> str | None:
     return bind.choose_isa() if _has_native() else None
 
 
+def _native_for(frame: NDArray[Any]) -> str | None:
+    h, w, channels = frame.shape
+    return _native() if frame.dtype == np.uint8 and channels == 3 and min(h, w) > 1 else None
+
+
 def _warp_here(
     frame: NDArray[Any], to_window: Homography, window: Size, scratch: Scratch
 ) -> NDArray[Any]:
-    h, w, channels = frame.shape
-    isa = _native() if frame.dtype == np.uint8 and channels == 3 and min(h, w) > 1 else None
+    isa = _native_for(frame)
     if isa:
         return warp_native(frame, to_window, window, isa)
     return _warp_opencv(frame, to_window, window, scratch)
 
 
 def warp_native(
-    frame: NDArray[np.uint8], to_window: Homography, window: Size, isa: str
+    frame: NDArray[np.uint8],
+    to_window: Homography,
+    window: Size,
+    isa: str,
+    mask: Mask | None = None,
 ) -> NDArray[np.uint8]:
-    """Sample a frame [h, w, 3] of at least 2x2 by the native library."""
+    """Sample a frame [h, w, 3] of at least 2x2 by the native library; fills in the valid mask."""
     if frame.strides[1:] != (3, 1) or frame.strides[0] < 0:
         frame = np.ascontiguousarray(frame)
     out = np.empty((*window, 3), np.uint8)
     _run_native(
         isa, to_window, window, h=frame.shape[0], w=frame.shape[1], frame=frame.ctypes.data,
         stride_y=frame.strides[0], out=out.ctypes.data,
+        mask=None if mask is None else mask.ctypes.data,
     )  # fmt: skip
     return out
 

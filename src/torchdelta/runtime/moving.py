@@ -355,6 +355,7 @@ class MovingSession:
         still: dict[str, _Ready] = {}
         placed: dict[str, Aligned] = {}
         warped: dict[str, Tensor] = {}
+        shown: dict[str, Mask] = {}
         for stream, given in ready.items():
             begin, camera = time.perf_counter(), self._cameras[stream]
             if camera.aligner is None:
@@ -364,7 +365,8 @@ class MovingSession:
             else:
                 placed[stream] = self._place(stream, camera.aligner, given, relative_to)
                 frame = given.frame.to(self._still_engine.device)
-                warped[stream] = placed[stream].warp(frame).permute(2, 0, 1)
+                window, shown[stream] = placed[stream].warp_and_mark(frame)
+                warped[stream] = window.permute(2, 0, 1)
             spent_ms[stream] = (time.perf_counter() - begin) * 1e3
         if still:
             assert self._still is not None
@@ -378,7 +380,7 @@ class MovingSession:
                 for s, given in ready.items()
                 if s in placed and (region := given.region) is not None
             }
-            windows = {s: Window(a.origin, a.mask(), self.border) for s, a in placed.items()}
+            windows = {s: Window(a.origin, shown[s], self.border) for s, a in placed.items()}
             results |= self._moving.step(
                 warped, roi=regions, windows=windows, record=record, spent_ms=spent_ms
             )
