@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise, product
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -977,6 +978,20 @@ def test_auto_follows_where_that_saves_time(
     assert any(followed) == (frame_ms == 1e6)
     said = [note for note in session.notes if "is not followed: estimating" in note]
     assert len(said) == (frame_ms == 0.1)
+
+
+def test_looks_are_no_part_of_a_still_frames_time() -> None:
+    """Not on the frames with which they begin and end either."""
+    looks, seen = 0, watch.Watch(Features(), 1.0, (0.0, 1.0))
+    for _ in range(40):
+        looked = seen.suspicious
+        if looked:
+            looks += 1
+            assert not seen.look(torch.from_numpy(view(90, 90)), None)
+        stats = SimpleNamespace(first=False, changed_input=0.5, ms=1000.0 if looked else 1.0)
+        seen.saw(SimpleNamespace(ready=True, stats=stats))  # type: ignore[arg-type]
+    assert looks > 4
+    assert seen._frame_ms == 1.0
 
 
 def test_vectors_that_never_come_are_missed_once() -> None:

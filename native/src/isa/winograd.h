@@ -24,6 +24,8 @@ namespace TD_ISA {
 constexpr int kTile = 2, kPatch = 4, kPlaces = kPatch * kPatch;
 // tiles of a task: whole register blocks, whose numbers and sums stay in the second cache
 constexpr size_t kBlockTiles = 24;
+// input channels of a chunk of weights
+constexpr int kChunkNumbers = kChunkBytes / (kVectors * kWidth * 4);
 
 // Weights of one place: behind each other by channel group, place, panel.
 struct PackedTiles : Packed {
@@ -32,7 +34,6 @@ struct PackedTiles : Packed {
   const float* weights = nullptr;
   size_t weights_size = 0;
   std::vector<size_t> groups;  // where a group's weights begin
-  int most_numbers = 0;        // input channels of a chunk
   const char* end() const { return reinterpret_cast<const char*>(weights + weights_size); }
 };
 
@@ -62,7 +63,6 @@ inline std::unique_ptr<Packed> prepare_tiles(const PackedConv<float>& conv, Aren
   PackedTiles& p = *packed;
   p.by_group = true;
   p.most_px = kBlockTiles;
-  p.most_numbers = kChunkBytes / (kVectors * kWidth * 4);
   for (const std::vector<Panel>& group : conv.panels) {
     p.groups.push_back(p.weights_size);
     for (const Panel& panel : group) p.weights_size += kPlaces * size_t(conv.c_in) * panel.nv * kWidth;
@@ -192,8 +192,8 @@ class TilesTask {
   // Multiplies one place's numbers with its weights; returns where the next weights begin.
   const float* multiply_place(int place, const Panel& panel, int c0, const float* weights) {
     const int width = panel.nv * kWidth;
-    for (int k = 0; k < conv_.c_in; k += p_.most_numbers) {
-      const int end = std::min(conv_.c_in, k + p_.most_numbers);
+    for (int k = 0; k < conv_.c_in; k += kChunkNumbers) {
+      const int end = std::min(conv_.c_in, k + kChunkNumbers);
       for (int b = 0; b < blocks_; ++b) {
         const int m = begin_[b + 1] - begin_[b];
         // the blocks share the lines of the next chunk

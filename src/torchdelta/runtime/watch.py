@@ -74,6 +74,7 @@ class Watch:
         self._estimate_ms = 0.0
         self.slow: str | None = None
         self._counted.clear()
+        self._looked = False
         self._stop_looking()
         self._idle = 0
 
@@ -82,11 +83,12 @@ class Watch:
 
     def saw(self, counted: Counted) -> None:
         """Take what a frame changed into account; a device may still be at it."""
-        self._counted.append((counted, self.looking))
+        self._counted.append((counted, self._looked))
 
     @property
     def suspicious(self) -> bool:
         """Whether the next frame of a still stream is to be looked at."""
+        self._looked = False
         while self._counted and self._counted[0][0].ready:
             counted, looked = self._counted.popleft()
             stats = counted.stats
@@ -115,6 +117,7 @@ class Watch:
     def look(self, frame: Tensor, vectors: Vectors | None) -> bool:
         """Look at a suspicious frame [h, w, C]; True: the camera is to be followed from here on."""
         begin = time.perf_counter()
+        self._looked = True
         current = Thumb.of(frame, *self._range)
         previous, self._previous = self._previous, current
         if previous is None:
