@@ -91,7 +91,9 @@ def fit_near(
 
     def off_by(homography: Homography) -> NDArray[np.float64]:
         there = homography @ points
-        return np.asarray(half * (there[:2] / there[2] - to))
+        # a wrong map may lead to infinity: what it leads there does not agree
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(half * (there[:2] / there[2] - to))
 
     off = off_by(unit @ near @ inverse(unit))
     # cameras speed up and slow down: all points are off by about the same then
