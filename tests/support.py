@@ -9,11 +9,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 import torchdelta
-from cases import OP_CASES, Shape
+from cases import OP_CASES, Fn, Shape
 from torchdelta.engines import ENGINES, Engine
 from torchdelta.engines.cpu import CpuEngine, bind
 from torchdelta.plan import Plan
@@ -145,6 +146,23 @@ def new_session(
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))
     return session
+
+
+def run_infinite_resize(engine: str) -> None:
+    """Resize what is infinite at one place: it does not reach where its weight is 0, nor stay."""
+    model = Fn(
+        lambda x: F.interpolate(x.log(), (9, 13), mode="bilinear", align_corners=True)
+    ).eval()
+    fast = torchdelta.compile(model, torch.rand(1, 3, 5, 7) + 0.1, input_range=(0, 1))
+    session = new_session(fast, engine, 0.0)
+    x = torch.ones(1, 3, 5, 7)
+    x[..., 2, 3] = 0
+    endless = session.step({"s": x})["s"].output.isinf().cpu()
+    # every second output is an input, those between blend two
+    expected = torch.zeros(9, 13, dtype=torch.bool)
+    expected[3:6, 5:8] = True
+    assert torch.equal(endless, expected.expand_as(endless))
+    assert bool((session.step({"s": torch.ones_like(x)})["s"].output == 0).all())
 
 
 def move(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:

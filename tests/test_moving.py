@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise, product
+from statistics import median_low
 from types import SimpleNamespace
 from typing import Any
 
@@ -964,9 +965,9 @@ def test_auto_follows_where_that_saves_time(
     def saves_time(self: Any, share: float) -> bool:
         assert 0 < share < 1
         # frames have been timed, and looks have
-        assert self._frame_ms > 0
+        assert min(self._frames_ms) > 0
         assert self._estimate_ms >= SLOW_S * 1e3
-        self._frame_ms = frame_ms
+        self._frames_ms.extend([frame_ms] * watch.TIMED)
         return SAVES_TIME(self, share)
 
     monkeypatch.setattr(watch.Watch, "_saves_time", saves_time)
@@ -980,18 +981,20 @@ def test_auto_follows_where_that_saves_time(
     assert len(said) == (frame_ms == 0.1)
 
 
-def test_looks_are_no_part_of_a_still_frames_time() -> None:
-    """Not on the frames with which they begin and end either."""
-    looks, seen = 0, watch.Watch(Features(), 1.0, (0.0, 1.0))
-    for _ in range(40):
-        looked = seen.suspicious
-        if looked:
+def test_looks_and_first_frames_are_no_part_of_a_still_frames_time() -> None:
+    """On a GPU the frames after the first may still compile kernels and capture a graph."""
+    looks, seen = 0, watch.Watch(Slow(), 1.0, (0.0, 1.0))
+    for ms in (5e4, 2e3, *[1.0] * 38):
+        begin = time.perf_counter()
+        if seen.suspicious:
             looks += 1
             assert not seen.look(torch.from_numpy(view(90, 90)), None)
-        stats = SimpleNamespace(first=False, changed_input=0.5, ms=1000.0 if looked else 1.0)
+            ms += (time.perf_counter() - begin) * 1e3
+        stats = SimpleNamespace(first=False, changed_input=0.5, ms=ms)
         seen.saw(SimpleNamespace(ready=True, stats=stats))  # type: ignore[arg-type]
+        if len(seen._frames_ms) > 4:
+            assert 1.0 <= median_low(seen._frames_ms) < SLOW_S * 1e3
     assert looks > 4
-    assert seen._frame_ms == 1.0
 
 
 def test_vectors_that_never_come_are_missed_once() -> None:

@@ -2,11 +2,9 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import torchdelta
-from cases import OP_CASES, Fn
+from cases import OP_CASES
 from conftest import is_required
 from support import (
     ENGINE_CASES,
@@ -20,6 +18,7 @@ from support import (
     each,
     move,
     new_session,
+    run_infinite_resize,
     run_op_case,
 )
 from torchdelta.engines import ENGINES
@@ -123,20 +122,7 @@ def test_footprint_is_what_the_stock_operation_reads(case: str) -> None:
 
 @pytest.mark.parametrize("engine", ENGINE_CASES)
 def test_bilinear_does_not_read_places_of_weight_0(engine: str) -> None:
-    """What is infinite there neither reaches an output nor stays in it."""
-    model = Fn(
-        lambda x: F.interpolate(x.log(), (9, 13), mode="bilinear", align_corners=True)
-    ).eval()
-    fast = torchdelta.compile(model, torch.rand(1, 3, 5, 7) + 0.1, input_range=(0, 1))
-    session = new_session(fast, engine, 0.0)
-    x = torch.ones(1, 3, 5, 7)
-    x[..., 2, 3] = 0
-    endless = session.step({"s": x})["s"].output.isinf().cpu()
-    # every second output is an input, those between blend two
-    expected = torch.zeros(9, 13, dtype=torch.bool)
-    expected[3:6, 5:8] = True
-    assert torch.equal(endless, expected.expand_as(endless))
-    assert bool((session.step({"s": torch.ones_like(x)})["s"].output == 0).all())
+    run_infinite_resize(engine)
 
 
 def test_every_registered_op_has_cases() -> None:

@@ -30,6 +30,7 @@ from support import (
     make_engine,
     move,
     new_session,
+    run_infinite_resize,
     run_op_case,
     same_bits,
     snapshot,
@@ -426,6 +427,10 @@ def test_phases_of_an_odd_map_have_lists_of_different_length() -> None:
     out = session.step({"s": x})["s"].output
     assert out.shape[2:] == (7, 7)
     assert torchdelta.relative_error(out, dense(model, x)) <= 1e-5
+
+
+def test_bilinear_does_not_read_places_of_weight_0() -> None:
+    run_infinite_resize("triton")
 
 
 def test_stamps_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from statistics import median_low
 
 from torch import Tensor
 
@@ -36,6 +37,8 @@ IN_CELLS = 0.65
 HARDLY_LESS = 0.95
 # frames for which the camera must have rested
 RESTED = 25
+# still frames whose times are kept: their median does not see a graph being captured
+TIMED = 9
 
 
 class Watch:
@@ -63,18 +66,19 @@ class Watch:
         self._price = growth * (IN_CELLS if grains[1] > grains[0] == 1 else 1.0)
         self._limits = Limits()
         self._choice = Choice(self._limits.scale, self._limits.turn_degrees)
-        # frames, and whether they were looked at
-        self._counted: deque[tuple[Counted, bool]] = deque()
+        # frames, and the time that looking at them took
+        self._counted: deque[tuple[Counted, float]] = deque()
+        self._frames_ms: deque[float] = deque(maxlen=TIMED)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         self._changed, self._pause, self._next_pause, self._at_pause = 0.0, 0, PAUSE, 0.0
-        self._frame_ms: float | None = None
+        self._frames_ms.clear()
         self._estimate_ms = 0.0
         self.slow: str | None = None
         self._counted.clear()
-        self._looked = False
+        self._look_ms = 0.0
         self._stop_looking()
         self._idle = 0
 
@@ -83,20 +87,18 @@ class Watch:
 
     def saw(self, counted: Counted) -> None:
         """Take what a frame changed into account; a device may still be at it."""
-        self._counted.append((counted, self._looked))
+        self._counted.append((counted, self._look_ms))
 
     @property
     def suspicious(self) -> bool:
         """Whether the next frame of a still stream is to be looked at."""
-        self._looked = False
+        self._look_ms = 0.0
         while self._counted and self._counted[0][0].ready:
-            counted, looked = self._counted.popleft()
+            counted, look_ms = self._counted.popleft()
             stats = counted.stats
             if not stats.first:
                 self._changed += NEWEST * (stats.changed_input - self._changed)
-            if not stats.first and not looked:
-                before = stats.ms if self._frame_ms is None else self._frame_ms
-                self._frame_ms = before + NEWEST * (stats.ms - before)
+                self._frames_ms.append(stats.ms - look_ms)
         if self._previous is not None:
             return True
         self._pause -= 1
@@ -117,7 +119,13 @@ class Watch:
     def look(self, frame: Tensor, vectors: Vectors | None) -> bool:
         """Look at a suspicious frame [h, w, C]; True: the camera is to be followed from here on."""
         begin = time.perf_counter()
-        self._looked = True
+        try:
+            return self._look(frame, vectors)
+        finally:
+            self._look_ms = (time.perf_counter() - begin) * 1e3
+
+    def _look(self, frame: Tensor, vectors: Vectors | None) -> bool:
+        begin = time.perf_counter()
         current = Thumb.of(frame, *self._range)
         previous, self._previous = self._previous, current
         if previous is None:
@@ -160,12 +168,13 @@ class Watch:
 
     def _saves_time(self, share: float) -> bool:
         """Whether a share of a still frame's time is more than estimating its motion takes."""
-        if self._frame_ms is None or share * self._frame_ms > self._estimate_ms:
+        frame_ms = median_low(self._frames_ms) if self._frames_ms else math.inf
+        if share * frame_ms > self._estimate_ms:
             self.slow = None
             return True
         self.slow = (
             f"estimating its motion takes {self._estimate_ms:.2g} ms a frame, and would save "
-            f"{share:.0%} of {self._frame_ms:.2g} ms"
+            f"{share:.0%} of {frame_ms:.2g} ms"
         )
         return False
 

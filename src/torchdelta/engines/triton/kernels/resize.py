@@ -12,9 +12,9 @@ from torchdelta.engines.triton.kernels.shared import begin, divide, on_ring, pub
 
 
 @triton.jit
-def _lerp(a, b, weight):
-    """Go from a to b by a weight, as torch.lerp does."""
-    return tl.where(weight < 0.5, a + weight * (b - a), b - (b - a) * (1.0 - weight))
+def _blend(a, b, part):
+    """Blend (1 - part) * a + part * b; where part is 0 it is a, whatever b is (ops/resize.py)."""
+    return tl.where(part > 0.0, (1.0 - part) * a + part * b, a)
 
 
 @triton.jit(do_not_specialize=[*PLAIN, "out_h"])
@@ -62,7 +62,7 @@ def bilinear(
         b = tl.load(start + ((top + right) * x_px)[:, None], mask=mask, other=0).to(tl.float32)
         c = tl.load(start + ((low + left) * x_px)[:, None], mask=mask, other=0).to(tl.float32)
         d = tl.load(start + ((low + right) * x_px)[:, None], mask=mask, other=0).to(tl.float32)
-        new = _lerp(_lerp(a, b, across), _lerp(c, d, across), down)
+        new = _blend(_blend(a, b, across), _blend(c, d, across), down)
         new = activate(new, cols, channels, slope_ptr, POST, A, B, C)
         publish(
             new, ok, pixel, slot, cols, out_ptr, out_slot, out_px, hw, channels,
