@@ -30,8 +30,8 @@ from torchdelta.cli.app import app
 from torchdelta.cli.compare import Comparison
 from torchdelta.cli.track import Track, movements, summary
 from torchdelta.engines.cpu import bind
+from torchdelta.runtime import watch
 from torchdelta.runtime.stats import FrameStats
-from torchdelta.runtime.watch import Watch
 from torchdelta.video.sink import VideoWriter
 
 KEYS = [
@@ -408,7 +408,9 @@ def test_a_moving_camera_is_followed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, motion: str
 ) -> None:
     # "auto" would find that so small a network is computed quicker than a motion is estimated
-    monkeypatch.setattr(Watch, "_saves_time", lambda self, share: True)
+    monkeypatch.setattr(watch.Watch, "_saves_time", lambda self, share: True)
+    monkeypatch.setattr(watch, "QUICKEST_MS", 0.0)
+    monkeypatch.setattr(watch, "HOPELESS", float("inf"))
     source = pan(folder / "pan.mp4", 24, (1, 5))
     args = ("run", source, "--model", "nets:segment", "--task", "segment", "--compare")
     call(*args, "--json", "still.jsonl")

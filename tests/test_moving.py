@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 import time
@@ -655,13 +656,15 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
     return Counting
 
 
-SAVES_TIME = watch.Watch._saves_time
+SAVES_TIME, QUICKEST_MS, HOPELESS = watch.Watch._saves_time, watch.QUICKEST_MS, watch.HOPELESS
 
 
 @pytest.fixture(autouse=True)
 def _whatever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks as small as these are quicker computed than a motion is estimated."""
     monkeypatch.setattr(watch.Watch, "_saves_time", lambda self, share: True)
+    monkeypatch.setattr(watch, "QUICKEST_MS", 0.0)
+    monkeypatch.setattr(watch, "HOPELESS", math.inf)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -995,6 +998,28 @@ def test_looks_and_first_frames_are_no_part_of_a_still_frames_time() -> None:
         if len(seen._frames_ms) > 4:
             assert 1.0 <= median_low(seen._frames_ms) < SLOW_S * 1e3
     assert looks > 4
+
+
+@pytest.mark.parametrize(("frame_ms", "looks"), [(QUICKEST_MS / 2, 0), (2.0, 2)])
+def test_looks_are_few_where_following_cannot_pay(
+    monkeypatch: pytest.MonkeyPatch, frame_ms: float, looks: int
+) -> None:
+    """A picture and one estimate tell; the next look comes when frames have made up for it."""
+    monkeypatch.setattr(watch, "QUICKEST_MS", QUICKEST_MS)
+    monkeypatch.setattr(watch, "HOPELESS", HOPELESS)
+    made, seen = 0, watch.Watch(Slow(), 1.0, (0.0, 1.0))
+    pays_after = int(SLOW_S * 1e3 / (watch.SPENT_LOOKING * frame_ms))
+    for n in range(5 + pays_after):
+        if seen.suspicious:
+            made += 1
+            assert not seen.look(torch.from_numpy(view(90, 90 + 4 * n)), None)
+        # ten times as much change after a while does not call for a look either
+        stats = SimpleNamespace(
+            first=n == 0, changed_input=0.09 if n < 20 else 0.9, ms=frame_ms + seen._look_ms
+        )
+        seen.saw(SimpleNamespace(ready=True, stats=stats))  # type: ignore[arg-type]
+    assert made == looks
+    assert (seen.slow is not None) == (looks > 0)
 
 
 def test_vectors_that_never_come_are_missed_once() -> None:

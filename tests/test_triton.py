@@ -705,7 +705,9 @@ def test_windows_that_move() -> None:
     """Strips, borders, masks and states are the torch engine's; with exact borders, dense (P1)."""
     fast, model = all_sorts()
     assert fast.plan.total_stride == (2, 2)
-    session, oracle = (new_session(fast, e, 0.0, slots=2) for e in ("triton", "torch"))
+    # not 0: the last bits of an unchanged pixel may hang on what PyTorch computes along with it,
+    # and must not count as a change
+    session, oracle = (new_session(fast, e, 2e-6, slots=2) for e in ("triton", "torch"))
     world = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(5))
     valid = np.ones((10, 12), bool)
     valid[:, :5] = False

@@ -39,6 +39,11 @@ HARDLY_LESS = 0.95
 RESTED = 25
 # still frames whose times are kept: their median does not see a graph being captured
 TIMED = 9
+# no estimate is quicker than this: streams whose frames are, are not looked at
+QUICKEST_MS = 1.0
+# an estimate that takes so many times as long as the whole frame cannot pay; where the time speaks
+# against following, this share of a stream's time may go into looking again
+HOPELESS, SPENT_LOOKING = 2.0, 0.02
 
 
 class Watch:
@@ -75,7 +80,7 @@ class Watch:
         """Forget everything."""
         self._changed, self._pause, self._next_pause, self._at_pause = 0.0, 0, PAUSE, 0.0
         self._frames_ms.clear()
-        self._estimate_ms = 0.0
+        self._estimate_ms = self._spent_ms = 0.0
         self.slow: str | None = None
         self._counted.clear()
         self._look_ms = 0.0
@@ -102,9 +107,14 @@ class Watch:
         if self._previous is not None:
             return True
         self._pause -= 1
-        if self._changed < SUSPICIOUS:
+        if self._changed < SUSPICIOUS or self._frame_ms < QUICKEST_MS:
             return False
         return self._pause <= 0 or self._changed > MUCH_MORE * self._at_pause
+
+    @property
+    def _frame_ms(self) -> float:
+        """What a still frame takes."""
+        return median_low(self._frames_ms) if self._frames_ms else math.inf
 
     @property
     def looking(self) -> bool:
@@ -132,18 +142,26 @@ class Watch:
             self._estimator.reset()
             self._choice.reset()
             self._confirmed, self._tries = False, TRIES
-            self._estimate_ms = math.inf
+            self._estimate_ms, self._spent_ms = math.inf, 0.0
             return False
         motion = self._estimator.estimate(previous, current, vectors)
+        took_ms = (time.perf_counter() - begin) * 1e3
+        self._spent_ms += took_ms
         # the fastest: the first one may have something to prepare
-        self._estimate_ms = min(self._estimate_ms, (time.perf_counter() - begin) * 1e3)
+        self._estimate_ms = min(self._estimate_ms, took_ms)
         moves = farthest_px(motion.homography, current.size) >= STILL_PX
         if not self._confirmed:
             self._confirmed = moves and motion.confidence >= self._limits.confidence
             self._tries -= 1
-            if not self._confirmed and not self._tries:
+            hopeless = self._confirmed and self._estimate_ms > HOPELESS * self._frame_ms
+            if hopeless:
+                self.slow = (
+                    f"estimating its motion takes {self._estimate_ms:.2g} ms a frame, all else "
+                    f"{self._frame_ms:.2g} ms"
+                )
+            if hopeless or not (self._confirmed or self._tries):
                 self._give_up()
-            if not self._confirmed:
+            if hopeless or not self._confirmed:
                 return False
         self._choice.look(previous, current, motion.homography)
         costs = self._choice.costs
@@ -160,6 +178,10 @@ class Watch:
         self._stop_looking()
         self._pause, self._at_pause = self._next_pause, self._changed
         self._next_pause = min(LONGER * self._next_pause, LONGEST_PAUSE)
+        if self.slow is not None:
+            # more change would not change that
+            looks_pay = math.ceil(self._spent_ms / (SPENT_LOOKING * self._frame_ms))
+            self._pause, self._at_pause = max(self._pause, looks_pay), 1.0
 
     def _pays(self, costs: Costs) -> bool:
         least = self._price * costs.least
@@ -168,13 +190,12 @@ class Watch:
 
     def _saves_time(self, share: float) -> bool:
         """Whether a share of a still frame's time is more than estimating its motion takes."""
-        frame_ms = median_low(self._frames_ms) if self._frames_ms else math.inf
-        if share * frame_ms > self._estimate_ms:
+        if share * self._frame_ms > self._estimate_ms:
             self.slow = None
             return True
         self.slow = (
             f"estimating its motion takes {self._estimate_ms:.2g} ms a frame, and would save "
-            f"{share:.0%} of {frame_ms:.2g} ms"
+            f"{share:.0%} of {self._frame_ms:.2g} ms"
         )
         return False
 

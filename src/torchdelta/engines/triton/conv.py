@@ -461,6 +461,10 @@ def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:
         if packed.gather == "each":
             # single numbers are gathered, each with an address of its own
             middle, large = 32, 64
+    # what a short sum does not have need not be fetched ahead
+    steps = max(phase.weight.shape[1] // packed.chunk for phase in packed.phases)
+    most = steps + 1
+    stages = min(stages[0], most), min(stages[1], most), min(stages[2], most)
     # a kind of tile is large enough when there are still enough of them for the device
     small_rows = small * 2 * frame.processors // (columns * packed.splits)
     middle_rows = large * frame.processors // columns

@@ -37,7 +37,6 @@ class Frame:
     zeros:  int32, set to 0 by a frame's first kernel: `info`, `found`, and the lengths of the lists
     counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
     info:   both of them, as they are read back after a frame
-    found:  pixels that selections found where active sets are forced; nobody reads it
     lists:  by leader, and whether it is the wide one
     lanes:  of the graph
     work:   of the input gate, of each step, and of the end, with the index of a step
@@ -65,11 +64,10 @@ class Frame:
         self.bytes = 0
         steps, self._info_size = len(self.plan.steps), (len(self.plan.steps) + 1) * self.slots
         lists = sum(1 + prod(phases_of(self.plan, index)) for index in schedule.selections)
-        self.zeros = torch.zeros(self._info_size + 1 + lists, dtype=torch.int32, device=self.device)
+        self.zeros = torch.zeros(self._info_size + lists, dtype=torch.int32, device=self.device)
         self.info = self.zeros[: self._info_size]
         self.counts = self.zeros[: steps * self.slots].view(steps, self.slots)
         self.changed = self.zeros[steps * self.slots : self._info_size]
-        self.found = self.zeros[self._info_size :]
         self._lists_made = 0
         self.dummy = self.zeros
         self.forced_masks: dict[int, Tensor] = {}
@@ -161,7 +159,7 @@ class Frame:
 
     def new_list(self, entries: int, phases: int = 1) -> List:
         """Take room for a list."""
-        first = self._info_size + 1 + self._lists_made
+        first = self._info_size + self._lists_made
         self._lists_made += phases
         room = torch.zeros(entries * phases, dtype=torch.int32, device=self.device)
         self.bytes += room.numel() * 4

@@ -79,7 +79,7 @@ def launches(frame: Frame, selection: Selection) -> list[Work]:
             "list_ptr": own.entries, "count_ptr": own.count,
             "active_ptr": frame.counts[index], "wide_list_ptr": wide.entries,
             "wide_count_ptr": wide.count, "ctl_ptr": frame.memory.ctl, "carry_ptr": carry,
-            "forced_ptr": mask, "found_ptr": frame.found, "h": h, "w": w,
+            "forced_ptr": mask, "never": 0, "h": h, "w": w,
             "w_by": divider(w), "blocks_by": divider(blocks), **frame.window_args(step.output),
             "blocks": blocks, "capacity": frame.capacity(index), "OWN": len(part),
             "SOURCES": len(sources), "PHASES_Y": phases[0], "PHASES_X": phases[1],

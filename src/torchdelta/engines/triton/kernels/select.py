@@ -45,7 +45,7 @@ _PLAIN = [
     "wide_count_ptr",
     "carry_ptr",
     "forced_ptr",
-    "found_ptr",
+    "never",
     "lines_ptr",
     "lines_slot",
     "tiles_ptr",
@@ -182,7 +182,7 @@ def _append(active, pixel, list_ptr, count_ptr):
 @triton.jit(do_not_specialize=_PLAIN)
 def select(
     list_ptr, count_ptr, active_ptr, wide_list_ptr, wide_count_ptr, ctl_ptr, carry_ptr, forced_ptr,
-    found_ptr, h, w, w_by, blocks, blocks_by, capacity, lines_ptr, lines_slot, tiles_ptr,
+    never, h, w, w_by, blocks, blocks_by, capacity, lines_ptr, lines_slot, tiles_ptr,
     s0_ptr, s0_h, s0_w, s0_stride_y, s0_stride_x, s0_pad_y, s0_pad_x, s0_dilation_y,
     s0_dilation_x, s0_rows_ptr, s0_cols_ptr,
     s1_ptr, s1_h, s1_w, s1_stride_y, s1_stride_x, s1_pad_y, s1_pad_x, s1_dilation_y,
@@ -207,8 +207,9 @@ def select(
     SOURCES together give the wide list, for the steps that follow with the same pixels, where
     there are more.
     CARRY_*: the mask of more sources than one launch takes. FORCED: forced_ptr [h, w] replaces what
-    was found. A program looks at BS pixels of one slot, in reading order or (TILE_W) in a tile of
-    so many columns; there are `blocks` programs per slot. IN_H, IN_W: tiles of the input.
+    was found; `never` is 0. A program looks at BS pixels of one slot, in reading order or (TILE_W)
+    in a tile of so many columns; there are `blocks` programs per slot. IN_H, IN_W: tiles of the
+    input.
     """
     begin(PDL)
     pid = tl.program_id(0)
@@ -282,9 +283,8 @@ def select(
             active |= (level > 0).to(tl.int32)
             wide |= active
         if FORCED:
-            # what was found is counted, or the compiler would leave the search away
-            tl.atomic_add(found_ptr, tl.sum(wide))
-            active = tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32)
+            # `never` is 0: without what was found the compiler would leave the search away
+            active = tl.load(forced_ptr + at, mask=ok, other=0).to(tl.int32) | (wide & never)
             wide = active
         # a slot without a frame: what its stamps say is older
         whole = (mode == IS_WHOLE).to(tl.int32)
