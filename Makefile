@@ -20,26 +20,33 @@ COMMA := ,
 
 venv: $(VENV)/.installed $(LIBRARY)
 
-# --no-compile: what is imported is compiled then; PyTorch and its companions hold far more
+# the build folder may be another one's, with a CMake that is gone by now
+build_native = rm -f native/inplace/CMakeCache.txt; \
+	$(CMAKE) -S native/inplace -B native/inplace -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null && \
+	$(CMAKE) --build native/inplace
+HAS_CXX := command -v $(CXX) >/dev/null || command -v c++ >/dev/null
+
+# --no-compile: what is imported is compiled then; PyTorch and its companions hold far more.
+# wheel.cmake=false: the native library is built here, where this machine has CMake and Ninja while
+# pip unpacks PyTorch (what goes wrong is said below, where it is built again)
 $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1 || true), torchdelta needs Python 3.11 or newer:" \
 		"make PYTHON=python3.12" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -e ".[dev]"
+	@if [ ! -e $(LIBRARY) ] && command -v cmake >/dev/null && command -v ninja >/dev/null && \
+		{ $(HAS_CXX); }; then { $(build_native); } >/dev/null 2>&1 & fi; \
+	echo "installing torchdelta and its tools into $(VENV)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+		--config-settings=wheel.cmake=false -e ".[dev]" && wait
 	touch $@
 
-# pip goes on without the library where its build fails; here that is an error
 $(LIBRARY): $(NATIVE) | $(VENV)/.installed
-	@if command -v $(CXX) >/dev/null || command -v c++ >/dev/null; then \
-		$(MAKE) --no-print-directory native; \
+	@if $(HAS_CXX); then $(MAKE) --no-print-directory native; \
 	else echo "no C++ compiler: the cpu engine is left out"; fi
 
-# the build folder may be pip's, with a CMake that is gone by now
 native: $(VENV)/.installed
-	@rm -f native/inplace/CMakeCache.txt
-	@$(CMAKE) -S native/inplace -B native/inplace -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
-	@$(CMAKE) --build native/inplace
+	@$(build_native)
 	@touch -c $(LIBRARY)
 
 demo: venv

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -100,11 +101,14 @@ def cudnn_us(streams: int, channels: int, size: tuple[int, int]) -> float:
     return replays_us(graph.replay) / (MANY - FEW)
 
 
-def main() -> None:
+def main() -> int:
     """Measure all layers and print them as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, nargs="?")
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("PyTorch finds no GPU", file=sys.stderr)
+        return 2
     print(torch.cuda.get_device_name(), torch.__version__)
     print("| streams | layer | cuDNN us | active | ours us | trial us | trial / ours |")
     print("|---|---|---|---|---|---|---|")
@@ -125,7 +129,8 @@ def main() -> None:
             )
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -67,6 +67,7 @@ LIMITS = {
 PASSES = 5
 # frames of the short figures, which the design's trial took
 SHORT = 24
+TABLES = ("share", "limits", "filter", "codec", "time")
 Picture = NDArray[np.uint8]
 
 
@@ -298,8 +299,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="25 frames of each clip")
     parser.add_argument("--pictures", type=Path, help="folder for aligned frames and worlds")
     parser.add_argument("--clips", default=",".join(CLIPS))
-    parser.add_argument("--only", default="share,limits,filter,codec,time")
+    parser.add_argument("--only", default=",".join(TABLES))
     options = parser.parse_args()
+    for name, known in (("only", TABLES), ("clips", tuple(CLIPS))):
+        unknown = set(getattr(options, name).split(",")) - set(known)
+        if unknown:
+            parser.error(f"--{name}: no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if options.pictures is not None:
+        options.pictures.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     limit = 25 if options.quick else None

@@ -989,6 +989,7 @@ def test_looks_and_first_frames_are_no_part_of_a_still_frames_time() -> None:
     looks, seen = 0, watch.Watch(Slow(), 1.0, (0.0, 1.0))
     for ms in (5e4, 2e3, *[1.0] * 38):
         begin = time.perf_counter()
+        seen.begin()
         if seen.suspicious:
             looks += 1
             assert not seen.look(torch.from_numpy(view(90, 90)), None)
@@ -1010,6 +1011,7 @@ def test_looks_are_few_where_following_cannot_pay(
     made, seen = 0, watch.Watch(Slow(), 1.0, (0.0, 1.0))
     pays_after = int(SLOW_S * 1e3 / (watch.SPENT_LOOKING * frame_ms))
     for n in range(5 + pays_after):
+        seen.begin()
         if seen.suspicious:
             made += 1
             assert not seen.look(torch.from_numpy(view(90, 90 + 4 * n)), None)

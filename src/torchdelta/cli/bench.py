@@ -121,7 +121,7 @@ def measure(
     notes = [*loaded.notes, *left_out]
     if options.engine is Engine.auto and compiled.engine == SLOWEST:
         notes.append(f"ours ran on the {SLOWEST} engine: {compiled.engine_reason}")
-    if not loaded.has_weights:
+    if not loaded.has_weights and race.peers:
         notes.append("the peers run the same prepared weights as ours")
     return {
         **_conditions(options, loaded, compiled, material),

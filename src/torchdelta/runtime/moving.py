@@ -152,7 +152,15 @@ class MovingSession:
     def _make_window(self) -> Engine:
         """Compile the network at the window's size."""
         begin = time.perf_counter()
-        engine = self._engine_at(self.window)
+        try:
+            engine = self._engine_at(self.window)
+        except (CaptureError, FrameError) as error:
+            (h, w), (own_h, own_w) = self.window, self.plan.size
+            raise CaptureError(
+                f"cameras are followed on windows of {h}x{w}, frames of {own_h}x{own_w} with a "
+                'margin, and the network does not run at that size (motion="none" follows none): '
+                f"{error}"
+            ) from error
         self._making_s = time.perf_counter() - begin
         if engine.plan.total_stride != self.plan.total_stride:
             raise CaptureError(
@@ -313,6 +321,13 @@ class MovingSession:
             raise ValueError(f"relative_to is {relative_to!r}, expected one of {RELATIVE_TO}")
         with self._lock:
             check_named(frames, roi=roi, homographies=homographies, vectors=vectors)
+            watches = self._watches(frames)
+            if watches is not None and not roi and not any(w.suspicious for w in watches):
+                assert self._still is not None
+                results = self._still.step(frames, record=record)
+                for stream, result in results.items():
+                    self._watch(stream, result)
+                return results
             ready: dict[str, _Ready] = {}
             refused: dict[str, FrameError] = {}
             for stream, frame in frames.items():
@@ -333,6 +348,14 @@ class MovingSession:
                 if camera is not None and camera.aligner is not None:
                     camera.aligner.miss()
             return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
+
+    def _watches(self, frames: Mapping[str, Frame]) -> list[Watch] | None:
+        """Begin a frame: what watches the streams, where all of them are known and stand still."""
+        cameras = [self._cameras.get(stream) for stream in frames]
+        watches = [c.watch for c in cameras if c is not None and c.aligner is None and c.watch]
+        for watch in watches:
+            watch.begin()
+        return watches if watches and len(watches) == len(cameras) else None
 
     def _check(self, stream: str, frame: Frame) -> Tensor:
         """Check a frame: [h, w, C], where it is."""

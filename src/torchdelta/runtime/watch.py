@@ -57,6 +57,7 @@ class Watch:
     grains: sides of the input gate's cells while the camera stays still and while it is followed,
             pixels
     value_range: of float frames
+    suspicious: whether the frame that has begun is to be looked at
     slow:   why a camera that moves is not followed where the time alone speaks against it
     """
 
@@ -83,7 +84,7 @@ class Watch:
         self._estimate_ms = self._spent_ms = 0.0
         self.slow: str | None = None
         self._counted.clear()
-        self._look_ms = 0.0
+        self._look_ms, self.suspicious = 0.0, False
         self._stop_looking()
         self._idle = 0
 
@@ -94,9 +95,8 @@ class Watch:
         """Take what a frame changed into account; a device may still be at it."""
         self._counted.append((counted, self._look_ms))
 
-    @property
-    def suspicious(self) -> bool:
-        """Whether the next frame of a still stream is to be looked at."""
+    def begin(self) -> None:
+        """Begin a frame of a still stream: is it to be looked at (`suspicious`)?"""
         self._look_ms = 0.0
         while self._counted and self._counted[0][0].ready:
             counted, look_ms = self._counted.popleft()
@@ -104,8 +104,9 @@ class Watch:
             if not stats.first:
                 self._changed += NEWEST * (stats.changed_input - self._changed)
                 self._frames_ms.append(stats.ms - look_ms)
-        if self._previous is not None:
-            return True
+        self.suspicious = self.looking or self._is_suspicious()
+
+    def _is_suspicious(self) -> bool:
         self._pause -= 1
         if self._changed < SUSPICIOUS or self._frame_ms < QUICKEST_MS:
             return False
