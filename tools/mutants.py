@@ -480,7 +480,7 @@ MUTANTS = [
            ring_tests("without_comparing", "cpu")),
     Mutant("native: new strip compared with what lay there", FINISH,
            "const bool gated = all_seen_ || seen_.has(p.y, p.x);", "const bool gated = true;",
-           native_rings("conv-3x3")),
+           ring_tests("move_apart", "cpu")),
     Mutant("native: new strip of the input compared", "native/src/frame.cpp",
            "mark_outside(job.seen, y, in.w, row);\n      any", "any",
            ring_tests("without_comparing", "cpu")),
