@@ -81,7 +81,7 @@ class Watch:
         """Forget everything."""
         self._changed, self._pause, self._next_pause, self._at_pause = 0.0, 0, PAUSE, 0.0
         self._frames_ms.clear()
-        self._estimate_ms = self._spent_ms = 0.0
+        self._estimate_ms, self._estimates = 0.0, 0
         self.slow: str | None = None
         self._counted.clear()
         self._look_ms, self.suspicious = 0.0, False
@@ -143,27 +143,27 @@ class Watch:
             self._estimator.reset()
             self._choice.reset()
             self._confirmed, self._tries = False, TRIES
-            self._estimate_ms, self._spent_ms = math.inf, 0.0
+            self._estimate_ms, self._estimates = math.inf, 0
             return False
         motion = self._estimator.estimate(previous, current, vectors)
-        took_ms = (time.perf_counter() - begin) * 1e3
-        self._spent_ms += took_ms
+        self._estimates += 1
         # the fastest: the first one may have something to prepare
-        self._estimate_ms = min(self._estimate_ms, took_ms)
+        self._estimate_ms = min(self._estimate_ms, (time.perf_counter() - begin) * 1e3)
         moves = farthest_px(motion.homography, current.size) >= STILL_PX
         if not self._confirmed:
             self._confirmed = moves and motion.confidence >= self._limits.confidence
             self._tries -= 1
-            hopeless = self._confirmed and self._estimate_ms > HOPELESS * self._frame_ms
-            if hopeless:
-                self.slow = (
-                    f"estimating its motion takes {self._estimate_ms:.2g} ms a frame, all else "
-                    f"{self._frame_ms:.2g} ms"
-                )
-            if hopeless or not (self._confirmed or self._tries):
+            if not (self._confirmed or self._tries):
                 self._give_up()
-            if hopeless or not self._confirmed:
+            if not self._confirmed:
                 return False
+        if self._estimates > 1 and self._estimate_ms > HOPELESS * self._frame_ms:
+            self.slow = (
+                f"estimating its motion takes {self._estimate_ms:.2g} ms a frame, all else "
+                f"{self._frame_ms:.2g} ms"
+            )
+            self._give_up()
+            return False
         self._choice.look(previous, current, motion.homography)
         costs = self._choice.costs
         if costs is None:
@@ -181,8 +181,9 @@ class Watch:
         self._next_pause = min(LONGER * self._next_pause, LONGEST_PAUSE)
         if self.slow is not None:
             # more change would not change that
-            looks_pay = math.ceil(self._spent_ms / (SPENT_LOOKING * self._frame_ms))
-            self._pause, self._at_pause = max(self._pause, looks_pay), 1.0
+            look_ms = self._estimates * self._estimate_ms
+            paid_for = math.ceil(look_ms / (SPENT_LOOKING * self._frame_ms))
+            self._pause, self._at_pause = max(self._pause, paid_for), 1.0
 
     def _pays(self, costs: Costs) -> bool:
         least = self._price * costs.least
