@@ -34,7 +34,7 @@ class Frame:
 
     forced: steps whose active sets come from `forced_masks` instead of the stamps
     windows: where they may move, or frames have masks; else None: kernels know nothing of them
-    zeros:  int32, set to 0 by a frame's first kernel: `info`, `found`, and the lengths of the lists
+    zeros:  int32, set to 0 by a frame's first kernel: `info` and the lengths of the lists
     counts: int32 [steps, slots] active pixels;  changed: int32 [slots] published input pixels
     info:   both of them, as they are read back after a frame
     lists:  by leader, and whether it is the wide one
