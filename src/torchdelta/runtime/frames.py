@@ -16,8 +16,8 @@ from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan
 
 Frame = np.ndarray | Tensor
-_SHAPE, _DTYPE, _DEVICE = attrgetter("shape"), attrgetter("dtype"), attrgetter("device")
-_REQUIRES_GRAD = attrgetter("requires_grad")
+# of a tensor, in one call
+_KIND = attrgetter("shape", "dtype", "device", "requires_grad")
 FRAME_DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -83,19 +83,13 @@ class Fitting:
 
     def __init__(self, plan: Plan, device: torch.device, *, trust_device: bool) -> None:
         trusted = FRAME_DTYPES if trust_device and device.type != "cpu" else (torch.uint8,)
-        self._shape, self._device, self._dtypes = torch.Size(plan.shape), device, set(trusted)
+        # the likely one comes first
+        self._kinds = [(torch.Size(plan.shape), dtype, device, False) for dtype in trusted]
 
     def all(self, frames: Iterable[Any]) -> bool:
         """Whether all are tensors [C, H, W] that `check_frame` would take just as they are."""
-        found = list(frames)
-        # a loop over many streams in Python would be most of a step's time before its launch
-        return (
-            set(map(type, found)) == {Tensor}
-            and list(map(_SHAPE, found)).count(self._shape) == len(found)
-            and list(map(_DEVICE, found)).count(self._device) == len(found)
-            and self._dtypes.issuperset(map(_DTYPE, found))
-            and not any(map(_REQUIRES_GRAD, found))
-        )
+        # before a step's launch: whatever is called here, the device waits for
+        return all(type(frame) is Tensor and _KIND(frame) in self._kinds for frame in frames)
 
 
 def _from_numpy(frame: np.ndarray) -> Tensor:

@@ -7,19 +7,20 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
+from triton.runtime import driver
 
 from torchdelta.engines.base import Move
+from torchdelta.engines.triton.control import Control, Layout
 from torchdelta.engines.triton.frame import Frame
-from torchdelta.engines.triton.kernels.shared import FRAME, NOTHING, WHOLE
 from torchdelta.engines.triton.launch import Launch, Work
-from torchdelta.engines.triton.memory import FRAME_ROW, MODES_AT, Memory
+from torchdelta.engines.triton.memory import RING, Memory
 from torchdelta.engines.triton.report import DeviceReports, FrameNumbers, FrameRecord
 from torchdelta.engines.triton.schedule import INPUT, make_schedule
 from torchdelta.engines.triton.windows import Windows
@@ -27,9 +28,6 @@ from torchdelta.engines.triton.windows import Windows
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
     from torchdelta.runtime.state import State
-
-# frames that may be on their way at once
-RING = 4
 
 # how far apart a frame's numbers may lie: kernels count in 32 bits
 FARTHEST = 2**31 - 1
@@ -56,11 +54,7 @@ class Runner:
         self.memory = Memory(engine, state)
         self._on_gpu = engine.device.type == "cuda"
         self._staging = _Staging(engine) if self._on_gpu else None
-        controls = self._on_host(torch.int64, self.memory.ctl.numel())
-        self._controls = [_Control(numbers, self.memory.slots) for numbers in controls]
-        # the slots that had a frame last, and what they are in an array
-        self._given: tuple[int, ...] = ()
-        self._places: Any = slice(0)
+        self._control = Control(self.memory)
         # by turn, used again once the frame of that turn is done: where numbers come back, and when
         counted = (len(engine.plan.steps) + 1) * self.memory.slots
         self._info = self._on_host(torch.int32, counted)
@@ -75,6 +69,8 @@ class Runner:
         # frames that the device may still read
         self._kept: list[list[Tensor]] = [[] for _ in range(RING)]
         self._turn = 0
+        # the stream that was the current one last: its number in the driver, and PyTorch's object
+        self._current: tuple[int, torch.cuda.Stream | None] = (-1, None)
         # how often the thresholds had changed when they were sent
         self._sent = -1
         self._threshold_hosts = {
@@ -125,30 +121,21 @@ class Runner:
             numbers.settle()
         events = self._events[self._turn]
         if events is not None:
-            events[0].record()
-        floats = self._send(frames, whole)
-        self._send_thresholds(state)
-        self._send_windows(state, moved, masks)
-        variant = self._variant(forced)
-        if variant not in self._frames:
-            own, share, moving = variant
-            schedule = make_schedule(self.engine.plan, share=share, moving=moving)
-            self._frames[variant] = Frame(
-                self.engine, state, self.memory, schedule, own, self._windows
-            )
-        frame = self._frames[variant]
-        self._force(frame, forced)
-        step_ms = None
-        if timed or not self._on_gpu or (variant, floats) not in self._warm:
-            step_ms = self._run(frame, floats, timed)
-            self._warm.add((variant, floats))
-        else:
-            self._replay(frame, variant, floats)
+            events[0].record(self._stream())
+        try:
+            frame, floats, step_ms = self._start(state, frames, whole, timed, forced, moved, masks)
+        except BaseException:
+            # no later frame may take what was said of this one
+            if self._on_gpu:
+                with suppress(RuntimeError):
+                    torch.cuda.synchronize(self.engine.device)
+            self._control.take_back(self._turn)
+            raise
         info = self._info[self._turn].copy_(frame.info, non_blocking=True)
         bad = self._bad[self._turn].copy_(self.memory.bad, non_blocking=True) if floats else None
         if events is not None:
-            events[1].record()
-        slots = self._given
+            events[1].record(self._stream())
+        slots = tuple(frames)
         numbers = FrameNumbers(self.engine, slots, info, bad, events, step_ms)
         self._numbers[self._turn] = numbers
         found = FrameRecord(frame, slots)
@@ -161,34 +148,58 @@ class Runner:
             oldest.settle()
         return DeviceReports(numbers, found)
 
+    def _stream(self) -> torch.cuda.Stream:
+        """Give the device's current stream; asking PyTorch for it takes longer."""
+        number = driver.active.get_current_stream(self.engine.device.index)
+        if number != self._current[0]:
+            self._current = number, torch.cuda.current_stream(self.engine.device)
+        assert self._current[1] is not None
+        return self._current[1]
+
+    def _start(
+        self,
+        state: State,
+        frames: Mapping[int, Tensor],
+        whole: frozenset[int],
+        timed: bool,
+        forced: Mapping[int, Tensor],
+        moved: Mapping[int, Move],
+        masks: Mapping[int, Tensor],
+    ) -> tuple[Frame, bool, Sequence[float] | None]:
+        """Start a frame; returns its launches, whether frames are float, and the steps' times."""
+        floats = self._send(frames, whole)
+        self._send_thresholds(state)
+        self._send_windows(state, moved, masks)
+        variant = self._variant(forced)
+        if variant not in self._frames:
+            own, share, moving = variant
+            schedule = make_schedule(self.engine.plan, share=share, moving=moving)
+            self._frames[variant] = Frame(
+                self.engine, state, self.memory, schedule, own, self._windows
+            )
+        frame = self._frames[variant]
+        self._force(frame, forced)
+        if timed or not self._on_gpu or (variant, floats) not in self._warm:
+            step_ms = self._run(frame, floats, timed)
+            self._warm.add((variant, floats))
+            return frame, floats, step_ms
+        self._replay(frame, variant, floats)
+        return frame, floats, None
+
     def _send(self, frames: Mapping[int, Tensor], whole: frozenset[int]) -> bool:
-        """Send the control block and frames of the host; returns whether some are float."""
-        memory, control = self.memory, self._controls[self._turn]
+        """Send frames of the host, and the control block; returns whether some are float."""
+        memory, control, turn = self.memory, self._control, self._turn
         memory.tick()
         slots = tuple(frames)
-        if slots != self._given:
-            first, last = slots[0], slots[-1] + 1
-            row = slots == tuple(range(first, last))
-            self._given, self._places = slots, slice(first, last) if row else np.array(slots)
         memory.given = slots
         given, floats = self._taken(frames)
-        strides = list(map(Tensor.stride, given))
-        if any(map(self._too_far, set(strides))):
-            far = map(self._too_far, strides)
-            given = [x.contiguous() if is_far else x for x, is_far in zip(given, far, strict=True)]
-            strides = list(map(Tensor.stride, given))
-        control.now[:] = memory.now
-        control.modes[:] = NOTHING
-        control.modes[self._places] = FRAME
-        for slot in whole:
-            control.modes[slot] = WHOLE
-        rows = control.frames
-        rows[self._places, 0] = list(map(Tensor.data_ptr, given))
-        alike = strides.count(strides[0]) == len(strides)
-        rows[self._places, 1:4] = np.array(strides[0] if alike else strides)[..., (1, 2, 0)]
-        rows[self._places, 4] = floats
-        self._kept[self._turn] = given
-        memory.ctl.copy_(control.numbers, non_blocking=True)
+        layout: Layout = slots, whole, floats, list(map(Tensor.stride, given))
+        if not control.is_laid_out(turn, layout):
+            given = [x.contiguous() if self._is_far(x.stride()) else x for x in given]
+            layout = slots, whole, floats, list(map(Tensor.stride, given))
+            control.lay_out(turn, layout)
+        self._kept[turn] = given
+        control.send(turn, given)
         if self._staging is not None:
             self._staging.wait()
         return any(floats)
@@ -196,10 +207,10 @@ class Runner:
     def _taken(self, frames: Mapping[int, Tensor]) -> tuple[list[Tensor], list[bool]]:
         """Bring frames [C, H, W] to the device, as uint8 or float32; copies are under way then.
 
-        returns: them, and which are float32 ([False]: none)
+        returns: them, and which are float32
         """
         if set(map(KIND, frames.values())) == {(torch.uint8, self._on_gpu)}:
-            return list(frames.values()), [False]
+            return list(frames.values()), [False] * len(frames)
         given = []
         for slot, taken in frames.items():
             frame = taken if taken.dtype == torch.uint8 else taken.float()
@@ -208,7 +219,7 @@ class Runner:
             given.append(frame)
         return given, [frame.dtype != torch.uint8 for frame in given]
 
-    def _too_far(self, strides: tuple[int, ...]) -> bool:
+    def _is_far(self, strides: tuple[int, ...]) -> bool:
         """Whether numbers of a frame lie farther apart than kernels can count."""
         shape = self.engine.plan.shape
         return sum(n * stride for n, stride in zip(shape, strides, strict=True)) > FARTHEST
@@ -266,8 +277,7 @@ class Runner:
     def _run(self, frame: Frame, floats: bool, timed: bool) -> Sequence[float] | None:
         """Launch kernel by kernel; returns the time of each step where it is asked for."""
         step_ms = [0.0] * len(self.engine.plan.steps)
-        if floats:
-            _do(frame.check_frames())
+        _do(self._before(frame, floats))
         for index, work in frame.work:
             if timed and self._on_gpu:
                 torch.cuda.synchronize(self.engine.device)
@@ -279,20 +289,24 @@ class Runner:
                 step_ms[index] = (time.perf_counter() - begin) * 1e3
         return step_ms if timed else None
 
+    def _before(self, frame: Frame, floats: bool) -> list[Work]:
+        """Make the launches that come before a frame's own."""
+        return [self._control.launch(), *(frame.check_frames() if floats else ())]
+
     def _replay(self, frame: Frame, variant: Variant, floats: bool) -> None:
         key = variant, floats
         if key not in self._graphs:
-            checks = frame.check_frames() if floats else []
+            before = self._before(frame, floats)
             if frame.lanes.count > 1:
                 sides = [torch.cuda.Stream(self.engine.device) for _ in range(1, frame.lanes.count)]
-                self._graphs[key] = [self._graph([lambda: self._run_lanes(frame, checks, sides)])]
+                self._graphs[key] = [self._graph([lambda: self._run_lanes(frame, before, sides)])]
             else:
-                work = [(i, item) for i, part in [(None, checks), *frame.work] for item in part]
+                work = [(i, item) for i, part in [(None, before), *frame.work] for item in part]
                 self._graphs[key] = self._capture(work)
         _do(self._graphs[key])
 
     def _run_lanes(
-        self, frame: Frame, checks: Sequence[Work], sides: Sequence[torch.cuda.Stream]
+        self, frame: Frame, before: Sequence[Work], sides: Sequence[torch.cuda.Stream]
     ) -> None:
         """Launch a frame's work: the first lane's on the current stream, the others' on `sides`.
 
@@ -301,7 +315,7 @@ class Runner:
         lanes = frame.lanes
         streams = [torch.cuda.current_stream(self.engine.device), *sides]
         done: dict[int, torch.cuda.Event] = {}
-        _do(checks)
+        _do(before)
         for step, (_, work) in enumerate(frame.work, start=INPUT):
             stream = streams[lanes.lane(step)]
             for other in lanes.waits.get(step, ()):
@@ -387,21 +401,6 @@ def _causes(error: BaseException) -> list[BaseException]:
     while (cause := found[-1].__cause__ or found[-1].__context__) is not None:
         found.append(cause)
     return found
-
-
-class _Control:
-    """A control block on the host.
-
-    numbers: int64, as `kernels.shared` and `kernels.gate` read it; parts of it as arrays:
-    now: [1];  modes: [slots];  frames: [slots, FRAME_ROW]
-    """
-
-    def __init__(self, numbers: Tensor, slots: int) -> None:
-        self.numbers = numbers
-        array = numbers.numpy()
-        self.now = array[:1]
-        self.modes = array[MODES_AT : MODES_AT + slots]
-        self.frames = array[MODES_AT + slots :].reshape(slots, FRAME_ROW)
 
 
 class _Staging:
