@@ -334,59 +334,6 @@ def test_lists_of_any_length_give_the_same_bits() -> None:
         assert same_bits(x, y).all()
 
 
-def test_frames_on_their_way_are_taken_in_order() -> None:
-    """A frame's first kernel takes the oldest control block that waits, and each only once."""
-    torch.manual_seed(0)
-    fast = torchdelta.compile(conv(3, 4, 3).eval(), torch.rand(1, 3, 4, 5), input_range=(0, 1))
-    session = new_session(fast, "triton", 0.0, slots=2)
-    frames = [torch.rand(3, 4, 5) for _ in range(4)]
-    session.step({"s": frames[0]})
-    runner = session.engine._sessions[session._state]
-    memory, control = runner.memory, runner._control
-    take = control.launch()
-    serials = []
-    # in any turn: it is the serial number that counts
-    for turn, slot, whole in ((3, 1, {1}), (0, 0, set()), (2, 1, set())):
-        memory.tick()
-        serials.append(memory.frame)
-        layout = (slot,), frozenset(whole), [True], [frames[turn].stride()]
-        control.lay_out(turn, layout)
-        assert control.is_laid_out(turn, layout)
-        control.send(turn, [frames[turn]])
-    control.take_back(2)
-    for turn, modes, serial in ((3, [0, 2], serials[0]), (0, [1, 0], serials[1])):
-        take()
-        slot = modes.index(max(modes))
-        assert memory.ctl[8:10].tolist() == modes
-        row = memory.ctl[10 + 5 * slot :][:5].tolist()
-        assert row == [frames[turn].data_ptr(), 5, 1, 20, 1]
-        assert memory.ctl[1] == serial
-    before = memory.ctl.clone()
-    take()
-    assert torch.equal(memory.ctl, before)
-
-
-def test_a_frame_that_failed_is_never_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a frame fails before its first kernel, the next one is computed all the same."""
-    torch.manual_seed(0)
-    model = conv(3, 4, 3).eval()
-    fast = torchdelta.compile(model, torch.rand(1, 3, 4, 5), input_range=(0, 1))
-    session = new_session(fast, "triton", 0.0)
-    first, lost, last = (torch.rand(1, 3, 4, 5) for _ in range(3))
-    session.step({"s": first})
-
-    def fail(*_: object) -> None:
-        raise RuntimeError("as if memory had run out")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(session.engine._sessions[session._state], "_run", fail)
-        with pytest.raises(RuntimeError, match="run out"):
-            session.step({"s": lost})
-    result = session.step({"s": last})["s"]
-    assert result.stats.reason == "the engine failed"
-    assert torchdelta.relative_error(result.output, dense(model, last)) <= 1e-5
-
-
 class Event:
     """What a stream records; happened: once everything before it is done."""
 
@@ -460,7 +407,7 @@ def test_lanes_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(torch.cuda, "current_stream", lambda _: current[-1])
             patch.setattr(torch.cuda, "stream", switched)
             patch.setattr(Launch, "__call__", lambda this: current[-1].todo.append(this))
-            runner._run_lanes(frame, runner._before(frame, True), streams[1:])
+            runner._run_lanes(frame, frame.check_frames(), streams[1:])
         assert all(stream.todo for stream in streams)
         in_turns(order, launch)
 

@@ -1,29 +1,22 @@
-"""What the host says of each frame, in memory that the frame's first kernel reads it from."""
+"""What the host says of each frame: which slots have one, and where it lies in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from torchdelta.engines.triton.kernels import control as kernels
 from torchdelta.engines.triton.kernels.shared import FRAME, NOTHING, WHOLE
-from torchdelta.engines.triton.launch import Launch
-from torchdelta.engines.triton.memory import FRAME_ROW, MODES_AT, RING, SERIAL_AT, Memory
+from torchdelta.engines.triton.memory import FRAME_ROW, MODES_AT, RING, Memory
 
-# numbers of a block that the kernel takes at once
-MOST_NUMBERS = 512
 # slots, those that are computed whole, which frames are float32, strides of the frames
 Layout = tuple[tuple[int, ...], frozenset[int], list[bool], list[tuple[int, ...]]]
 
 
 class Control:
-    """The control blocks of a session, by turn.
-
-    A kernel takes them, not a copy: a call into PyTorch for each frame takes the host longer than
-    all else that it does before the graph starts.
-    """
+    """The control blocks of a session on the host, by turn."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
@@ -31,6 +24,8 @@ class Control:
         self._sent = torch.zeros(RING, numbers, dtype=torch.int64, pin_memory=memory.ctl.is_cuda)
         # Python writes single numbers faster that way than into arrays
         self._blocks = [memoryview(block) for block in self._sent.numpy()]
+        self._on_host = [block.data_ptr() for block in self._sent]
+        self._copy = copy_to_device() if memory.ctl.is_cuda else None
         self._layouts: list[Layout | None] = [None] * RING
         # by turn: where the frames' addresses stand
         self._addresses: list[list[int]] = [[] for _ in range(RING)]
@@ -54,25 +49,28 @@ class Control:
         self._addresses[turn] = rows
         self._layouts[turn] = layout
 
-    def send(self, turn: int, frames: Sequence[Tensor]) -> None:
-        """Let the next frame's first kernel take a turn's block; frames: of the slots laid out."""
-        block, memory = self._blocks[turn], self._memory
+    def send(self, turn: int, frames: Sequence[Tensor], stream: int) -> None:
+        """Send a turn's block behind what is on a stream of the driver's.
+
+        frames: of the slots laid out, which the device reads
+        """
+        block, ctl = self._blocks[turn], self._memory.ctl
         for at, frame in zip(self._addresses[turn], frames, strict=True):
             block[at] = frame.data_ptr()
-        block[0] = memory.now
-        # last: before that the block is not one to be taken
-        block[SERIAL_AT] = memory.frame
+        block[0] = self._memory.now
+        if self._copy is None:
+            ctl.copy_(self._sent[turn])
+            return
+        # through PyTorch this would take longer than all else that comes before a frame's graph
+        error = self._copy(ctl.data_ptr(), self._on_host[turn], block.nbytes, stream)
+        if error:
+            raise RuntimeError(f"cuMemcpyHtoDAsync failed with CUresult {error}")
 
-    def take_back(self, turn: int) -> None:
-        """Let no kernel take a turn's block any more."""
-        self._blocks[turn][SERIAL_AT] = 0
 
-    def launch(self) -> Launch:
-        """Make the launch that takes a block."""
-        numbers = self._sent.shape[1]
-        size = min(MOST_NUMBERS, 1 << (numbers - 1).bit_length())
-        return Launch(
-            kernels.take_control, 1,
-            {"ctl_ptr": self._memory.ctl, "sent_ptr": self._sent, "numbers": numbers,
-             "TURNS": RING, "BS": size},
-        )  # fmt: skip
+def copy_to_device() -> Callable[[int, int, int, int], int]:
+    """Give the driver's copy: address on the device, address on the host, bytes, stream."""
+    # not CDLL: the call is too short for giving up the interpreter's lock
+    copy = ctypes.PyDLL("libcuda.so.1").cuMemcpyHtoDAsync_v2
+    copy.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    copy.restype = ctypes.c_int
+    return copy

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchdelta.engines.triton.kernels.control import SERIAL
 from torchdelta.engines.triton.kernels.shared import MODE
 from torchdelta.ops.base import Size
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 # what a frame's row of the control block holds (kernels/gate.py)
 FRAME_ROW = 5
-MODES_AT, SERIAL_AT = int(MODE.value), int(SERIAL.value)
+MODES_AT = int(MODE.value)
 # frames that may be on their way at once
 RING = 4
 # pixels that a program of a select or input kernel looks at: few of a small map, whose programs
@@ -63,8 +62,7 @@ class Cells:
 class Memory:
     """Everything a session's frames need beside the state, allocated once.
 
-    ctl: int64 control block [8 + slots * 6]: stamp and serial number of the frame, modes, rows of
-            the frames
+    ctl: int64 control block [8 + slots * 6]: number of the frame, modes, rows of the frames
     stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
     reported: stamps of the engine's reported values, which begin there at `reported_at`
     tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,

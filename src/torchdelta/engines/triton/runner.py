@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -70,7 +70,7 @@ class Runner:
         self._kept: list[list[Tensor]] = [[] for _ in range(RING)]
         self._turn = 0
         # the stream that was the current one last: its number in the driver, and PyTorch's object
-        self._current: tuple[int, torch.cuda.Stream | None] = (-1, None)
+        self._current: tuple[int, torch.cuda.Stream] | None = None
         # how often the thresholds had changed when they were sent
         self._sent = -1
         self._threshold_hosts = {
@@ -119,22 +119,31 @@ class Runner:
         numbers = self._numbers[self._turn]
         if numbers is not None:
             numbers.settle()
-        events = self._events[self._turn]
+        events, stream = self._events[self._turn], self._stream() if self._on_gpu else None
         if events is not None:
-            events[0].record(self._stream())
-        try:
-            frame, floats, step_ms = self._start(state, frames, whole, timed, forced, moved, masks)
-        except BaseException:
-            # no later frame may take what was said of this one
-            if self._on_gpu:
-                with suppress(RuntimeError):
-                    torch.cuda.synchronize(self.engine.device)
-            self._control.take_back(self._turn)
-            raise
+            events[0].record(stream)
+        floats = self._send(frames, whole, stream)
+        self._send_thresholds(state)
+        self._send_windows(state, moved, masks)
+        variant = self._variant(forced)
+        if variant not in self._frames:
+            own, share, moving = variant
+            schedule = make_schedule(self.engine.plan, share=share, moving=moving)
+            self._frames[variant] = Frame(
+                self.engine, state, self.memory, schedule, own, self._windows
+            )
+        frame = self._frames[variant]
+        self._force(frame, forced)
+        step_ms = None
+        if timed or not self._on_gpu or (variant, floats) not in self._warm:
+            step_ms = self._run(frame, floats, timed)
+            self._warm.add((variant, floats))
+        else:
+            self._replay(frame, variant, floats)
         info = self._info[self._turn].copy_(frame.info, non_blocking=True)
         bad = self._bad[self._turn].copy_(self.memory.bad, non_blocking=True) if floats else None
         if events is not None:
-            events[1].record(self._stream())
+            events[1].record(stream)
         slots = tuple(frames)
         numbers = FrameNumbers(self.engine, slots, info, bad, events, step_ms)
         self._numbers[self._turn] = numbers
@@ -151,42 +160,16 @@ class Runner:
     def _stream(self) -> torch.cuda.Stream:
         """Give the device's current stream; asking PyTorch for it takes longer."""
         number = driver.active.get_current_stream(self.engine.device.index)
-        if number != self._current[0]:
+        if self._current is None or number != self._current[0]:
             self._current = number, torch.cuda.current_stream(self.engine.device)
-        assert self._current[1] is not None
         return self._current[1]
 
-    def _start(
+    def _send(
         self,
-        state: State,
         frames: Mapping[int, Tensor],
         whole: frozenset[int],
-        timed: bool,
-        forced: Mapping[int, Tensor],
-        moved: Mapping[int, Move],
-        masks: Mapping[int, Tensor],
-    ) -> tuple[Frame, bool, Sequence[float] | None]:
-        """Start a frame; returns its launches, whether frames are float, and the steps' times."""
-        floats = self._send(frames, whole)
-        self._send_thresholds(state)
-        self._send_windows(state, moved, masks)
-        variant = self._variant(forced)
-        if variant not in self._frames:
-            own, share, moving = variant
-            schedule = make_schedule(self.engine.plan, share=share, moving=moving)
-            self._frames[variant] = Frame(
-                self.engine, state, self.memory, schedule, own, self._windows
-            )
-        frame = self._frames[variant]
-        self._force(frame, forced)
-        if timed or not self._on_gpu or (variant, floats) not in self._warm:
-            step_ms = self._run(frame, floats, timed)
-            self._warm.add((variant, floats))
-            return frame, floats, step_ms
-        self._replay(frame, variant, floats)
-        return frame, floats, None
-
-    def _send(self, frames: Mapping[int, Tensor], whole: frozenset[int]) -> bool:
+        stream: torch.cuda.Stream | None,
+    ) -> bool:
         """Send frames of the host, and the control block; returns whether some are float."""
         memory, control, turn = self.memory, self._control, self._turn
         memory.tick()
@@ -199,7 +182,7 @@ class Runner:
             layout = slots, whole, floats, list(map(Tensor.stride, given))
             control.lay_out(turn, layout)
         self._kept[turn] = given
-        control.send(turn, given)
+        control.send(turn, given, 0 if stream is None else stream.cuda_stream)
         if self._staging is not None:
             self._staging.wait()
         return any(floats)
@@ -277,7 +260,8 @@ class Runner:
     def _run(self, frame: Frame, floats: bool, timed: bool) -> Sequence[float] | None:
         """Launch kernel by kernel; returns the time of each step where it is asked for."""
         step_ms = [0.0] * len(self.engine.plan.steps)
-        _do(self._before(frame, floats))
+        if floats:
+            _do(frame.check_frames())
         for index, work in frame.work:
             if timed and self._on_gpu:
                 torch.cuda.synchronize(self.engine.device)
@@ -289,24 +273,20 @@ class Runner:
                 step_ms[index] = (time.perf_counter() - begin) * 1e3
         return step_ms if timed else None
 
-    def _before(self, frame: Frame, floats: bool) -> list[Work]:
-        """Make the launches that come before a frame's own."""
-        return [self._control.launch(), *(frame.check_frames() if floats else ())]
-
     def _replay(self, frame: Frame, variant: Variant, floats: bool) -> None:
         key = variant, floats
         if key not in self._graphs:
-            before = self._before(frame, floats)
+            checks = frame.check_frames() if floats else []
             if frame.lanes.count > 1:
                 sides = [torch.cuda.Stream(self.engine.device) for _ in range(1, frame.lanes.count)]
-                self._graphs[key] = [self._graph([lambda: self._run_lanes(frame, before, sides)])]
+                self._graphs[key] = [self._graph([lambda: self._run_lanes(frame, checks, sides)])]
             else:
-                work = [(i, item) for i, part in [(None, before), *frame.work] for item in part]
+                work = [(i, item) for i, part in [(None, checks), *frame.work] for item in part]
                 self._graphs[key] = self._capture(work)
         _do(self._graphs[key])
 
     def _run_lanes(
-        self, frame: Frame, before: Sequence[Work], sides: Sequence[torch.cuda.Stream]
+        self, frame: Frame, checks: Sequence[Work], sides: Sequence[torch.cuda.Stream]
     ) -> None:
         """Launch a frame's work: the first lane's on the current stream, the others' on `sides`.
 
@@ -315,7 +295,7 @@ class Runner:
         lanes = frame.lanes
         streams = [torch.cuda.current_stream(self.engine.device), *sides]
         done: dict[int, torch.cuda.Event] = {}
-        _do(before)
+        _do(checks)
         for step, (_, work) in enumerate(frame.work, start=INPUT):
             stream = streams[lanes.lane(step)]
             for other in lanes.waits.get(step, ()):

@@ -2,8 +2,7 @@
 
 Conventions. A *pixel* is a flat index over all slots of a session: slot * H * W + y * W + x of the
 step's output map. `ctl` is the control block that the host sends with every frame: `ctl[0]` is the
-frame's number `now` (1..255, what stamps are set to), `ctl[1]` one that only grows (by which the
-frame's first kernel takes the right block), `ctl[MODE + slot]` says what a slot has
+frame's number `now` (1..255, what stamps are set to), `ctl[MODE + slot]` says what a slot has
 (NOTHING, FRAME, or WHOLE: everything is active and published without comparing). A *stamp* is a
 byte per pixel of a value, `now` where it was published in this frame. A *limit* is what a value's
 gate compares with in this frame, [slots, values]: its threshold, or -1 where all that is computed
