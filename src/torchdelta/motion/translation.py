@@ -7,6 +7,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from torchdelta.motion.estimate import Estimator, Motion, unknown, verified
 from torchdelta.motion.homography import resized, shift
@@ -64,15 +65,17 @@ def _peaks(previous: Thumb, current: Thumb) -> list[tuple[float, float, float]]:
     found, left = [], surface.copy()
     for _ in range(PEAKS):
         y, x = divmod(int(left.argmax()), w)
-        rows, columns = np.arange(y - 1, y + 2) % h, np.arange(x - 1, x + 2) % w
-        around = surface[np.ix_(rows, columns)]
+        around = surface[_around(y, 1, h)[:, None], _around(x, 1, w)]
         found.append(
             (float(x - w if 2 * x > w else x), float(y - h if 2 * y > h else y),
              float(around.sum()))
         )  # fmt: skip
-        rows, columns = np.arange(y - 2, y + 3) % h, np.arange(x - 2, x + 3) % w
-        left[np.ix_(rows, columns)] = -1
+        left[_around(y, 2, h)[:, None], _around(x, 2, w)] = -1
     return found
+
+
+def _around(place: int, reach: int, length: int) -> NDArray[np.intp]:
+    return np.arange(place - reach, place + reach + 1) % length
 
 
 def _misfit(previous: Grey, current: Grey, dx: int, dy: int) -> float:
@@ -107,16 +110,19 @@ def _refined(
         world[part] = cv2.absdiff(here[part], there[part]) <= most
         gx, gy = (cv2.copyTo(slope, world) for slope in slopes)
         xx, xy, yy = (float(np.vdot(p, q)) for p, q in ((gx, gx), (gx, gy), (gy, gy)))
-        normal = np.array([[xx, xy], [xy, yy]])
-        if np.linalg.det(normal) < 1e-3 * max(1.0, xx * yy):
+        # two equations in plain numbers: numpy's solver takes longer than all products
+        determinant = xx * yy - xy * xy
+        if determinant < 1e-3 * max(1.0, xx * yy):
             break
-        right = np.array([float(np.vdot(gx, difference)), float(np.vdot(gy, difference))])
-        step = np.linalg.solve(normal, right)
+        along_x, along_y = (float(np.vdot(slope, difference)) for slope in (gx, gy))
+        step_x = (yy * along_x - xy * along_y) / determinant
+        step_y = (xx * along_y - xy * along_x) / determinant
+        step = max(abs(step_x), abs(step_y))
         # the shift is about right already; more is not what this is for
-        if np.abs(step).max() > 2:
+        if step > 2:
             break
-        dx, dy = dx + float(step[0]), dy + float(step[1])
-        if most < CLIPPED and np.abs(step).max() < SETTLED_PX:
+        dx, dy = dx + step_x, dy + step_y
+        if most < CLIPPED and step < SETTLED_PX:
             break
     return dx, dy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -70,7 +71,8 @@ class Control:
 def copy_to_device() -> Callable[[int, int, int, int], int]:
     """Give the driver's copy: address on the device, address on the host, bytes, stream."""
     # not CDLL: the call is too short for giving up the interpreter's lock
-    copy = ctypes.PyDLL("libcuda.so.1").cuMemcpyHtoDAsync_v2
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    copy = ctypes.PyDLL(library).cuMemcpyHtoDAsync_v2
     copy.argtypes = [ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     copy.restype = ctypes.c_int
     return copy
