@@ -489,6 +489,18 @@ def test_layouts_of_a_frame_give_the_same_state(channels: int, color: str) -> No
         assert torch.equal(result.output, results["array"].output)
 
 
+def test_layouts_that_change_from_frame_to_frame() -> None:
+    """What was said of a frame some frames ago is not said of this one."""
+    fast = one_conv((3, 4, 5), input_range=(0, 255))
+    session = new_session(fast, "triton", 0.0)
+    layouts: tuple[Callable[[Tensor], Tensor], ...] = (
+        lambda x: x, lambda x: x.permute(1, 2, 0).contiguous().permute(2, 0, 1), Tensor.float,
+    )  # fmt: skip
+    for n, x in enumerate(torch.randint(0, 256, (13, 3, 4, 5), dtype=torch.uint8)):
+        session.step({"s": layouts[n % 3](x)})
+        assert torch.equal(session.published("s"), x[None].float()), n
+
+
 @pytest.mark.parametrize(
     ("size", "grain"),
     # cells of 2, 4 and 8 pixels divide the gate's tiles
