@@ -193,6 +193,58 @@ def test_shared_lists_at_tolerance_0(net: str) -> None:
         assert result.stats.mac_share == pytest.approx(expected.stats.mac_share)
 
 
+def launches_of(session: Session) -> list[Launch]:
+    """List the launches of a session's one kind of frame."""
+    (frame,) = session.engine._sessions[session._state]._frames.values()
+    return [item for _, part in frame.work for item in part if isinstance(item, Launch)]
+
+
+# kernel, stride, padding and dilation (y, x each), and the width of the input
+BY_WORDS = [
+    ((3, 3), (1, 1), (1, 1), (1, 1), 24), ((3, 3), (1, 1), (1, 1), (1, 1), 19),
+    ((3, 3), (1, 1), (0, 0), (1, 1), 18), ((3, 3), (2, 2), (1, 1), (1, 1), 32),
+    ((3, 3), (2, 2), (1, 1), (1, 1), 35), ((7, 7), (2, 2), (3, 3), (1, 1), 40),
+    ((1, 5), (1, 1), (0, 6), (1, 3), 21), ((5, 1), (3, 1), (2, 0), (2, 1), 9),
+    ((2, 2), (2, 2), (0, 0), (1, 1), 17), ((1, 15), (1, 2), (0, 7), (1, 1), 33),
+    ((3, 3), (1, 1), (5, 6), (1, 1), 7), ((1, 1), (2, 2), (0, 0), (1, 1), 48),
+    ((1, 8), (1, 1), (0, 0), (1, 1), 26), ((3, 3), (1, 1), (1, 1), (1, 1), 3),
+]  # fmt: skip
+BY_PIXELS = [
+    ((1, 17), (1, 1), (0, 8), (1, 1), 24), ((1, 9), (1, 1), (0, 0), (1, 1), 20),
+    ((3, 3), (3, 3), (1, 1), (1, 1), 25), ((17, 2), (1, 1), (8, 0), (1, 1), 12),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad", "dilation", "width", "by_words"),
+    [(*case, True) for case in BY_WORDS] + [(*case, False) for case in BY_PIXELS],
+)
+def test_selections_through_windows(
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    pad: tuple[int, int],
+    dilation: tuple[int, int],
+    width: int,
+    by_words: bool,
+) -> None:
+    """Lists hold what the footprint says, wherever pixels lie in a word."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(1, 1, kernel, stride, pad, dilation).eval()
+    fast = torchdelta.compile(conv, torch.rand(1, 1, 7, width), input_range=(0, 1))
+    session = new_session(fast, "triton", 0.0, slots=2)
+    still, x = torch.rand(1, 1, 7, width), torch.rand(1, 1, 7, width)
+    session.step({"a": still, "b": x})
+    names = {launch.kernel.fn.__name__ for launch in launches_of(session)}
+    assert ("select_words" in names) == by_words
+    assert ("select" in names) == (not by_words)
+    for _ in range(4):
+        x = torch.where(torch.rand_like(x) < 0.04, 1 - x, x)
+        before = snapshot(session)
+        results = session.step({"a": still, "b": x}, record=True)
+        assert_active(session, before, results["b"], 1)
+        assert not any(mask.any() for mask in results["a"].active.values())
+
+
 @pytest.mark.parametrize("net", ["bottleneck", "downsampling", "inverted-residual", "scales"])
 def test_shared_lists_with_gates(net: str) -> None:
     """With a tolerance, active sets are what this engine's own gates published (P3)."""
@@ -306,8 +358,7 @@ def test_streams_with_gates(net: str) -> None:
 
 def tile_limits(session: Session) -> set[tuple[int, int]]:
     """Give the lengths up to which convolutions take their small and their middle tiles."""
-    (frame,) = session.engine._sessions[session._state]._frames.values()
-    launches = [item for _, part in frame.work for item in part if isinstance(item, Launch)]
+    launches = launches_of(session)
     names = ("small_rows", "middle_rows")
     return {tuple(launch.args[n] for n in names) for launch in launches if names[0] in launch.args}
 

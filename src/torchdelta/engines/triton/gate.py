@@ -77,7 +77,7 @@ def launches(frame: Frame) -> list[Work]:
         kernels.publish_input, memory.tiles * frame.slots,
         {**common, **of_cells, "CELL_ROWS": rows, "CELL_COLUMNS": columns,
          "hot_cells_ptr": memory.hot_cells, "hot_ptr": memory.hot,
-         "hot_tiles_ptr": memory.hot_tiles, "tiles_ptr": memory.changed_tiles,
+         "hot_tiles_ptr": memory.hot_tiles,
          "threshold_ptr": memory.input_threshold,
          "stamp_ptr": memory.stamps[plan.input],
          "touch_ptr": memory.touch[plan.input], "changed_ptr": frame.changed,

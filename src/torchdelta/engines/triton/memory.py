@@ -66,7 +66,7 @@ class Memory:
     stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
     reported: stamps of the engine's reported values, which begin there at `reported_at`
     tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,
-            hot_tiles, changed_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
+            hot_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
     thresholds, limits: float32 [slots, values];  forced: int32 [values], whose sets are forced
     cells:  of the input gate;  fine_cells, hot_cells: uint8 [slots * cells] stamps;  excess, known:
             by slot and cell, see `kernels.cells`
@@ -85,7 +85,7 @@ class Memory:
         # what results may ask for lies side by side: it is kept in one call
         stamped = [*engine.reported, *sorted(engine.stamped - set(engine.reported))]
         # kernels read stamps by words
-        sizes = [_aligned(slots * prod(plan.values[v].size)) for v in stamped]
+        sizes = [aligned(slots * prod(plan.values[v].size)) for v in stamped]
         touch, area = len(plan.values) * slots, prod(plan.size)
         self.cells = Cells.of(state.input_grain, plan.size)
         in_cells = slots * prod(self.cells.size) if self.cells.grain > 1 else 1
@@ -94,17 +94,17 @@ class Memory:
             self.input_px = max(self.input_px, self.cells.grain * INPUT_TILE_PX)
         self.tile = (self.input_px // INPUT_TILE_PX, INPUT_TILE_PX)
         self.tiles = prod(ceil(n / side) for n, side in zip(plan.size, self.tile, strict=True))
-        of_input = [slots * area, *(3 * [slots * self.tiles]), *(2 * [in_cells])]
-        parted = [_aligned(touch), *map(_aligned, of_input), *sizes]
+        of_input = [slots * area, *(2 * [slots * self.tiles]), *(2 * [in_cells])]
+        parted = [aligned(touch), *map(aligned, of_input), *sizes]
         self._stamp_bytes = torch.zeros(sum(parted), dtype=torch.uint8, device=device)
         # touch comes first: slots' bytes side by side
         touched, *parts = self._stamp_bytes.split(parted)
         self.touch = touched[:touch].view(len(plan.values), slots)
-        self.hot, self.over_tiles, self.hot_tiles, self.changed_tiles = parts[:4]
-        self.fine_cells, self.hot_cells = parts[4:6]
+        self.hot, self.over_tiles, self.hot_tiles = parts[:3]
+        self.fine_cells, self.hot_cells = parts[3:5]
         self.stamps = {
             v: part[: slots * prod(plan.values[v].size)]
-            for v, part in zip(stamped, parts[6:], strict=True)
+            for v, part in zip(stamped, parts[5:], strict=True)
         }
         reported = sizes[: len(engine.reported)]
         first = sum(parted) - sum(sizes)
@@ -140,7 +140,7 @@ class Memory:
             self._stamp_bytes.zero_()
 
 
-def _aligned(n: int) -> int:
+def aligned(n: int) -> int:
     """Round up to what a word's place must be a multiple of."""
     return ceil(n / ALIGNED_BYTES) * ALIGNED_BYTES
 

@@ -1,6 +1,8 @@
 """Launches of selections: from stamps to lists of active pixels, and their number.
 
-They run the kernels of `kernels/select.py`; which steps have a list, `schedule.py` decides.
+They run the kernels of `kernels/words.py` where sources reach outputs through windows that step by
+one or two columns, else those of `kernels/select.py`; which steps have a list, `schedule.py`
+decides.
 """
 
 from __future__ import annotations
@@ -10,14 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from torchdelta.engines.triton.kernels import select as kernels
+from torchdelta.engines.triton.kernels import words as word_kernels
 from torchdelta.engines.triton.launch import Launch, Work, divider
-from torchdelta.engines.triton.memory import LEAST_PX, pixels_each
+from torchdelta.engines.triton.memory import aligned, pixels_each
 from torchdelta.engines.triton.schedule import (
     MOST_SOURCES,
     MOST_TAPS,
     Selection,
+    Source,
     is_identity,
     is_window,
     phases_of,
@@ -27,29 +32,24 @@ from torchdelta.ops.base import Footprint
 if TYPE_CHECKING:
     from torchdelta.engines.triton.frame import Frame
 
-# columns of the tiles in which who reads the input looks at pixels
-READER_TILE_PX = 32
-# pixels that a program counts
-COUNT_PX = 4096
-WORD_BYTES = 8
+# stamps in a word, and how far beside it a window may reach
+WORD_PX, FARTHEST_PX = 8, 7
+# words along a row of a program's tile: what changes in a frame lies together
+TILE_WORDS = 4
+# rows of a window that is looked through by words
+MOST_ROWS = 16
+# words of a program and its warps: of one warp while a processor has few programs (H200: two and
+# four warps take 2 % longer in whole frames, one warp where maps are large nearly twice as long)
+FEW_WORDS, MANY_WORDS = (32, 1), (128, 4)
+FEW_PROGRAMS = 64
+# words that a program counts
+COUNT_WORDS = 512
+COUNT_PX = COUNT_WORDS * WORD_PX
 
 
 def launches(frame: Frame, selection: Selection) -> list[Work]:
     """Make the launches that list a step's active pixels: several where sources are many."""
     index = selection.step
-    step = frame.plan.steps[index]
-    h, w = frame.plan.values[step.output].size
-    area = h * w
-    across = max((_table_width(footprint) for _, footprint in selection.sources), default=1)
-    size = pixels_each(area, frame.slots, frame.processors)
-    if across > 1:
-        # a program holds whole rows of windows
-        size = max(16, size // across)
-    blocks, tile_w = ceil(area / size), 0
-    if any(value == frame.plan.input for value, _ in selection.sources) and size >= LEAST_PX:
-        # what changes in a frame lies together
-        tile_w = READER_TILE_PX
-        blocks = ceil(h / (size // tile_w)) * ceil(w / tile_w)
     phases = phases_of(frame.plan, index)
     own = frame.new_list(frame.capacity(index), prod(phases))
     frame.lists[index, False] = own
@@ -57,6 +57,96 @@ def launches(frame: Frame, selection: Selection) -> list[Work]:
     if selection.extra:
         wide = frame.new_list(frame.capacity(index))
     frame.lists[index, True] = wide
+    size = frame.plan.values[frame.plan.steps[index].output].size
+    mask = frame.dummy
+    if index in frame.forced:
+        room = torch.zeros(aligned(prod(size)), dtype=torch.uint8, device=frame.device)
+        frame.forced_masks[index] = mask = room[: prod(size)]
+    common = {
+        "list_ptr": own.entries, "count_ptr": own.count, "active_ptr": frame.counts[index],
+        "wide_list_ptr": wide.entries, "wide_count_ptr": wide.count, "ctl_ptr": frame.memory.ctl,
+        "forced_ptr": mask, "never": 0, "h": size[0], "w": size[1],
+        **frame.window_args(frame.plan.steps[index].output), "FORCED": index in frame.forced,
+        "PDL": frame.pdl,
+    }  # fmt: skip
+    sources = [*selection.sources, *((value, Footprint()) for value in selection.extra)]
+    if prod(phases) == 1 and len(sources) <= MOST_SOURCES and all(map(_in_words, sources)):
+        return [_word_launch(frame, index, len(selection.sources), sources, common)]
+    return _pixel_launches(frame, selection, common)
+
+
+def _in_words(source: Source) -> bool:
+    """Whether a source's changes can be looked through eight pixels at a time."""
+    _, footprint = source
+    rows, cols = footprint.rows, footprint.cols
+    if rows is None or cols is None:
+        return True
+    return (
+        is_window(rows) and is_window(cols) and rows.kernel <= MOST_ROWS and cols.stride <= 2
+        and -FARTHEST_PX <= cols.pad <= FARTHEST_PX
+        and (cols.kernel - 1) * cols.dilation - cols.pad <= FARTHEST_PX
+    )  # fmt: skip
+
+
+def _word_launch(
+    frame: Frame, index: int, own: int, sources: list[Source], common: dict[str, Any]
+) -> Work:
+    h, w = common["h"], common["w"]
+    row_words = ceil(w / WORD_PX)
+    few = frame.slots * h * row_words <= FEW_WORDS[0] * FEW_PROGRAMS * frame.processors
+    words, warps = FEW_WORDS if few else MANY_WORDS
+    tile_w = min(TILE_WORDS, 1 << (row_words - 1).bit_length())
+    across = ceil(row_words / tile_w)
+    blocks = ceil(h / (words // tile_w)) * across
+    args = {
+        **common, "across": across, "across_by": divider(across), "blocks": blocks,
+        "blocks_by": divider(blocks), "OWN": own, "SOURCES": len(sources),
+        "ALIGNED": w % WORD_PX == 0, "BW": words, "TILE_W": tile_w,
+    }  # fmt: skip
+    for n in range(MOST_SOURCES):
+        args |= _word_source(frame, n, sources[n] if n < len(sources) else None)
+    return Launch(
+        word_kernels.select_words, blocks * frame.slots, args, warps=warps, stages=1, step=index
+    )
+
+
+def _word_source(frame: Frame, n: int, source: Source | None) -> dict[str, Any]:
+    """Give the word kernel's arguments for its source number n."""
+    h, w, y = 1, 1, (1, 0, 1)
+    x: tuple[int | bool, ...] = (word_kernels.WINDOW, 1, 1, 1, 0, 1)
+    stamps: Tensor = frame.memory.touch
+    if source is not None:
+        value, footprint = source
+        h, w = frame.plan.values[value].size
+        if footprint.everything:
+            stamps = frame.memory.touch[value]
+            x = (word_kernels.TOUCH, *x[1:])
+        else:
+            stamps = frame.memory.stamps[value]
+            if footprint.rows is not None and footprint.cols is not None:
+                rows, cols = footprint.rows, footprint.cols
+                y = (rows.stride, rows.pad, rows.dilation)
+                x = (
+                    word_kernels.WINDOW, rows.kernel, cols.kernel, cols.stride, cols.pad,
+                    cols.dilation,
+                )  # fmt: skip
+    numbers = zip(("h", "w", "stride", "pad", "dilation"), (h, w, *y), strict=True)
+    return {
+        f"s{n}_ptr": stamps, **{f"s{n}_{name}": number for name, number in numbers},
+        f"X{n}": (*x, w % WORD_PX == 0),
+    }  # fmt: skip
+
+
+def _pixel_launches(frame: Frame, selection: Selection, common: dict[str, Any]) -> list[Work]:
+    """Make the launches that look at each output's window by itself."""
+    index, area = selection.step, common["h"] * common["w"]
+    phases = phases_of(frame.plan, index)
+    across = max((_table_width(footprint) for _, footprint in selection.sources), default=1)
+    size = pixels_each(area, frame.slots, frame.processors)
+    if across > 1:
+        # a program holds whole rows of windows
+        size = max(16, size // across)
+    blocks = ceil(area / size)
     identity = [(value, None) for value in selection.extra]
     parts = [
         selection.sources[n : n + MOST_SOURCES]
@@ -67,26 +157,16 @@ def launches(frame: Frame, selection: Selection) -> list[Work]:
         carry = torch.zeros(frame.capacity(index), dtype=torch.uint8, device=frame.device)
         frame.bytes += carry.numel()
         frame.constants.append(carry)
-    mask = frame.dummy
-    if index in frame.forced:
-        mask = torch.zeros(area, dtype=torch.uint8, device=frame.device)
-        frame.forced_masks[index] = mask
     out: list[Work] = []
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
         sources: list[tuple[int, Any]] = [*part, *(identity if last else [])]
         args = {
-            "list_ptr": own.entries, "count_ptr": own.count,
-            "active_ptr": frame.counts[index], "wide_list_ptr": wide.entries,
-            "wide_count_ptr": wide.count, "ctl_ptr": frame.memory.ctl, "carry_ptr": carry,
-            "forced_ptr": mask, "never": 0, "h": h, "w": w,
-            "w_by": divider(w), "blocks_by": divider(blocks), **frame.window_args(step.output),
-            "blocks": blocks, "capacity": frame.capacity(index), "OWN": len(part),
-            "SOURCES": len(sources), "PHASES_Y": phases[0], "PHASES_X": phases[1],
-            "CARRY_IN": number > 0, "CARRY_OUT": not last, "FORCED": index in frame.forced,
-            "tiles_ptr": frame.memory.changed_tiles, "IN_H": frame.memory.tile[0],
-            "IN_W": frame.memory.tile[1], "TILE_W": tile_w,
-            "BS": size, "WIDE": across, "PDL": frame.pdl,
+            **common, "carry_ptr": carry, "w_by": divider(common["w"]),
+            "blocks_by": divider(blocks), "blocks": blocks, "capacity": frame.capacity(index),
+            "OWN": len(part), "SOURCES": len(sources), "PHASES_Y": phases[0],
+            "PHASES_X": phases[1], "CARRY_IN": number > 0, "CARRY_OUT": not last, "BS": size,
+            "WIDE": across,
         }  # fmt: skip
         for n in range(MOST_SOURCES):
             args |= _source_args(frame, n, sources[n] if n < len(sources) else None)
@@ -112,26 +192,7 @@ def _source_args(frame: Frame, n: int, source: tuple[int, Any] | None) -> dict[s
             args[f"s{n}_ptr"] = frame.memory.stamps[value]
             if footprint is not None and not is_identity(footprint):
                 args |= _footprint_args(frame, n, footprint, numbers)
-                if value == frame.plan.input and _is_marked(frame, args[f"KIND{n}"], footprint):
-                    args[f"KIND{n}"] = _input_kind(frame, footprint)
     return {**args, **{f"s{n}_{k}": v for k, v in zip(names, numbers, strict=True)}}
-
-
-def _is_marked(frame: Frame, kind: int, footprint: Footprint) -> bool:
-    """Whether the tiles of a window's corners say if anything in it may have changed."""
-    axes = (footprint.rows, footprint.cols)
-    return kind == kernels.WINDOW and all(
-        axis is not None and (axis.kernel - 1) * axis.dilation < side
-        for axis, side in zip(axes, frame.memory.tile, strict=True)
-    )
-
-
-def _input_kind(frame: Frame, footprint: Footprint) -> int:
-    """Choose how windows of the input are looked through: by words where rows are such."""
-    cols = footprint.cols
-    assert cols is not None
-    words = frame.plan.size[1] % WORD_BYTES == 0 and cols.dilation == 1
-    return kernels.WORDS if words and cols.kernel <= WORD_BYTES else kernels.INPUT
 
 
 def _footprint_args(frame: Frame, n: int, footprint: Any, numbers: list[int]) -> dict[str, Any]:
@@ -173,10 +234,10 @@ def count_launches(frame: Frame) -> list[Work]:
     frame.constants.append(table)
     two = any(len(use.filters) > 1 for use in frame.schedule.uses)
     args = {
-        "jobs_ptr": table, "ctl_ptr": frame.memory.ctl, "TWO": two, "BS": COUNT_PX,
+        "jobs_ptr": table, "ctl_ptr": frame.memory.ctl, "TWO": two, "BW": COUNT_WORDS,
         "PDL": frame.pdl,
     }  # fmt: skip
-    return [Launch(kernels.count_stamps, len(jobs), args)]
+    return [Launch(word_kernels.count_stamps, len(jobs), args)]
 
 
 def _table_width(footprint: Footprint) -> int:

@@ -48,7 +48,6 @@ _PLAIN = [
     "over_ptr",
     "over_tiles_ptr",
     "hot_tiles_ptr",
-    "tiles_ptr",
     "lines_ptr",
     "lines_slot",
     "masked_ptr",
@@ -336,7 +335,7 @@ def find_hot(
 def publish_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, blocks_by, across, across_by, factor_ptr,
     shift_ptr, hot_ptr,
-    hot_tiles_ptr, threshold_ptr, stamp_ptr, touch_ptr, tiles_ptr, changed_ptr,
+    hot_tiles_ptr, threshold_ptr, stamp_ptr, touch_ptr, changed_ptr,
     x_ring_ptr, lines_ptr, lines_slot, masked_ptr, valid_ptr, down, cells_across, hot_cells_ptr,
     X_PX: tl.constexpr, C: tl.constexpr, LANES: tl.constexpr, ROOM: tl.constexpr,
     BGR: tl.constexpr, TILE_W: tl.constexpr, BS: tl.constexpr,
@@ -348,7 +347,7 @@ def publish_input(
     With cells: the hot pixels, of slots of threshold 0, and those of cells with a stamp.
 
     Of a frame with a mask what is valid, and what was never seen: 0 where it is not valid.
-    changed_ptr: int32 [slots], published pixels; tiles_ptr: marks of the tiles that have any.
+    changed_ptr: int32 [slots], published pixels.
     """
     begin(PDL)
     pid = tl.program_id(0)
@@ -399,7 +398,7 @@ def publish_input(
         hot = tl.where(ok, hot, 0)
         total = tl.sum(hot)
         if total > 0:
-            tl.atomic_add(changed_ptr + slot, total)
+            tl.atomic_add(changed_ptr + slot, total, sem="relaxed")
             frame = frames_ptr + slot * FRAME_ROW
             address = tl.load(frame)
             stride_c = tl.load(frame + 3).to(tl.int32)
@@ -418,7 +417,6 @@ def publish_input(
                 numbers, inside = _room(stored, lane, mask, ROOM, LANES)
                 tl.store(numbers, new.to(x_ptr.dtype.element_ty), mask=inside)
             tl.store(stamp_ptr + slot * (h * w) + at, (hot * now).to(tl.uint8), mask=mask)
-            tl.store(tiles_ptr + pid, now.to(tl.uint8))
             tl.store(touch_ptr + slot, now.to(tl.uint8))
 
 
