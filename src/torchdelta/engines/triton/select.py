@@ -42,6 +42,8 @@ MOST_ROWS = 16
 # four warps take 2 % longer in whole frames, one warp where maps are large nearly twice as long)
 FEW_WORDS, MANY_WORDS = (32, 1), (128, 4)
 FEW_PROGRAMS = 64
+# taps of a window that are read through tables at once
+MOST_AT_ONCE = 256
 # words that a program counts
 COUNT_WORDS = 512
 COUNT_PX = COUNT_WORDS * WORD_PX
@@ -144,8 +146,8 @@ def _pixel_launches(frame: Frame, selection: Selection, common: dict[str, Any]) 
     across = max((_table_width(footprint) for _, footprint in selection.sources), default=1)
     size = pixels_each(area, frame.slots, frame.processors)
     if across > 1:
-        # a program holds whole rows of windows
-        size = max(16, size // across)
+        # a program holds many taps of each of its windows
+        size = max(4, size // across)
     blocks = ceil(area / size)
     identity = [(value, None) for value in selection.extra]
     parts = [
@@ -241,10 +243,11 @@ def count_launches(frame: Frame) -> list[Work]:
 
 
 def _table_width(footprint: Footprint) -> int:
-    """Give the columns of a window that is read through tables, as a power of 2; 1: it is not."""
+    """Give the taps at once of a window read through tables, a power of 2; 1: it is not."""
     rows, cols = footprint.rows, footprint.cols
     if rows is None or cols is None:
         return 1
     if is_window(rows) and is_window(cols) and rows.kernel * cols.kernel <= MOST_TAPS:
         return 1
-    return max(2, 1 << (cols.taps.shape[1] - 1).bit_length())
+    taps = rows.taps.shape[1] * cols.taps.shape[1]
+    return max(2, min(MOST_AT_ONCE, 1 << (taps - 1).bit_length()))

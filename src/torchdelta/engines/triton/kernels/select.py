@@ -91,15 +91,15 @@ def _hit(
         touched = tl.load(ptr + slot).to(tl.int32) == now
         hit += touched.to(tl.int32)
     else:
-        # a row of the window at once
-        j = tl.arange(0, WIDE)[None, :]
-        at_x = tl.load(cols_ptr + x[:, None] * KW + j, mask=ok[:, None] & (j < KW), other=-1)
+        # WIDE taps at once: one by one, each would wait for the memory
         found = tl.zeros((BS, WIDE), tl.int32)
-        for i in range(KH):
-            at_y = tl.load(rows_ptr + y * KH + i, mask=ok, other=-1)
-            inside = (at_y >= 0)[:, None] & (at_x >= 0)
-            place = slot * (h * w) + at_y[:, None] * w + at_x
-            stamp = tl.load(ptr + place, mask=inside, other=0)
+        for first in range(0, KH * KW, WIDE):
+            tap = first + tl.arange(0, WIDE)[None, :]
+            wanted = ok[:, None] & (tap < KH * KW)
+            at_y = tl.load(rows_ptr + y[:, None] * KH + tap // KW, mask=wanted, other=-1)
+            at_x = tl.load(cols_ptr + x[:, None] * KW + tap % KW, mask=wanted, other=-1)
+            inside = (at_y >= 0) & (at_x >= 0)
+            stamp = tl.load(ptr + slot * (h * w) + at_y * w + at_x, mask=inside, other=0)
             found |= (stamp.to(tl.int32) == now).to(tl.int32)
         hit = tl.max(found, 1)
     return hit
