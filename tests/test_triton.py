@@ -212,6 +212,7 @@ BY_WORDS = [
 BY_PIXELS = [
     ((1, 17), (1, 1), (0, 8), (1, 1), 24), ((1, 9), (1, 1), (0, 0), (1, 1), 20),
     ((3, 3), (3, 3), (1, 1), (1, 1), 25), ((17, 2), (1, 1), (8, 0), (1, 1), 12),
+    ((1, 1), (3, 3), (2, 2), (1, 1), 10),
 ]  # fmt: skip
 
 
@@ -226,14 +227,19 @@ def test_selections_through_windows(
     dilation: tuple[int, int],
     width: int,
     by_words: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Lists hold what the footprint says, wherever pixels lie in a word."""
+    # even widths: programs as for large maps
+    monkeypatch.setattr("torchdelta.engines.triton.select.FEW_PROGRAMS", width % 2)
     torch.manual_seed(0)
     conv = nn.Conv2d(1, 1, kernel, stride, pad, dilation).eval()
     fast = torchdelta.compile(conv, torch.rand(1, 1, 7, width), input_range=(0, 1))
     session = new_session(fast, "triton", 0.0, slots=2)
     still, x = torch.rand(1, 1, 7, width), torch.rand(1, 1, 7, width)
-    session.step({"a": still, "b": x})
+    # outputs that see nothing but padding, too
+    for result in session.step({"a": still, "b": x}, record=True).values():
+        assert all(mask.all() for mask in result.active.values())
     names = {launch.kernel.fn.__name__ for launch in launches_of(session)}
     assert ("select_words" in names) == by_words
     assert ("select" in names) == (not by_words)
