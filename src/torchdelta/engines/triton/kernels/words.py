@@ -19,11 +19,11 @@ LOW_BITS = tl.constexpr(0x7F7F7F7F7F7F7F7F)
 # how a source's changes reach the output: through a window, or all at once
 WINDOW, TOUCH = 0, 1
 
-_SOURCE = ("ptr", "h", "w", "stride", "pad", "dilation")
+_SOURCE = ("h", "w", "stride", "pad", "dilation")
 _PLAIN = [
     "list_ptr", "count_ptr", "active_ptr", "wide_list_ptr", "wide_count_ptr", "forced_ptr", "never",
     "h", "w", "across", "across_by", "blocks", "blocks_by", "lines_ptr", "lines_slot",
-    *(f"s{n}_{name}" for n in range(4) for name in _SOURCE if name != "ptr"),
+    *(f"s{n}_{name}" for n in range(4) for name in _SOURCE),
 ]  # fmt: skip
 
 
