@@ -59,7 +59,8 @@ def test_groups_are_published_alone(channels: int) -> None:
         assert not value_gate(new, old, 1.01 / math.sqrt(size), "rms", 64).any()
 
 
-def test_a_session_writes_only_the_groups_that_moved() -> None:
+@pytest.mark.parametrize("engine", ENGINE_CASES)
+def test_a_session_writes_only_the_groups_that_moved(engine: str) -> None:
     conv = nn.Conv2d(1, 128, 1, bias=False)
     with torch.no_grad():
         conv.weight.fill_(0.01)
@@ -67,7 +68,7 @@ def test_a_session_writes_only_the_groups_that_moved() -> None:
     tail = nn.Conv2d(128, 1, 1)
     fast = torchdelta.compile(nn.Sequential(conv, tail).eval(), torch.rand(1, 1, 8, 8),
                               input_range=(0, 1))  # fmt: skip
-    session = fast.session()
+    session = new_session(fast, engine, 0.04)
     x = torch.rand(1, 8, 8)
     session.step({"s": x})
     first = session._state.view(1, 0).clone()
