@@ -576,10 +576,14 @@ def test_input_gate_is_the_torch_engines(size: tuple[int, int], grain: int) -> N
     sessions = [new_session(fast, engine, 0.04, grain=grain) for engine in ("torch", "triton")]
     generator = torch.Generator().manual_seed(2)
     x = 0.2 + 0.2 * torch.rand(1, 3, h, w, generator=generator)
-    for y0, x0 in ((0, 0), (h - 1, w - 1), (h // 2, w // 3), (h - 1, 0)):
+    # of 2x2 pixels a box of 3x3 is far beyond the threshold, and no cell is; then all cells are
+    for y0, x0, side in ((0, 0, 2), (h, w, 2), (h // 2, w // 3, 2), (h, 0, 2), (0, 0, max(h, w))):
+        y0, x0 = max(0, min(y0, h - side)), max(0, min(x0, w - side))
         x = x + 1e-4
-        x[0, :, y0, x0] += 0.5 * (1 if x[0, 0, y0, x0] < 0.5 else -1)
+        patch = x[0, :, y0 : y0 + side, x0 : x0 + side]
+        patch += torch.where(patch < 0.5, 0.5, -0.5)
         masks = [session.step({"s": x})["s"].changed for session in sessions]
+        assert masks[0].any()
         assert torch.equal(*masks), (y0, x0)
         assert not sessions[1].step({"s": x})["s"].changed.any()
 
