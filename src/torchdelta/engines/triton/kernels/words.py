@@ -51,7 +51,8 @@ def _equal(word, wanted):
     difference = word ^ wanted
     # the highest bit of a byte is set by whatever else is
     differs = ((difference & LOW_BITS) + LOW_BITS) | difference
-    return (~differs >> 7) & ONES
+    # not `~`: with NumPy 2 the interpreter has no word of all ones
+    return ((differs >> 7) & ONES) ^ ONES
 
 
 @triton.jit
