@@ -1,0 +1,1 @@
+"""How good results are, measured against the dense network's."""
