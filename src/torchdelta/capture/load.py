@@ -22,11 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from torchdelta.capture.cards import (
+    AskedSize,
+    Card,
+    floats,
+    frame_size,
+    size_advice,
+    timm_card,
+    torchvision_card,
+)
 from torchdelta.capture.weights import load_weights
 from torchdelta.errors import ModelError
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 FORMS = """a model is named by one of
   timm:NAME                 a model of timm, e.g. timm:tf_efficientnet_lite0
@@ -64,6 +70,14 @@ class LoadedModel:
     labels: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
 
+    def frame_size(self, asked: AskedSize) -> tuple[int, int] | None:
+        """Give the size that frames are resized to, None for their own; see `cards.frame_size`."""
+        return frame_size(self.name, self.size, self.fixed_size, asked)
+
+    def size_advice(self, frames: tuple[int, int]) -> str | None:
+        """Say that frames (h, w) are far from what the model was made for, or None."""
+        return size_advice(self.name, self.size, frames)
+
     def model_input(self, frames: np.ndarray) -> Tensor:
         """What the model is given for these frames.
 
@@ -88,7 +102,7 @@ def load_model(
     spec: str,
     weights: str | os.PathLike[str] | None = None,
     *,
-    size: tuple[int, int] | None = None,
+    size: AskedSize = None,
     seed: int = 0,
 ) -> LoadedModel:
     """Build the model that `spec` names and load its weights; nothing is ever downloaded.
@@ -96,7 +110,8 @@ def load_model(
     spec:    see `FORMS`
     weights: state dict, .pth/.pt/.bin or .safetensors; None: random weights drawn from `seed`,
              or those that an archive or a callable brings along
-    size:    (h, w) of the frames to come, checked against a model that takes one size only
+    size:    (h, w) of the frames to come, checked against a model that takes one size only;
+             "model": its own, which must be known
 
     Raises ModelError, saying what was expected.
     """
@@ -120,7 +135,9 @@ def load_model(
         has_weights=loaded.has_weights or weights is not None,
         notes=(*loaded.notes, note),
     )
-    if loaded.fixed_size and size is not None and loaded.size not in (None, size):
+    if size == "model":
+        loaded.frame_size(size)
+    elif loaded.fixed_size and size is not None and loaded.size not in (None, size):
         raise ModelError(
             f"{spec} takes frames of {_hxw(loaded.size)} only, not {_hxw(size)}; "
             "leave the size out, and frames are resized to what it takes"
@@ -191,16 +208,22 @@ def _load_timm(name: str) -> LoadedModel:
     except Exception as error:
         raise ModelError(f"timm cannot build {name!r}: {_first_line(error)}") from error
     config: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    shape = config.get("input_size")
+    labels = _imagenet_labels() if config.get("num_classes") == 1000 else None
+    return _with_card(timm_card(model), model, f"timm:{name}", labels)
+
+
+def _with_card(
+    card: Card, model: nn.Module, name: str, labels: tuple[str, ...] | None
+) -> LoadedModel:
     return LoadedModel(
         model,
-        f"timm:{name}",
-        channels=int(shape[0]) if shape else _first_channels(model),
-        mean=_floats(config.get("mean")),
-        std=_floats(config.get("std")),
-        size=(int(shape[1]), int(shape[2])) if shape else None,
-        fixed_size=bool(config.get("fixed_input_size", False)),
-        labels=_imagenet_labels() if config.get("num_classes") == 1000 else None,
+        name,
+        channels=card.channels or _first_channels(model),
+        mean=card.mean,
+        std=card.std,
+        size=card.size,
+        fixed_size=card.fixed_size,
+        labels=labels,
     )
 
 
@@ -226,14 +249,8 @@ def _load_torchvision(name: str) -> LoadedModel:
         labels = tuple(importlib.import_module("torchvision.models._meta")._VOC_CATEGORIES)
     elif is_classifier:
         labels = _imagenet_labels()
-    return LoadedModel(
-        model,
-        f"torchvision:{name}",
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        size=(224, 224) if is_classifier else None,
-        labels=labels,
-    )
+    card = torchvision_card(models, name, model)
+    return _with_card(card, model, f"torchvision:{name}", labels)
 
 
 def _imagenet_labels() -> tuple[str, ...] | None:
@@ -407,7 +424,7 @@ def _with_preprocess(loaded: LoadedModel, stated: Mapping[str, Any], where: str)
     try:
         for key in ("mean", "std", "input_range"):
             if key in changes:
-                changes[key] = _floats(changes[key])
+                changes[key] = floats(changes[key])
         if "size" in changes:
             h, w = changes["size"]
             changes["size"] = (int(h), int(w))
@@ -440,14 +457,6 @@ def _check_preprocess(stated: Mapping[str, Any], channels: int, where: str) -> N
             )
     if stated.get("color", "rgb") not in ("rgb", "bgr"):
         raise ModelError(f"{where}: color is {stated['color']!r}, expected 'rgb' or 'bgr'")
-
-
-def _floats(values: Any) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    if isinstance(values, int | float):
-        return (float(values),)
-    return tuple(float(v) for v in values)
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -20,6 +20,7 @@ from torchdelta.cli.options import (
     Task,
     check_finite,
     check_share,
+    parse_asked_size,
     parse_size,
 )
 from torchdelta.errors import TorchdeltaError
@@ -88,12 +89,14 @@ def _root(
 
 
 SizeOption = Annotated[
-    FrameSize | None,
+    # typer takes no union: a FrameSize, or "model"
+    Any,
     typer.Option(
         "--size",
-        parser=parse_size,
-        metavar="HxW",
-        help="Resize frames to HEIGHTxWIDTH first; default: as the source has them.",
+        parser=parse_asked_size,
+        metavar="HxW|model",
+        help="Resize frames to HEIGHTxWIDTH first, or to the size that the model was made for; "
+        "default: as the source has them.",
     ),
 ]
 WeightsOption = Annotated[
@@ -420,11 +423,11 @@ def explain(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for [bold]run --model[/bold].")],
     weights: WeightsOption = None,
     size: Annotated[
-        FrameSize | None,
+        Any,
         typer.Option(
             "--size",
-            parser=parse_size,
-            metavar="HxW",
+            parser=parse_asked_size,
+            metavar="HxW|model",
             help="HEIGHTxWIDTH of the frames; default: what the model was made for, else 224x224.",
         ),
     ] = None,

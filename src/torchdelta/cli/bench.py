@@ -24,6 +24,7 @@ from torchdelta.bench.forced import forced_masks
 from torchdelta.bench.measure import Moment, Race, sampled_steps
 from torchdelta.bench.peers import Lineup, Peer, Workload, parse_peers
 from torchdelta.bench.quality import Quality, Reference, difference
+from torchdelta.capture.cards import AskedSize
 from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.cli.clip import Clip, Made, Material
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
@@ -32,7 +33,7 @@ from torchdelta.cli.options import Dtype, Engine
 from torchdelta.cli.outputs import check_outputs
 from torchdelta.cli.progress import Meter
 from torchdelta.engines import PREFERENCE
-from torchdelta.errors import EngineError, ModelError
+from torchdelta.errors import EngineError
 
 # frames that ours runs before anything is timed
 WARM_UP_FRAMES = 4
@@ -45,14 +46,15 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of `torchdelta bench`; size is (h, w), and one of source and active is given.
+    """The options of `torchdelta bench`; one of source and active is given.
 
+    size:   (h, w), or "model": what the model was made for
     active: share of every map that is forced active; 0: the same frame again, nothing forced
     """
 
     model: str
     weights: Path | None = None
-    size: tuple[int, int] | None = None
+    size: AskedSize = None
     source: str | None = None
     active: float | None = None
     streams: int = 1
@@ -165,13 +167,12 @@ def _material(options: BenchOptions, loaded: LoadedModel) -> Material:
     if options.source is not None:
         return Clip(
             options.source, gray=loaded.channels == 1,
-            size=options.size or (loaded.size if loaded.fixed_size else None),
+            size=loaded.frame_size(options.size),
             streams=options.streams, frames=options.frames,
         )  # fmt: skip
     assert options.active is not None
-    size = options.size or loaded.size
-    if size is None:
-        raise ModelError(f"{loaded.name} does not say what size it is for; give --size HxW")
+    size = loaded.frame_size(options.size) or loaded.frame_size("model")
+    assert size is not None
     return Made(
         channels=loaded.channels, size=size, streams=options.streams, share=options.active,
         frames=options.frames,

@@ -14,6 +14,7 @@ from rich.table import Table
 
 import torchdelta
 from torchdelta import engines
+from torchdelta.capture.cards import AskedSize
 from torchdelta.capture.load import load_model
 from torchdelta.cli.options import Dtype
 from torchdelta.engines.cpu import bind
@@ -44,12 +45,10 @@ ISA_FLAGS = (
 DEFAULT_SIZE = (224, 224)
 
 
-def explain(
-    model: str, weights: Path | None, size: tuple[int, int] | None, dtype: Dtype, out: Console
-) -> None:
+def explain(model: str, weights: Path | None, size: AskedSize, dtype: Dtype, out: Console) -> None:
     """Print the plan of a model at `size`, else at its own size, else at 224x224."""
     loaded = load_model(model, weights, size=size)
-    h, w = size or loaded.size or DEFAULT_SIZE
+    h, w = loaded.frame_size(size) or loaded.size or DEFAULT_SIZE
     # weights decide nothing about a plan, so what they are is not worth a line here
     notes = loaded.notes if weights is not None else loaded.notes[:-1]
     loaded = replace(loaded, notes=notes)

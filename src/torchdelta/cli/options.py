@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import typer
 
@@ -67,6 +67,16 @@ def parse_size(text: str) -> FrameSize:
     if match is None or 0 in (int(match[1]), int(match[2])):
         raise typer.BadParameter(f"{text!r} is no size; expected HEIGHTxWIDTH, such as 480x640")
     return FrameSize(int(match[1]), int(match[2]))
+
+
+def parse_asked_size(text: str) -> FrameSize | Literal["model"]:
+    """'480x640' as (480, 640), and 'model' as it is: the size that the model was made for."""
+    if text.strip().lower() == "model":
+        return "model"
+    try:
+        return parse_size(text)
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"{error.message}; or: model") from error
 
 
 def check_finite(value: float) -> float:

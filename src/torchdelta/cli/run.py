@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from torchdelta.api import CompiledModel
+from torchdelta.capture.cards import AskedSize
 from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.cli.compare import Comparer, Comparison
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
@@ -37,13 +38,13 @@ WITH_VECTORS = (Motion.auto, Motion.codec)
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of `torchdelta run`; size is (h, w)."""
+    """The options of `torchdelta run`; size is (h, w) or "model"."""
 
     sources: Sequence[str]
     model: str
     weights: Path | None = None
     task: Task = Task.none
-    size: tuple[int, int] | None = None
+    size: AskedSize = None
     engine: Engine = Engine.auto
     dtype: Dtype = Dtype.fp32
     tolerance: float = 0.04
@@ -73,8 +74,11 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
             )
             for spec in options.sources
         ]
-        size = options.size or (loaded.size if loaded.fixed_size else None)
+        size = loaded.frame_size(options.size)
         feeds = feeds_of(sources, size, options.limit)
+        advice = loaded.size_advice(feeds[0].size) if size is None else None
+        if advice:
+            log.print(advice, highlight=False, markup=False, soft_wrap=True)
         tracks = {feed.name: Track(feed.name) for feed in feeds}
         videos = video_paths(options.save, list(tracks)) if options.save else {}
         _check_files(options, videos)
