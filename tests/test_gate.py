@@ -334,8 +334,14 @@ BAD_PROFILES = {
     "format": ('{"format": "other/1"}', "format is 'other/1'"),
     "entry": ('{"format": "torchdelta-profile/1", "rmss": {}}', "unknown entries: rmss"),
     "norm": ('{"format": "torchdelta-profile/1", "norm": "l1"}', "norm is 'l1'"),
-    "negative": ('{"format": "torchdelta-profile/1", "rms": {"a": -1}}', "expected a number >= 0"),
-    "text": ('{"format": "torchdelta-profile/1", "multipliers": {"a": "b"}}', "expected a number"),
+    "negative": (
+        '{"format": "torchdelta-profile/1", "rms": {"a": -1}}',
+        "expected a finite number >= 0",
+    ),
+    "text": (
+        '{"format": "torchdelta-profile/1", "multipliers": {"a": "b"}}',
+        "expected a finite number",
+    ),
     "table": ('{"format": "torchdelta-profile/1", "rms": 3}', "no object"),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import threading
 import warnings
 from collections import OrderedDict
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchdelta.arguments import finite, pair, several
 from torchdelta.capture.export import export, prepare_copy
 from torchdelta.engines import Engine, choose, make
 from torchdelta.engines.torch_engine import ieee_float32
@@ -77,8 +77,7 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
-    if not (isinstance(tolerance, (int, float)) and 0 <= tolerance < float("inf")):
-        raise ValueError(f"tolerance is {tolerance!r}, expected a number >= 0")
+    tolerance = finite("tolerance", tolerance, least=0)
     example, device = _check_example(model, example)
     tf32 = dtype == "tf32"
     if isinstance(dtype, str):
@@ -91,7 +90,7 @@ def compile(
         profile = Profile.load(profile)
     preprocess, notes = make_preprocess(example, input_range, mean, std, color)
     return CompiledModel(
-        model, example, device, preprocess, notes, float(tolerance), engine,
+        model, example, device, preprocess, notes, tolerance, engine,
         dtype or torch.float32, profile or Profile(), fixed_size, tf32=tf32,
     )  # fmt: skip
 
@@ -123,17 +122,16 @@ def make_preprocess(
     """
     channels = example.shape[1]
     notes: tuple[str, ...] = ()
-    for name, numbers in (("mean", mean), ("std", std)):
-        if numbers is not None and len(numbers) != channels:
-            raise ValueError(f"{name} has {len(numbers)} numbers, the frame {channels} channels")
-    if std is not None and any(not s > 0 for s in std):
-        raise ValueError(f"std is {tuple(std)}, expected numbers > 0")
+    if mean is not None:
+        mean = several("mean", mean, channels, "one per channel")
+    if std is not None:
+        std = several("std", std, channels, "one per channel", above=0)
     if color not in ("rgb", "bgr"):
         raise ValueError(f"color is {color!r}, expected 'rgb' or 'bgr'")
     if input_range is not None:
-        lo, hi = map(float, input_range)
-        if not -math.inf < lo < hi < math.inf:
-            raise ValueError(f"input_range is ({lo}, {hi}), expected finite numbers lo < hi")
+        lo, hi = several("input_range", input_range, 2, "(lo, hi)")
+        if not lo < hi:
+            raise ValueError(f"input_range is ({lo}, {hi}), expected lo < hi")
     else:
         lo, hi, note = _guess_range(example, mean is not None or std is not None)
         notes = (note,)
@@ -141,8 +139,8 @@ def make_preprocess(
         mean = (0.0,) * channels
     return (
         Preprocess(
-            lo, hi, tuple(map(float, mean)) if mean is not None else None,
-            tuple(map(float, std)) if std is not None else None, color,
+            lo, hi, None if mean is None else tuple(mean), None if std is None else tuple(std),
+            color,
         ),
         notes,
     )  # fmt: skip
@@ -403,7 +401,7 @@ class CompiledModel:
         timed:  measure each step, for `stats().per_step()`
         Raises: ValueError for unknown names, or where windows are not possible; StreamError.
         """
-        size = size or self._size
+        size = self._size if size is None else pair("size", size, "(h, w)", least=1)
         if motion == "none":
             check_motion("auto", border)
             return self._open(self._for_size(size), slots, views, timed, grain)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from rich.console import Console
 
+from torchdelta.arguments import MOST_GRAIN, MOST_SLOTS
 from torchdelta.cli.options import (
     Border,
     Dtype,
@@ -213,6 +214,7 @@ GrainOption = Annotated[
     typer.Option(
         "--grain",
         min=1,
+        max=MOST_GRAIN,
         metavar="PX",
         help="Side of the cells in which changes of the picture are counted, pixels; 1: 3x3 pixels "
         "decide, for the smallest things. Default: what suits the network and the camera.",
@@ -336,7 +338,7 @@ ActiveOption = Annotated[
     ),
 ]
 StreamsOption = Annotated[
-    int, typer.Option("--streams", min=1, metavar="N", help="Streams run together.")
+    int, typer.Option("--streams", min=1, max=MOST_SLOTS, metavar="N", help="Streams run together.")
 ]
 PeersOption = Annotated[
     str | None,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchdelta.arguments import finite
 from torchdelta.motion.estimate import Motion
 from torchdelta.motion.homography import Homography, Points, Size, inverse, resizing, through
 from torchdelta.motion.warp import (
@@ -91,7 +92,7 @@ class Aligned:
 
         points: [..., 2] (x, y), pixel centres of a map whose pixels are `stride` window pixels wide
         """
-        given = _numbers(points, 2, "points")
+        given, stride = _numbers(points, 2, "points"), finite("stride", stride, above=0)
         flat = (given.reshape(-1, 2) + 0.5) * stride - 0.5
         return through(inverse(self.to_window), flat).reshape(given.shape)
 
@@ -122,6 +123,7 @@ class Aligned:
         if not isinstance(values, Tensor):
             return self.to_frame_map(torch.as_tensor(values), stride, fill).numpy()
         h, w = values.shape[-2:]
+        stride = finite("stride", stride, above=0)
         out = (max(1, round(self.frame[0] / stride)), max(1, round(self.frame[1] / stride)))
         there = resizing(self.window, (h, w)) @ self.to_window @ resizing(out, self.frame)
         grid = sampling_grid(there, (h, w), out, values.device)

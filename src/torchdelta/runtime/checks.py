@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchdelta.arguments import MOST_GRAIN, MOST_SLOTS, shown, whole
 from torchdelta.errors import StreamError
+from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
-
-# engines keep a slot's number in 16 bits
-MOST_SLOTS = 65535
-
-# a cell of more pixels than that says nothing about any of them
-MOST_GRAIN = 256
+from torchdelta.runtime.gate import default_grain
 
 
-def check_slots(slots: int) -> None:
-    """Refuse what is no number of slots. Raises: StreamError."""
-    if not isinstance(slots, int) or not 1 <= slots <= MOST_SLOTS:
+def check_slots(slots: Any) -> int:
+    """Give a number of slots. Raises: StreamError for what is none."""
+    try:
+        return whole("slots", slots, least=1, most=MOST_SLOTS)
+    except ValueError:
         raise StreamError(
-            f"a session has 1 to {MOST_SLOTS} slots, got {slots!r}; open another session for "
+            f"a session has 1 to {MOST_SLOTS} slots, got {shown(slots)}; open another session for "
             "more streams"
-        )
+        ) from None
 
 
-def check_grain(grain: int) -> None:
-    """Refuse what is no side of a cell. Raises: ValueError."""
-    if isinstance(grain, bool) or not isinstance(grain, int) or not 1 <= grain <= MOST_GRAIN:
-        raise ValueError(
-            f"grain is {grain!r}, expected a whole number of pixels, 1 to {MOST_GRAIN}"
-        )
+def check_grain(grain: Any, stride: Size, *, followed: bool) -> int:
+    """Give the side of a cell; None: `default_grain`. Raises: ValueError for what is none."""
+    if grain is None:
+        return default_grain(stride, followed=followed)
+    return whole("grain", grain, least=1, most=MOST_GRAIN, unit="pixels")
 
 
 def check_known(stream: str, streams: Iterable[str]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchdelta.arguments import finite, shown
 from torchdelta.errors import ProfileError
 from torchdelta.ops.base import Size
 from torchdelta.ops.gate import input_threshold
@@ -48,12 +49,18 @@ class Profile:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ProfileError(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
-        for kind, numbers in (("multiplier", self.multipliers), ("rms", self.rms)):
-            for name, number in numbers.items():
-                if isinstance(number, bool) or not isinstance(number, (int, float)):
-                    raise ProfileError(f"{kind} of {name!r} is {number!r}, expected a number")
-                if not (math.isfinite(number) and number >= 0):
-                    raise ProfileError(f"{kind} of {name!r} is {number}, expected a number >= 0")
+        for field_name, kind in (("multipliers", "multiplier"), ("rms", "rms")):
+            given = getattr(self, field_name)
+            if not isinstance(given, Mapping):
+                raise ProfileError(
+                    f"{field_name} are {shown(given)}, expected a number by value name"
+                )
+            try:
+                numbers = {name: finite(f"{kind} of {name!r}", number, least=0)
+                           for name, number in given.items()}  # fmt: skip
+            except ValueError as error:
+                raise ProfileError(str(error)) from None
+            object.__setattr__(self, field_name, numbers)
 
     def check(self, plan: Plan) -> None:
         """Refuse names that are not gated values of the plan.

@@ -33,7 +33,7 @@ from torchdelta.runtime.checks import (
     check_slots,
 )
 from torchdelta.runtime.frames import Frame, check_frame
-from torchdelta.runtime.gate import Profile, default_grain
+from torchdelta.runtime.gate import Profile
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
@@ -88,7 +88,7 @@ class MovingSession:
         timed: bool = False,
     ) -> None:
         check_motion(motion, border)
-        check_slots(slots)
+        slots = check_slots(slots)
         self.motion, self.border, self.slots = motion, border, slots
         self._engine_at = engine_at
         self._still_engine = engine_at(size)
@@ -109,12 +109,9 @@ class MovingSession:
         # why no camera can be followed
         self._only_still: str | None = None
         self.notes: list[str] = []
-        if grain is not None:
-            check_grain(grain)
         # of cameras that stay still, and of those that are followed
         self.grains: tuple[int, ...] = tuple(
-            default_grain(stride, followed=followed) if grain is None else grain
-            for followed in (False, True)
+            check_grain(grain, stride, followed=followed) for followed in (False, True)
         )
         self._lock = threading.Lock()
         if motion != "auto":

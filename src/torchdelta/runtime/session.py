@@ -23,7 +23,7 @@ from torchdelta.runtime.checks import (
     check_slots,
 )
 from torchdelta.runtime.frames import Fitting, Frame, check_frame, warn_range
-from torchdelta.runtime.gate import Profile, Thresholds, default_grain
+from torchdelta.runtime.gate import Profile, Thresholds
 from torchdelta.runtime.outputs import Outputs
 from torchdelta.runtime.result import Result, StepFrames
 from torchdelta.runtime.state import State
@@ -56,10 +56,8 @@ class Session:
         total: StreamStats | None = None,
         grain: int | None = None,
     ) -> None:
-        check_slots(slots)
-        if grain is None:
-            grain = default_grain(engine.plan.total_stride, followed=False)
-        check_grain(grain)
+        slots = check_slots(slots)
+        grain = check_grain(grain, engine.plan.total_stride, followed=False)
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(
             engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room(),

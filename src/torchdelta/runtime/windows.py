@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchdelta.arguments import pair
 from torchdelta.engines import Move
 from torchdelta.errors import FrameError
 from torchdelta.ops.base import Size
@@ -74,8 +74,7 @@ def place(
     region = None if roi is None else check_mask("roi", roi, plan, device)
     if window is None:
         return Placement(before, None, None if whole else region)
-    _check_window(window, plan)
-    origin = int(window.origin[0]), int(window.origin[1])
+    origin = _check_window(window, plan)
     valid = window.valid
     mask = None if valid is None else check_mask("window.valid", valid, plan, device)
     if whole:
@@ -98,24 +97,25 @@ def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a & b
 
 
-def _check_window(window: Any, plan: Plan) -> None:
+def _check_window(window: Any, plan: Plan) -> Size:
+    """Give the origin of a window that fits. Raises: FrameError."""
     if not isinstance(window, Window):
         raise FrameError(f"window is a {type(window).__name__}, expected a torchdelta Window")
     if window.border not in get_args(Border):
         raise FrameError(f'border is {window.border!r}, expected "keep" or "exact"')
-    origin = window.origin
-    if not (
-        isinstance(origin, tuple)
-        and len(origin) == 2
-        and all(isinstance(v, Integral) and abs(int(v)) < FARTHEST_PX for v in origin)
-    ):
-        raise FrameError(f"the window's origin is {origin!r}, expected two whole numbers (y, x)")
+    try:
+        origin = pair(
+            "the window's origin", window.origin, "(y, x)", least=-FARTHEST_PX, most=FARTHEST_PX
+        )
+    except ValueError as error:
+        raise FrameError(str(error)) from None
     stride = plan.total_stride
-    if any(int(v) % s for v, s in zip(origin, stride, strict=True)):
+    if any(v % s for v, s in zip(origin, stride, strict=True)):
         raise FrameError(
             f"the window's origin is {origin}, expected multiples of the network's total stride "
             f"{stride}; round it to them and leave the rest to the warp"
         )
+    return origin
 
 
 def check_mask(name: str, mask: Any, plan: Plan, device: torch.device) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from numpy.typing import NDArray
 
+from torchdelta.arguments import finite
 from torchdelta.errors import FrameError, SinkError
 
 # Suffix -> FFmpeg's name of the container, and its options while the run goes on: every frame is a
@@ -58,8 +59,11 @@ class VideoWriter:
                 f"{self.path}: cannot write {self.path.suffix or 'a file without suffix'}; "
                 f"a video's name ends in {', '.join(CONTAINERS)}"
             )
-        # 1001: the denominator of NTSC's rates, such as 30000/1001
-        self._rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
+        try:
+            # 1001: the denominator of NTSC's rates, such as 30000/1001
+            self._rate = Fraction(finite("fps", fps, above=0)).limit_denominator(1001)
+        except ValueError as error:
+            raise SinkError(f"{self.path}: {error}") from None
         if self._rate <= 0:
             raise SinkError(f"{self.path}: fps is {fps}, expected a number from 0.001 up")
         if min(size) < 1:
