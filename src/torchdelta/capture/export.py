@@ -18,7 +18,8 @@ from torch.export import ExportedProgram
 
 from torchdelta.errors import CaptureError
 
-_QUIET = threading.Lock()
+# exporting has settings that belong to the process: captures run one after another
+CAPTURES = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,14 @@ def prepare_copy(model: nn.Module) -> nn.Module:
     return twin.cpu().float().requires_grad_(False)
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """Copy a model but for its parameters, which both have.
+
+    Exporting puts other tensors into a model's modules for a while; its twin's will do.
+    """
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
 def export(model: nn.Module, example: Tensor) -> Captured:
     """Export a model in eval mode for frames like `example` [N, C, H, W] float32.
 
@@ -99,8 +108,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter logs and prints on a failed attempt: whole graphs."""
-    # what is silenced belongs to the process: two compiles in two threads must nest
-    with _QUIET:
+    with CAPTURES:
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
