@@ -22,7 +22,7 @@ from torchdelta.errors import CaptureError, FrameError
 from torchdelta.motion.homography import check_homography
 from torchdelta.ops.base import Size
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
-from torchdelta.ops.preprocess import Preprocess
+from torchdelta.ops.preprocess import Preprocess, channel_order
 from torchdelta.plan import Plan, build, explain
 from torchdelta.runtime.camera import Motion, check_motion
 from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame
@@ -127,8 +127,7 @@ def make_preprocess(
         mean = several("mean", mean, channels, "one per channel")
     if std is not None:
         std = several("std", std, channels, "one per channel", above=0)
-    if color not in ("rgb", "bgr"):
-        raise ValueError(f"color is {color!r}, expected 'rgb' or 'bgr'")
+    channel_order(color, channels)
     if input_range is not None:
         lo, hi = several("input_range", input_range, 2, "(lo, hi)")
         if not lo < hi:

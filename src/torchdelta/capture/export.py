@@ -147,10 +147,15 @@ def find_batch_mixing(captured: Captured, example: Tensor) -> str | None:
             continue
         rows = whole[: len(part)] if whole.ndim and whole.ndim == part.ndim else whole
         if rows.shape != part.shape or not torch.allclose(
-            rows.double(), part.double(), rtol=1e-3, atol=1e-4, equal_nan=True
+            in_float64(rows), in_float64(part), rtol=1e-3, atol=1e-4, equal_nan=True
         ):
             return f"{node} ({part.dtype}, {list(whole.shape)} for a batch of 2)"
     return None
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """Give a tensor's numbers in float64, a complex one's two parts along a last axis."""
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).double()
 
 
 def _run_nodes(program: ExportedProgram, x: Tensor) -> dict[str, Any]:

@@ -127,13 +127,13 @@ class Lowering:
         signature = self.program.graph_signature
         for table in (signature.inputs_to_parameters, signature.inputs_to_buffers):
             if node.name in table:
-                self.env[node] = self.program.state_dict.get(
-                    table[node.name], self.program.constants.get(table[node.name])
-                )
+                name = table[node.name]
+                constants = self.program.constants
+                self.env[node] = _resolved(self.program.state_dict.get(name, constants.get(name)))
                 return
         if node.name in signature.inputs_to_lifted_tensor_constants:
             name = signature.inputs_to_lifted_tensor_constants[node.name]
-            self.env[node] = self.program.constants[name]
+            self.env[node] = _resolved(self.program.constants[name])
             return
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
@@ -203,7 +203,7 @@ class Lowering:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise CaptureError("it draws random numbers; remove it or seed it outside the model")
         assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return pytree.tree_map(_resolved, node.target(*args, **kwargs))
 
     def _getitem(self, source: Any, index: int) -> Any:
         if isinstance(source, (tuple, list)):
@@ -365,6 +365,11 @@ class Lowering:
     def whole(self) -> tuple[int, ...]:
         """The current node's shape for a batch of one."""
         return self._whole(self.node.meta["val"])
+
+
+def _resolved(constant: Any) -> Any:
+    """Carry out a pending negation or conjugation: engines read a constant's memory as it is."""
+    return constant.resolve_conj().resolve_neg() if isinstance(constant, Tensor) else constant
 
 
 def shape_of(whole: tuple[int, ...]) -> tuple[int, ...]:
