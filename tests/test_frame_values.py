@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import torchdelta
 from cases import Fn
 from support import ENGINE_CASES, new_session
-from torchdelta.capture.load import LoadedModel
+from torchdelta.capture.load import LoadedModel, _with_preprocess
 from torchdelta.cli.tasks import _to_picture
+from torchdelta.errors import ModelError
 from torchdelta.ops.preprocess import Preprocess
 
 
@@ -80,7 +81,7 @@ NAN, INF = math.nan, math.inf
         ({"mean": 0.5}, "mean is 0.5, expected 3 finite numbers"),
         ({"mean": (0.5, None, 0.5)}, "mean is .*None.*, expected 3 finite numbers"),
         ({"mean": (0.5, 1j, 0.5)}, "mean is .*1j.*, expected 3 finite numbers"),
-        ({"mean": np.full((3, 1), 0.5)}, "mean is .*, expected 3 finite numbers"),
+        ({"mean": np.full((3, 1), 0.5)}, r"(?s)mean is .*, expected 3 finite numbers"),
         ({"mean": (0.5, 0.5)}, "mean has 2 numbers, the frame 3 channels"),
         ({"std": (0.5, INF, 0.5)}, "std is .*inf.*, expected 3 finite numbers"),
         ({"std": (0.5, NAN, 0.5)}, "std is .*nan.*, expected 3 finite numbers"),
@@ -99,6 +100,23 @@ NAN, INF = math.nan, math.inf
 def test_numbers_that_make_no_sense_are_refused(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         torchdelta.compile(nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 5, 7), **keywords)
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"mean": (0.5, NAN, 0.5)}, "mean is .*nan.*, expected finite numbers"),
+        ({"std": (0.5, INF, 0.5)}, "std is .*inf.*, expected finite numbers"),
+        ({"input_range": (0, INF)}, "input_range is .*inf.*, expected finite numbers"),
+        ({"mean": "123"}, "'123': expected a number or a list of numbers"),
+        ({"mean": True}, "True: expected a number or a list of numbers"),
+        ({"std": ["1", "1", "1"]}, "expected a number or a list of numbers"),
+        ({"color": "bgr", "channels": 1}, "color is 'bgr' and frames have 1 channels"),
+    ],
+)
+def test_a_stated_preprocess_must_make_sense(stated: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match="net: " + message):
+        _with_preprocess(LoadedModel(nn.Conv2d(3, 2, 1), "net"), stated, "net")
 
 
 @pytest.mark.parametrize(
