@@ -98,7 +98,7 @@ def test_other_sizes_get_a_plan_of_their_own() -> None:
     fast = torchdelta.compile(model, torch.rand(1, 3, 20, 22), tolerance=0)
     x = torch.rand(1, 3, 20, 22)
     fast(x)
-    first = weakref.ref(fast._last._state.buffers[0])
+    first = weakref.ref(fast._called._state.buffers[0])
     said = "frames are {}x{} from here on, no longer {}x{}"
     for before, size in pairwise(((20, 22), (31, 17), (20, 22), (31, 17))):
         x = torch.rand(1, 3, *size)
@@ -112,9 +112,9 @@ def test_other_sizes_get_a_plan_of_their_own() -> None:
         # the state of the size before is gone, so that a frame of it would be a first frame
         assert fast.stats.frames == 2
         assert first() is None
-        assert [s.plan.size for s in fast._sized.values() if s.session or s.moving] == [size]
+        assert fast._called.plan.size == size
     # the plans stay
-    assert len(fast._sized) == 2
+    assert len(fast._engines) == 2
     session = fast.session(size=(9, 11))
     assert session.plan.size == (9, 11)
 

@@ -803,7 +803,7 @@ def test_auto_goes_on_while_the_window_is_made(counting: type[Counting]) -> None
         if size != PAN_SIZE:
             begun.set()
             assert may_end.wait(60)
-        return fast._for_size(size).engine
+        return fast._engine_at(size)
 
     session = auto_session(engine_at)
     early = pan(session, 0, 40)
@@ -838,7 +838,7 @@ def test_windows_that_cannot_be(counting: type[Counting], why: str, waits: bool)
     def engine_at(size: tuple[int, int]) -> Engine:
         asked.append(size)
         if size == PAN_SIZE:
-            return fast._for_size(size).engine
+            return fast._engine_at(size)
         if why == "stride":
             return other_stride()
         raise CaptureError("the net is baked")
@@ -882,7 +882,7 @@ def test_a_defect_met_in_the_background_is_raised_once(counting: type[Counting])
 
     def engine_at(size: tuple[int, int]) -> Engine:
         if size == PAN_SIZE:
-            return fast._for_size(size).engine
+            return fast._engine_at(size)
         raise ZeroDivisionError("defect")
 
     session = auto_session(engine_at)

@@ -145,7 +145,7 @@ Program read_program(const uint8_t* bytes, size_t count) {
   p.input.h = in.integer();
   p.input.w = in.integer();
   p.input.c = in.integer();
-  p.input.reversed = in.flag();
+  p.input.bgr = in.flag();
   for (auto* list : {&p.input.scale_u8, &p.input.shift_u8, &p.input.scale_f32, &p.input.shift_f32,
                      &p.input.to_full_scale})
     *list = in.array<float>();

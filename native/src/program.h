@@ -103,7 +103,7 @@ struct Step {
 
 struct Input {
   int value, h, w, c;
-  bool reversed;                          // channels of the frame run the other way
+  bool bgr;                               // the frame's first and third channel are swapped
   std::vector<float> scale_u8, shift_u8;  // normalised = frame * scale + shift, per channel
   std::vector<float> scale_f32, shift_f32;
   std::vector<float> to_full_scale;  // input units to shares of full scale, over C

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -16,18 +15,20 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.arguments import finite, pair, several
-from torchdelta.capture.export import export, prepare_copy
+from torchdelta.capture.export import CAPTURES, export, prepare_copy, twin
 from torchdelta.engines import Engine, choose, make
 from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.errors import CaptureError, FrameError
 from torchdelta.motion.homography import check_homography
+from torchdelta.ops.base import Size
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
-from torchdelta.ops.preprocess import Preprocess
+from torchdelta.ops.preprocess import Preprocess, channel_order
 from torchdelta.plan import Plan, build, explain
 from torchdelta.runtime.camera import Motion, check_motion
 from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame
 from torchdelta.runtime.gate import Profile
 from torchdelta.runtime.moving import MovingSession
+from torchdelta.runtime.once import Once
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.windows import Border
@@ -38,7 +39,7 @@ __all__ = ["CompiledModel", "compile", "relative_error"]
 DTYPES = {
     "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32,
 }  # fmt: skip
-# plans (with their default session's state) kept for other input sizes
+# plans that are kept, the example's size's among them
 MAX_PLANS = 8
 
 
@@ -126,8 +127,7 @@ def make_preprocess(
         mean = several("mean", mean, channels, "one per channel")
     if std is not None:
         std = several("std", std, channels, "one per channel", above=0)
-    if color not in ("rgb", "bgr"):
-        raise ValueError(f"color is {color!r}, expected 'rgb' or 'bgr'")
+    channel_order(color, channels)
     if input_range is not None:
         lo, hi = several("input_range", input_range, 2, "(lo, hi)")
         if not lo < hi:
@@ -162,15 +162,6 @@ def _guess_range(example: Tensor, normalised: bool) -> tuple[float, float, str]:
     return low, high, note
 
 
-class _Sized:
-    """What belongs to one input size: plan, engine, and the default sessions."""
-
-    def __init__(self, plan: Plan, engine: Engine) -> None:
-        self.plan, self.engine = plan, engine
-        self.session: Session | None = None
-        self.moving: MovingSession | None = None
-
-
 class CompiledModel:
     """A model ready for video; make one with `torchdelta.compile`.
 
@@ -199,46 +190,50 @@ class CompiledModel:
         self._profile, self._preprocess, self._notes = profile, preprocess, notes
         self._engine_type, self.engine_reason = choose(engine, device, dtype, tf32=tf32)
         self.engine = self._engine_type.name
+        # never run itself: captures and `dense` run copies of it
         self._model = prepare_copy(model)
         self._dense: nn.Module | None = None
-        self._lock = threading.RLock()
-        self._sized: OrderedDict[tuple[int, int], _Sized] = OrderedDict()
+        self._making_dense = threading.Lock()
         self._size = (example.shape[2], example.shape[3])
-        self._last: Session | MovingSession | None = None
-        # size of the frames that the model was last called with
-        self._called: tuple[int, int] | None = None
-        self.plan = self._for_size(self._size, example).plan
+        first = self._make_engine(example)
+        self.plan = first.plan
         profile.check(self.plan)
+        self._engines = Once(self._engine_for, MAX_PLANS, {self._size: first})
+        # of calls: one at a time, since they share a session
+        self._calling = threading.Lock()
+        self._called: Session | MovingSession | None = None
 
-    def _for_size(self, size: tuple[int, int], example: Tensor | None = None) -> _Sized:
-        """Find or make what belongs to an input size."""
-        with self._lock:
-            if size in self._sized:
-                self._sized.move_to_end(size)
-                return self._sized[size]
-            if self._sized and self.fixed_size:
-                raise FrameError(
-                    f"frame is {size[0]}x{size[1]}, this model was compiled with fixed_size=True "
-                    f"for {self._size[0]}x{self._size[1]}"
-                )
-            if example is None:
-                generator = torch.Generator().manual_seed(0)
-                shape = (2, self.plan.shape[0], *size)
-                example = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    def _engine_at(self, size: Size) -> Engine:
+        """Find or make the engine for an input size; only who asks for a new one waits for it."""
+        if self.fixed_size and size != self._size:
+            raise FrameError(
+                f"frame is {size[0]}x{size[1]}, this model was compiled with fixed_size=True "
+                f"for {self._size[0]}x{self._size[1]}"
+            )
+        return self._engines.get(size)
+
+    def _engine_for(self, size: Size) -> Engine:
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, self.plan.shape[0], *size)
+        return self._make_engine(
+            torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        )
+
+    def _make_engine(self, example: Tensor) -> Engine:
+        """Make a plan for frames like the example [N, C, H, W], and what runs it."""
+        with CAPTURES:
             plan = self._make_plan(example)
-            engine = make(self._engine_type, plan, self.device, self.dtype, tf32=self.tf32)
-            self._sized[size] = sized = _Sized(plan, engine)
-            while len(self._sized) > MAX_PLANS:
-                self._sized.popitem(last=False)
-            return sized
+        return make(self._engine_type, plan, self.device, self.dtype, tf32=self.tf32)
 
     def _make_plan(self, example: Tensor) -> Plan:
         """Capture, build and check a plan for frames like the example [N, C, H, W]."""
         example = example.cpu()
         rows = example[:2] if len(example) > 1 else torch.cat([example, example.flip(2)])
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
-        expected = model_results(self._model, x)
-        captured = export(self._model, x[: len(expected)])
+        # exporting swaps the parameters of the modules for a while
+        model = twin(self._model)
+        expected = model_results(model, x)
+        captured = export(model, x[: len(expected)])
         plan = build(captured.program, self._preprocess, self._notes + captured.notes)
         check_plan(plan, captured, rows, x, expected)
         return plan
@@ -272,59 +267,53 @@ class CompiledModel:
         """
         rows = self._rows(frame)
         size = tuple(rows[0].shape[:2] if isinstance(rows[0], np.ndarray) else rows[0].shape[1:])
-        with self._lock:
-            sized = self._for_size((int(size[0]), int(size[1])))
-            for n, row in enumerate(rows):
-                try:
-                    check_frame(row, sized.plan, self.device, self.dtype)
-                except FrameError as error:
-                    raise FrameError(f"row {n}: {error}") from None
-            given = None
-            if homography is not None:
-                given = _homographies(homography, len(rows), sized.plan.size)
-            self._drop_others(sized, followed=given is not None)
-            if given is not None:
-                return self._follow(sized, rows, given, relative_to, views)
-            if sized.session is None or sized.session.slots != len(rows):
-                sized.session = self._open(sized, len(rows), views=True)
-            session = self._last = sized.session
-            results = session.step({str(n): row for n, row in enumerate(rows)})
-            outputs = [results[str(n)].output for n in range(len(rows))]
-            return _stack(outputs, sized.plan, views)
+        engine = self._engine_at((int(size[0]), int(size[1])))
+        for n, row in enumerate(rows):
+            try:
+                check_frame(row, engine.plan, self.device, self.dtype)
+            except FrameError as error:
+                raise FrameError(f"row {n}: {error}") from None
+        given, spare = None, None
+        if homography is not None:
+            given = _homographies(homography, len(rows), engine.plan.size)
+            if not _goes_on(self._called, engine.plan, len(rows), followed=True):
+                # it may have to capture the network, for which no other call should wait
+                spare = self._open_followed(engine.plan, len(rows))
+        with self._calling:
+            session = self._session_for(engine, len(rows), spare, followed=given is not None)
+            frames = {str(n): row for n, row in enumerate(rows)}
+            if isinstance(session, Session):
+                results = session.step(frames)
+            else:
+                known = {str(n): one for n, one in enumerate(given or ()) if one is not None}
+                results = session.step(frames, homographies=known, relative_to=relative_to)
+            outputs = [results[stream].output for stream in frames]
+            return _stack(outputs, results["0"].plan, views)
 
-    def _drop_others(self, sized: _Sized, *, followed: bool) -> None:
-        """Give up the state of frames of another size, or of cameras seen the other way."""
-        before, self._called = self._called, sized.plan.size
-        if before is not None and before != self._called:
-            (h, w), (h0, w0) = self._called, before
+    def _session_for(
+        self, engine: Engine, rows: int, spare: MovingSession | None, *, followed: bool
+    ) -> Session | MovingSession:
+        """Give the session that calls go on in; a call that is not like the last begins anew."""
+        before = self._called
+        if before is not None and _goes_on(before, engine.plan, rows, followed=followed):
+            return before
+        (h, w), (h0, w0) = engine.plan.size, (before or engine).plan.size
+        if (h, w) != (h0, w0):
             warnings.warn(
                 f"frames are {h}x{w} from here on, no longer {h0}x{w0}: what was kept of those is "
                 "dropped, and the next frame is computed whole",
                 stacklevel=3,
             )
-            for other in self._sized.values():
-                other.session = other.moving = None
-        elif followed:
-            sized.session = None
+        # the last one's memory is free before the next one takes some
+        before = self._called = None
+        if followed:
+            self._called = spare or self._open_followed(engine.plan, rows)
         else:
-            sized.moving = None
+            self._called = self._open(engine, rows, views=True)
+        return self._called
 
-    def _follow(
-        self, sized: _Sized, rows: list[Any], given: list[Any], relative_to: str, views: bool
-    ) -> Any:
-        """Run frames of cameras whose motion is given; both have been checked."""
-        if sized.moving is None or sized.moving.slots != len(rows):
-            sized.moving = self._open_moving(
-                sized.plan.size, len(rows), "given", "keep", views=True, timed=False
-            )
-        session = self._last = sized.moving
-        results = session.step(
-            {str(n): row for n, row in enumerate(rows)},
-            homographies={str(n): one for n, one in enumerate(given) if one is not None},
-            relative_to=relative_to,
-        )
-        outputs = [results[str(n)].output for n in range(len(rows))]
-        return _stack(outputs, results["0"].plan, views)
+    def _open_followed(self, plan: Plan, rows: int) -> MovingSession:
+        return self._open_moving(plan.size, rows, "given", "keep", views=True, timed=False)
 
     def _rows(self, frame: Any) -> list[Any]:
         if isinstance(frame, np.ndarray):
@@ -337,10 +326,10 @@ class CompiledModel:
         return list(frame)
 
     def _open(
-        self, sized: _Sized, slots: int, views: bool, timed: bool = False, grain: int | None = None
+        self, engine: Engine, slots: int, views: bool, timed: bool = False, grain: int | None = None
     ) -> Session:
         return Session(
-            sized.engine, slots, self.tolerance, self._profile,
+            engine, slots, self.tolerance, self._profile,
             views=views, timed=timed, grain=grain,
         )  # fmt: skip
 
@@ -361,7 +350,7 @@ class CompiledModel:
                 "compiled with fixed_size=True; compile it without"
             )
         return MovingSession(
-            lambda at: self._for_size(at).engine, size, slots, self.tolerance, self._profile,
+            self._engine_at, size, slots, self.tolerance, self._profile,
             motion=motion, border=border, grain=grain, views=views, timed=timed,
         )  # fmt: skip
 
@@ -404,17 +393,18 @@ class CompiledModel:
         size = self._size if size is None else pair("size", size, "(h, w)", least=1)
         if motion == "none":
             check_motion("auto", border)
-            return self._open(self._for_size(size), slots, views, timed, grain)
+            return self._open(self._engine_at(size), slots, views, timed, grain)
         return self._open_moving(size, slots, motion, border, views=views, timed=timed, grain=grain)
 
     @property
     def stats(self) -> StreamStats:
         """Statistics of the frames this model was called with, since it last began anew."""
-        return self._last.stats() if self._last else StreamStats(self.plan)
+        session = self._called
+        return StreamStats(self.plan) if session is None else session.stats()
 
     def explain(self) -> str:
         """Return the plan as a table: step, shape, MACs, state, sparse or dense and why."""
-        engine = self._for_size(self._size).engine
+        engine = self._engine_at(self._size)
         name = f"{self.engine} ({self.engine_reason})" + (", products in tf32" if self.tf32 else "")
         return explain(
             self.plan, self.dtype, name, engine.foreign_steps(), engine.whole_steps(),
@@ -423,7 +413,7 @@ class CompiledModel:
 
     def preprocess(self, frame: Frame) -> Tensor:
         """Give one frame as the model sees it: [1, C, H, W] in the compute dtype."""
-        plan = self._for_size(_frame_size(frame)).plan
+        plan = self._engine_at(_frame_size(frame)).plan
         checked = check_frame(frame, plan, self.device, self.dtype)
         return self._input(checked.to(self.device), self.dtype)
 
@@ -433,7 +423,7 @@ class CompiledModel:
 
         float32 is IEEE float32, on a GPU too.
         """
-        with self._lock:
+        with self._making_dense:
             if self._dense is None:
                 dense = copy.deepcopy(self._model)
                 self._dense = dense.to(self.device, self.dtype).to(
@@ -468,6 +458,17 @@ def _homographies(given: Any, rows: int, size: tuple[int, int]) -> list[Any]:
         except FrameError as error:
             raise FrameError(f"row {n}: {error}") from None
     return found
+
+
+def _goes_on(
+    session: Session | MovingSession | None, plan: Plan, rows: int, *, followed: bool
+) -> bool:
+    """Whether frames like these go on in a session."""
+    return (
+        session is not None
+        and (session.plan.size, session.slots) == (plan.size, rows)
+        and isinstance(session, MovingSession) == followed
+    )
 
 
 def _frame_size(frame: Any) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchdelta.capture.export import Captured, find_batch_mixing
+from torchdelta.capture.export import Captured, find_batch_mixing, in_float64
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import CaptureError
 from torchdelta.plan import Plan
@@ -94,7 +94,9 @@ def _difference(mine: Any, expected: Any) -> str | None:
             continue
         if a.shape != b.shape:
             return f"its result has shape {list(a.shape)}, expected {list(b.shape)}"
-        if b.is_floating_point():
+        if b.is_complex() != a.is_complex():
+            return f"its result is {a.dtype}, expected {b.dtype}"
+        if b.is_floating_point() or b.is_complex():
             error = relative_error(a, b)
             if not error <= MAX_CAPTURE_ERROR:
                 return f"relative L2 error {error:.2g}, expected <= {MAX_CAPTURE_ERROR}"
@@ -107,8 +109,9 @@ def _difference(mine: Any, expected: Any) -> str | None:
 def relative_error(a: Any, b: Any) -> float:
     """Give the relative L2 error of a against b over all tensors of two results.
 
-    NaN in the same places counts as equal; b = 0 everywhere gives the absolute norm.
-    Raises: ValueError where the results differ in structure or shape.
+    NaN in the same places counts as equal; b = 0 everywhere gives the absolute norm. A complex
+    number counts as two, its real and its imaginary part.
+    Raises: ValueError where the results differ in structure or shape, or one alone is complex.
     """
     diff = norm = 0.0
     for x, y in zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=True):
@@ -116,7 +119,9 @@ def relative_error(a: Any, b: Any) -> float:
             continue
         if x.shape != y.shape:
             raise ValueError(f"results of shape {list(x.shape)} and {list(y.shape)} differ")
-        x, y = x.detach().double().cpu(), y.detach().double().cpu()
+        x, y = in_float64(x.detach().cpu()), in_float64(y.detach().cpu())
+        if x.shape != y.shape:
+            raise ValueError("one result is complex, the other is not")
         both_nan = torch.isnan(x) & torch.isnan(y) | (x == y)
         diff += float(torch.where(both_nan, 0.0, x - y).square().sum())
         norm += float(torch.where(torch.isfinite(y), y, 0.0).square().sum())

@@ -9,12 +9,15 @@
 namespace td {
 namespace TD_ISA {
 
+// Which channel of the frame the network's channel c is; a fourth one, alpha, stays.
+inline int source_channel(const Input& in, int c) { return in.bgr && c < 3 ? 2 - c : c; }
+
 // One row of the frame as float32 [W, C], in the frame's own unit and channel order of the network.
 inline void read_row(const Program& program, const td_slot& slot, int y, float* out) {
   const Input& in = program.input;
   const int64_t sx = slot.stride_x;
   for (int c = 0; c < in.c; ++c) {
-    const int64_t at = int64_t(y) * slot.stride_y + (in.reversed ? in.c - 1 - c : c) * slot.stride_c;
+    const int64_t at = int64_t(y) * slot.stride_y + source_channel(in, c) * slot.stride_c;
     if (slot.frame_is_float) {
       const float* from = static_cast<const float*>(slot.frame) + at;
       for (int x = 0; x < in.w; ++x) out[x * in.c + c] = from[x * sx];
@@ -45,7 +48,7 @@ struct Pattern {
 // Whether bytes of the frame lie as the network's input does.
 inline bool is_plain(const Program& program, const td_slot& slot) {
   return !slot.frame_is_float && slot.stride_c == 1 && slot.stride_x == program.input.c &&
-         !program.input.reversed;
+         !program.input.bgr;
 }
 
 // Numbers i0 .. i1 of row y of the network's input [W, C], as they would be published.

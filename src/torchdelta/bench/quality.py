@@ -77,7 +77,7 @@ def difference(mine: Any, dense: Any, allowance: float) -> str | None:
         shapes = (", ".join(str(list(t.shape)) for t in part) for part in (a, b))
         return "it gives {}, the dense network {}".format(*shapes)
     for got, expected in zip(a, b, strict=True):
-        if expected.is_floating_point():
+        if expected.is_floating_point() or expected.is_complex():
             error = relative_error(got, expected)
             if not error <= allowance:
                 return f"relative L2 error {error:.2g}, expected <= {allowance:.2g}"

@@ -77,10 +77,16 @@ def torchvision_card(models: Any, name: str, model: nn.Module) -> Card:
 
 
 def floats(values: Any) -> tuple[float, ...] | None:
-    """Give numbers as a tuple; one number as a tuple of one."""
+    """Give numbers as a tuple; one number as a tuple of one.
+
+    Raises: ValueError, TypeError for what is no number.
+    """
     if values is None:
         return None
-    return (float(values),) if isinstance(values, int | float) else tuple(map(float, values))
+    numbers = (values,) if isinstance(values, int | float) else tuple(values)
+    if isinstance(values, str) or any(isinstance(v, bool | str) for v in numbers):
+        raise ValueError(f"{values!r}: expected a number or a list of numbers")
+    return tuple(map(float, numbers))
 
 
 def frame_size(name: str, own: Size | None, fixed: bool, asked: AskedSize) -> Size | None:

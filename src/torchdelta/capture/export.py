@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from torchdelta.errors import CaptureError, first_lines
-from torchdelta.plan.sizes import is_free
+from torchdelta.errors import CaptureError
 
-_QUIET = threading.Lock()
+# exporting has settings that belong to the process: captures run one after another
+CAPTURES = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ def prepare_copy(model: nn.Module) -> nn.Module:
     return twin.cpu().float().requires_grad_(False)
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """Copy a model but for its parameters, which both have.
+
+    Exporting puts other tensors into a model's modules for a while; its twin's will do.
+    """
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
 def export(model: nn.Module, example: Tensor) -> Captured:
     """Export a model in eval mode for frames like `example` [N, C, H, W] float32.
 
@@ -77,7 +85,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
         try:
             with _quiet(), torch.no_grad():
                 program = torch.export.export(
-                    model, (example[:batch].clone(),), dynamic_shapes=shapes, strict=False
+                    model, (example[:batch],), dynamic_shapes=shapes, strict=False
                 )
                 if dynamic and not _has_dynamic_batch(program):
                     attempts.append("with a dynamic batch: the model fixes its batch size")
@@ -85,7 +93,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
                 program = program.run_decompositions({})
         except Exception as error:
             what = "with a dynamic batch" if dynamic else "with batch 1"
-            attempts.append(f"{what}: {first_lines(error)}")
+            attempts.append(f"{what}: {_first_lines(error)}")
             continue
         notes = () if dynamic else ("captured with batch 1: " + attempts[0],)
         return Captured(program, dynamic, notes)
@@ -100,8 +108,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence what the exporter logs and prints on a failed attempt: whole graphs."""
-    # what is silenced belongs to the process: two compiles in two threads must nest
-    with _QUIET:
+    with CAPTURES:
         before = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
@@ -113,12 +120,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _has_dynamic_batch(program: ExportedProgram) -> bool:
-    """Whether the batch is really free: a model that asks for its number fixes it."""
     names = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
-            return is_free(node.meta["val"].shape[0])
+            return isinstance(node.meta["val"].shape[0], torch.SymInt)
     return False
+
+
+def _first_lines(error: Exception, lines: int = 4) -> str:
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + " / ".join(text[:lines])[:600]
 
 
 def find_batch_mixing(captured: Captured, example: Tensor) -> str | None:
@@ -136,10 +147,15 @@ def find_batch_mixing(captured: Captured, example: Tensor) -> str | None:
             continue
         rows = whole[: len(part)] if whole.ndim and whole.ndim == part.ndim else whole
         if rows.shape != part.shape or not torch.allclose(
-            rows.double(), part.double(), rtol=1e-3, atol=1e-4, equal_nan=True
+            in_float64(rows), in_float64(part), rtol=1e-3, atol=1e-4, equal_nan=True
         ):
             return f"{node} ({part.dtype}, {list(whole.shape)} for a batch of 2)"
     return None
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """Give a tensor's numbers in float64, a complex one's two parts along a last axis."""
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).double()
 
 
 def _run_nodes(program: ExportedProgram, x: Tensor) -> dict[str, Any]:

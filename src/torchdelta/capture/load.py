@@ -8,6 +8,7 @@ import importlib
 import inspect
 import json
 import logging
+import math
 import os
 import sys
 import warnings
@@ -33,6 +34,7 @@ from torchdelta.capture.cards import (
 )
 from torchdelta.capture.weights import load_weights
 from torchdelta.errors import ModelError
+from torchdelta.ops.preprocess import channel_order
 
 FORMS = """a model is named by one of
   timm:NAME                 a model of timm, e.g. timm:tf_efficientnet_lite0
@@ -88,7 +90,7 @@ class LoadedModel:
         values = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
         values = low + (high - low) / 255 * values
         if self.color == "bgr":
-            values = values.flip(1)
+            values = values[:, channel_order(self.color, self.channels)]
         mean = torch.tensor(self.mean or (0.0,)).view(1, -1, 1, 1)
         std = torch.tensor(self.std or (1.0,)).view(1, -1, 1, 1)
         return ((values - mean) / std).contiguous()
@@ -448,6 +450,9 @@ def _check_preprocess(stated: Mapping[str, Any], channels: int, where: str) -> N
     limits = stated.get("input_range", (0.0, 1.0))
     if len(limits) != 2 or not limits[0] < limits[1]:
         raise ModelError(f"{where}: input_range is {limits}, expected (low, high) with low < high")
+    for key in ("mean", "std", "input_range"):
+        if not all(map(math.isfinite, stated.get(key, ()))):
+            raise ModelError(f"{where}: {key} is {stated[key]}, expected finite numbers")
     if any(not one > 0 for one in stated.get("std", ())):
         raise ModelError(f"{where}: std is {stated['std']}, expected numbers > 0")
     for key in ("mean", "std"):
@@ -455,8 +460,10 @@ def _check_preprocess(stated: Mapping[str, Any], channels: int, where: str) -> N
             raise ModelError(
                 f"{where}: {key} has {len(stated[key])} values, expected 1 or {channels}"
             )
-    if stated.get("color", "rgb") not in ("rgb", "bgr"):
-        raise ModelError(f"{where}: color is {stated['color']!r}, expected 'rgb' or 'bgr'")
+    try:
+        channel_order(stated.get("color", "rgb"), channels)
+    except ValueError as error:
+        raise ModelError(f"{where}: {error}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torchdelta.capture.load import LoadedModel
 from torchdelta.cli.options import Task
 from torchdelta.errors import ModelError
+from torchdelta.ops.preprocess import channel_order
 from torchdelta.runtime.result import Result
 from torchdelta.video import overlay
 
@@ -127,8 +128,9 @@ def _to_picture(image: Tensor, loaded: LoadedModel) -> Picture:
     low, high = loaded.input_range
     values = ((image - low) / (high - low)).nan_to_num(0.0).clamp(0, 1) * 255
     pixels = values.round().to(torch.uint8).permute(1, 2, 0).numpy()
-    if loaded.color == "bgr" and channels == 3:
-        pixels = pixels[..., ::-1]
+    if channels == loaded.channels:
+        # the order that swaps red and blue also swaps them back
+        pixels = pixels[..., channel_order(loaded.color, channels)]
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 

@@ -76,6 +76,8 @@ class Dense(Op):
         if self.item is not None:
             out = out[self.item]
         assert isinstance(out, torch.Tensor)
+        # engines read its memory, where a pending negation or conjugation does not show
+        out = out.resolve_conj().resolve_neg()
         if out.ndim and out.shape[0] == 1:
             return to_state_layout(out[0])
         return out.reshape(1, 1, -1)

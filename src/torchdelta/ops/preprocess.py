@@ -1,7 +1,7 @@
 """Preprocess: from a frame to the network's input.
 
 v = lo + (hi - lo) * u / 255 for uint8 frames, v = frame for float frames;
-input = (v - mean[c]) / std[c], channels reversed first where the model wants BGR.
+input = (v - mean[c]) / std[c], red and blue swapped first where the model wants BGR.
 """
 
 from __future__ import annotations
@@ -10,6 +10,26 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+COLORS = ("rgb", "bgr")
+
+
+def channel_order(color: str, channels: int) -> list[int]:
+    """Say which channel of a frame each of the network's is.
+
+    BGR swaps the first and the third of 3 or 4 channels; a fourth, alpha, stays where it is.
+    Raises: ValueError for an unknown order, or where there is no red and blue to swap.
+    """
+    if color not in COLORS:
+        raise ValueError(f"color is {color!r}, expected 'rgb' or 'bgr'")
+    if color == "rgb":
+        return list(range(channels))
+    if channels not in (3, 4):
+        raise ValueError(
+            f"color is 'bgr' and frames have {channels} channels; red and blue are swapped in "
+            "frames of 3 channels, or of 4 whose last is alpha: leave color out"
+        )
+    return [2, 1, 0, *range(3, channels)]
 
 
 @dataclass(frozen=True)
@@ -25,7 +45,7 @@ class Preprocess:
     def apply(self, frame: Tensor, dtype: torch.dtype) -> Tensor:
         """Normalise frame [H, W, C] uint8 or float (of any float dtype); returns it in dtype."""
         if self.color == "bgr":
-            frame = frame.flip(-1)
+            frame = frame[..., channel_order(self.color, frame.shape[-1])]
         if frame.dtype == torch.uint8:
             scale, shift = (self.hi - self.lo) / 255, self.lo
             if self.mean is None:

@@ -83,6 +83,8 @@ def audit_slot(engine: Engine, state: State, slot: int, *, edges: bool = True) -
 def _compare(
     value: Value, stored: Tensor, fresh: Tensor, threshold: float, norm: str
 ) -> ValueAudit:
+    if stored.is_complex():
+        stored, fresh = (torch.view_as_real(x).flatten(-2) for x in (stored, fresh))
     if not stored.is_floating_point():
         worst = float((stored != fresh).any())
         return ValueAudit(value.name, worst, 0.0, 0.0)

@@ -89,7 +89,10 @@ class Fitting:
     def all(self, frames: Iterable[Any]) -> bool:
         """Whether all are tensors [C, H, W] that `check_frame` would take just as they are."""
         # before a step's launch: whatever is called here, the device waits for
-        return all(type(frame) is Tensor and _KIND(frame) in self._kinds for frame in frames)
+        return all(
+            type(frame) is Tensor and _KIND(frame) in self._kinds and not frame.is_neg()
+            for frame in frames
+        )
 
 
 def _from_numpy(frame: np.ndarray) -> Tensor:
@@ -123,7 +126,8 @@ def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:
             f"frame is on {frame.device}, this session runs on {device}; move it with "
             f'.to("{device}") or hand it over on the CPU'
         )
-    return (frame.detach() if frame.requires_grad else frame).permute(1, 2, 0)
+    # a lazily negated frame's memory, which engines read, holds the opposite of its values
+    return (frame.detach() if frame.requires_grad else frame).resolve_neg().permute(1, 2, 0)
 
 
 def warn_range(frame: Tensor, preprocess: Preprocess) -> None:

@@ -161,7 +161,8 @@ def _values(
     channel = first + tl.arange(0, LANES)[None, :]
     source = channel
     if BGR:
-        source = C - 1 - channel
+        # a fourth channel, alpha, stays
+        source = tl.where(channel < 3, 2 - channel, channel)
     at = place[:, None] + source * stride_c
     mask = mask[:, None] & (channel < C)
     if is_float != 0:
