@@ -8,6 +8,7 @@ at ((y + oy) mod H, (x + ox) mod W), with (oy, ox) = the window's origin / the v
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import lcm
@@ -15,18 +16,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from torchdelta.ops.base import Axis, Footprint, Size
+from torchdelta.ops.base import Axis, Size
+from torchdelta.plan.ratio import NONE, Stride, ratio_of, same_taps, shift_ratio, sorted_taps
+from torchdelta.plan.stride import map_strides
 
 if TYPE_CHECKING:
     from torchdelta.plan.ir import Plan, Step
 
-Stride = tuple[Fraction, Fraction]
 Lines = tuple[np.ndarray, np.ndarray]
 
 # what a move makes of a line of pixels (see `Shifts.lines`); the larger one of two counts
 KEPT, BORDER, UNSEEN = 0, 1, 2
-# enlargements and reductions that are looked for in footprints without a rule
-MOST_RATIO = 64
 # lines are kept for this many pairs of value and shift
 MOST_LINES = 4096
 
@@ -36,7 +36,9 @@ class Shifts:
 
     strides:  by value: (y, x), input pixels between its neighbouring pixels; None: it is absolute
     reasons:  by index of the steps that are fully active whenever the window moved: why
-    total:    (sy, sx), the least move in input pixels that all values follow by whole pixels
+    total:    (sy, sx), the least move in input pixels that all values follow by whole pixels, and
+              that takes no map apart (`plan.stride`), whether or not it follows
+    unknown_from: name of the step behind which maps may be coarser than `total` knows; None: none
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -45,7 +47,9 @@ class Shifts:
         self.reasons: dict[int, str] = {}
         self._maker = {step.output: i for i, step in enumerate(plan.steps)}
         self._follow()
-        self.total = self._total()
+        maps = map_strides(plan)
+        self.unknown_from = maps.unknown_from
+        self.total = self._total(maps.of)
         self.lines = lru_cache(MOST_LINES)(self._lines)
 
     def _follow(self) -> None:
@@ -111,9 +115,12 @@ class Shifts:
         fixed = [o for o in owners if self.strides[o] is None]
         return self.plan.values[(fixed or owners)[0]].name
 
-    def _total(self) -> Size:
-        """Find the least move that every value, and every step's rule, follows."""
-        total = [1, 1]
+    def _total(self, maps: Sequence[Stride | None]) -> Size:
+        """Find the least move that every value, and every step's rule, follows.
+
+        maps: the maps' strides by value
+        """
+        total = [lcm(*(stride[axis].numerator for stride in maps if stride)) for axis in (0, 1)]
         for step in self.plan.steps:
             stride = self.strides[step.output]
             if stride is None:
@@ -213,73 +220,20 @@ def shift_stride(plan: Plan, value: int) -> Stride | None:
     return plan.shifts.strides[value]
 
 
-def ratio_of(footprint: Footprint) -> Stride | None:
-    """Give by how much longer than the input's an output's stride is, (y, x); None: no rule."""
-    if footprint.everything:
-        return None
-    ratios = []
-    for axis in (footprint.rows, footprint.cols):
-        found = (1, 1) if axis is None else shift_ratio(axis)
-        if found is None:
-            return None
-        ratios.append(Fraction(*found))
-    return ratios[0], ratios[1]
-
-
-@lru_cache(maxsize=4096)
-def shift_ratio(axis: Axis) -> Size | None:
-    """Find the least shift (k_in, k_out) with taps[o + k_out] == taps[o] + k_in off the edges.
-
-    One of the two is 1: a reduction or an enlargement by a whole number. None: there is no such.
-    """
-    if axis.table is None:
-        return axis.stride, 1
-    reads = _sorted_taps(axis.taps)
-    for more in range(1, MOST_RATIO + 1):
-        for k_in, k_out in ((1, more), (more, 1)):
-            same = _same(reads, k_out, k_in)
-            # the edges are where a run around the middle ends
-            places = np.flatnonzero(~same)
-            middle = len(same) // 2
-            low, high = places[places <= middle], places[places >= middle]
-            begin, end = (low[-1] + 1 if len(low) else 0), (high[0] if len(high) else len(same))
-            if 2 * (end - begin) > len(same):
-                return k_in, k_out
-    return None
-
-
-# no input: larger than any coordinate
-_NONE = np.iinfo(np.int64).max // 2
-
-
-def _sorted_taps(taps: np.ndarray) -> np.ndarray:
-    """Sort each output's inputs, what is read twice counts once; the rest is _NONE: [n_out, T]."""
-    reads = np.sort(np.where(taps < 0, _NONE, taps), axis=1)
-    reads[:, 1:][reads[:, 1:] == reads[:, :-1]] = _NONE
-    return np.sort(reads, axis=1)
-
-
-def _same(reads: np.ndarray, k_out: int, k_in: int) -> np.ndarray:
-    """Mark the outputs o < n_out - k_out that read what o + k_out reads, moved by k_in."""
-    later = reads[k_out:]
-    moved = np.where(later == _NONE, _NONE, later - k_in)
-    return (moved == reads[: len(later)]).all(1)
-
-
 def _crossing(axis: Axis, k_out: int, k_in: int) -> np.ndarray:
     """Mark the outputs whose inputs are not the ones they had before a move: uint8 [n_out].
 
     What lay outside the window before the move is left out: it is unseen.
     """
-    reads = _sorted_taps(axis.taps)
+    reads = sorted_taps(axis.taps)
     out = np.zeros(axis.n_out, dtype=np.uint8)
     if abs(k_out) >= axis.n_out:
         return out
     if k_out >= 0:
-        out[: axis.n_out - k_out] = ~_same(reads, k_out, k_in)
+        out[: axis.n_out - k_out] = ~same_taps(reads, k_out, k_in)
     else:
         # o reads now what o - |k| read before: the same comparison, seen from the other side
-        out[-k_out:] = ~_same(reads, -k_out, -k_in)
+        out[-k_out:] = ~same_taps(reads, -k_out, -k_in)
     return out
 
 
@@ -287,9 +241,9 @@ def _unlike_the_middle(axis: Axis, k_in: int, k_out: int) -> np.ndarray:
     """Mark the outputs whose inputs lie elsewhere than the middle's, relative to their place."""
     if axis.table is None:
         return np.any(axis.taps < 0, axis=1)
-    reads = _sorted_taps(axis.taps)
+    reads = sorted_taps(axis.taps)
     middle = (axis.n_out - k_out) // 2
     distance = np.arange(axis.n_out) - middle
     model = reads[middle + distance % k_out]
     moved = model + (distance // k_out * k_in)[:, None]
-    return np.any(np.where(model == _NONE, _NONE, moved) != reads, axis=1)
+    return np.any(np.where(model == NONE, NONE, moved) != reads, axis=1)

@@ -159,7 +159,11 @@ class MovingSession:
                 f"{error}"
             ) from error
         self._making_s = time.perf_counter() - begin
-        if engine.plan.total_stride != self.plan.total_stride:
+        # windows move by multiples of the frame's; those of the window's own plan among them
+        if any(
+            mine % own
+            for mine, own in zip(self.plan.total_stride, engine.plan.total_stride, strict=True)
+        ):
             raise CaptureError(
                 f"the network moves by {engine.plan.total_stride} pixels on the window and by "
                 f"{self.plan.total_stride} on the frame; take frames of another size"
