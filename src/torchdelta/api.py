@@ -402,13 +402,16 @@ class CompiledModel:
         session = self._called
         return StreamStats(self.plan) if session is None else session.stats()
 
-    def explain(self) -> str:
-        """Return the plan as a table: step, shape, MACs, state, sparse or dense and why."""
+    def explain(self, *, moves: bool = False) -> str:
+        """Return the plan as a table: step, shape, MACs, state, sparse or dense and why; a verdict.
+
+        moves: with what each step does when a moving camera's window moves
+        """
         engine = self._engine_at(self._size)
         name = f"{self.engine} ({self.engine_reason})" + (", products in tf32" if self.tf32 else "")
         return explain(
             self.plan, self.dtype, name, engine.foreign_steps(), engine.whole_steps(),
-            engine.notes(),
+            engine.notes(), moves=moves,
         )  # fmt: skip
 
     def preprocess(self, frame: Frame) -> Tensor:

@@ -434,11 +434,19 @@ def explain(
         ),
     ] = None,
     dtype: DtypeOption = Dtype.fp32,
+    motion: Annotated[
+        Motion,
+        typer.Option(
+            "--motion",
+            case_sensitive=False,
+            help="Any but none: also what each step does when a moving camera's window moves.",
+        ),
+    ] = Motion.none,
 ) -> None:
-    """Print a network's plan: every step, its shape and MACs, sparse or dense, and why."""
+    """Print a network's plan, step by step, sparse or dense and why, and what may be expected."""
     from torchdelta.cli.info import explain as print_plan
 
-    print_plan(model, weights, size, dtype, console())
+    print_plan(model, weights, size, dtype, motion, console())
 
 
 DEMO_EPILOG = """[bold]Examples[/bold]

@@ -16,9 +16,10 @@ import torchdelta
 from torchdelta import engines
 from torchdelta.capture.cards import AskedSize
 from torchdelta.capture.load import load_model
-from torchdelta.cli.options import Dtype
+from torchdelta.cli.options import Dtype, Motion
 from torchdelta.engines.cpu import bind
 from torchdelta.errors import TorchdeltaError
+from torchdelta.runtime.windows import window_size
 
 PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "timm", "torchvision", "triton")
 # what the kernels of a CPU engine would be chosen by
@@ -45,8 +46,13 @@ ISA_FLAGS = (
 DEFAULT_SIZE = (224, 224)
 
 
-def explain(model: str, weights: Path | None, size: AskedSize, dtype: Dtype, out: Console) -> None:
-    """Print the plan of a model at `size`, else at its own size, else at 224x224."""
+def explain(
+    model: str, weights: Path | None, size: AskedSize, dtype: Dtype, motion: Motion, out: Console
+) -> None:
+    """Print the plan of a model at `size`, else at its own size, else at 224x224.
+
+    motion: with any but none, what concerns cameras that move is printed too
+    """
     loaded = load_model(model, weights, size=size)
     h, w = loaded.frame_size(size) or loaded.size or DEFAULT_SIZE
     # weights decide nothing about a plan, so what they are is not worth a line here
@@ -69,7 +75,11 @@ def explain(model: str, weights: Path | None, size: AskedSize, dtype: Dtype, out
     for note in loaded.notes:
         out.print(note, highlight=False, markup=False, soft_wrap=True)
     out.print(f"{loaded.name} at {h}x{w}, {dtype.value}", highlight=False, markup=False)
-    out.print(compiled.explain(), highlight=False, markup=False, soft_wrap=True)
+    moves = motion is not Motion.none
+    if moves:
+        at = "x".join(map(str, window_size((h, w), compiled.plan.total_stride)))
+        out.print(f"a camera that is followed runs on windows of {at}", highlight=False)
+    out.print(compiled.explain(moves=moves), highlight=False, markup=False, soft_wrap=True)
 
 
 def environment(out: Console) -> None:

@@ -189,11 +189,14 @@ class Plan:
         """Bytes of one stream's state."""
         return sum(b.h * b.w * b.c * (b.dtype or dtype).itemsize for b in self.buffers)
 
-    def explain(self, dtype: torch.dtype = torch.float32) -> str:
-        """Return the plan as a table: step, shape, MACs, state, how it runs and why."""
+    def explain(self, dtype: torch.dtype = torch.float32, *, moves: bool = False) -> str:
+        """Return the plan as a table: step, shape, MACs, state, how it runs and why.
+
+        moves: with what each step does when a moving camera's window moves
+        """
         from torchdelta.plan.explain import explain
 
-        return explain(self, dtype)
+        return explain(self, dtype, moves=moves)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """Return itself: a plan is frozen and shared."""

@@ -505,7 +505,15 @@ class MovingSession:
         with self._lock:
             engines = [session.engine for session in self._open()] or [self._still_engine]
             tables = [
-                explain(e.plan, e.dtype, e.name, e.foreign_steps(), e.whole_steps(), e.notes())
+                explain(
+                    e.plan,
+                    e.dtype,
+                    e.name,
+                    e.foreign_steps(),
+                    e.whole_steps(),
+                    e.notes(),
+                    moves=True,
+                )
                 for e in engines
             ]
             return "\n\n".join([*tables, *self.notes])
