@@ -9,8 +9,8 @@ import torch
 
 from torchdelta.quality.compare import (
     ClassAgreement,
+    ClassTally,
     class_agreement,
-    class_summary,
     is_class_scores,
     pixel_agreement,
     pixel_classes,
@@ -63,15 +63,27 @@ def test_total_variation_reaches_from_0_to_1() -> None:
     assert class_agreement(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])).distance == 0
 
 
+def tally(*frames: ClassAgreement) -> ClassTally:
+    counted = ClassTally()
+    for one in frames:
+        counted.add(one)
+    return counted
+
+
 def test_near_ties_are_left_out_of_the_count_and_not_of_the_distance() -> None:
     clear = [ClassAgreement(True, False, 0.04)] * 36 + [ClassAgreement(False, False, 0.06)]
     ties = [ClassAgreement(False, True, 0.05)] * 37 + [ClassAgreement(True, True, 0.09)]
-    said = class_summary(clear + ties)
-    assert "same class as dense: 36 of 37 frames (38 near-ties left out)" in said
+    counted = tally(*clear, *ties)
+    assert "same class as dense: 36 of 37 frames (38 near-ties left out)" in str(counted)
+    assert counted.same_share == 36 / 37
     mean = (36 * 0.04 + 0.06 + 37 * 0.05 + 0.09) / 75
-    assert f"class probabilities differ by {mean:.3f}" in said
-    assert "near-tie" not in class_summary(clear)
-    assert "(1 near-tie left out)" in class_summary([*clear, ties[0]])
+    assert counted.mean_distance == pytest.approx(mean)
+    assert f"class probabilities differ by {mean:.3f}" in str(counted)
+    assert "near-tie" not in str(tally(*clear))
+    assert "(1 near-tie left out)" in str(tally(*clear, ties[0]))
+    assert tally(*ties).same_share is None
+    assert "0 of 0 frames" in str(tally(*ties))
+    assert str(tally()) == "no frame compared"
 
 
 def test_classes_of_pixels() -> None:

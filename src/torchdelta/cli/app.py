@@ -192,7 +192,8 @@ JsonOption = Annotated[
         "--json",
         metavar="OUT.jsonl",
         help="One JSON object per frame: stream, frame, ms, dense_ms, changed_input, "
-        "mac_share, error, layer_error, reason, motion, result; null where not measured.",
+        "mac_share, error, layer_error, reason, motion, result, dense_result, agreement; null "
+        "where not measured.",
     ),
 ]
 ProfileOption = Annotated[

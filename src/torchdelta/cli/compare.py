@@ -10,11 +10,14 @@ from torch import Tensor
 
 from torchdelta.api import CompiledModel
 from torchdelta.bench.measure import timed
+from torchdelta.capture.load import LoadedModel
+from torchdelta.cli.options import Task
+from torchdelta.cli.tasks import Agreement, agree
 from torchdelta.motion.aligned import Aligned
+from torchdelta.quality.compare import relative_error
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
-from torchdelta.verify import relative_error
 
 
 @dataclass(frozen=True)
@@ -25,18 +28,25 @@ class Comparison:
     error:       relative L2 of our output against dense on the frame; of a camera that is followed,
                  on the window: the warped frame, around it what was published earlier
     layer_error: against dense on the published input: what the layers' gates cost
+    dense:       the dense network's output, that `error` is against
+    agreement:   how the answers agree, where the task has answers that mean something
     """
 
     dense_ms: float
     error: float
     layer_error: float
+    dense: Any = None
+    agreement: Agreement | None = None
 
 
 class Comparer:
-    """Runs the dense network beside sessions, on each frame and on what was published of it."""
+    """Runs the dense network beside sessions, on each frame and on what was published of it.
 
-    def __init__(self, compiled: CompiledModel) -> None:
-        self._compiled = compiled
+    Dense runs right after ours on every frame, so that both see the same state of the machine.
+    """
+
+    def __init__(self, compiled: CompiledModel, task: Task, loaded: LoadedModel) -> None:
+        self._compiled, self._task, self._loaded = compiled, task, loaded
         self._on_published: dict[str, Any] = {}
 
     def __call__(self, frame: Any, result: Result, session: Session | MovingSession) -> Comparison:
@@ -52,6 +62,8 @@ class Comparer:
             dense_ms=dense_ms,
             error=relative_error(result.output, dense),
             layer_error=relative_error(result.output, self._on_published[stream]),
+            dense=dense,
+            agreement=agree(self._task, result, dense, self._loaded),
         )
 
     def _shown(

@@ -23,8 +23,8 @@ from torchdelta.cli.panels import Mosaic, panels
 from torchdelta.cli.progress import Meter
 from torchdelta.cli.sessions import Sessions
 from torchdelta.cli.stop import Stop, stoppable
-from torchdelta.cli.tasks import Reading, read
-from torchdelta.cli.track import Track, movements, summary
+from torchdelta.cli.tasks import Reading, read, read_output
+from torchdelta.cli.track import Track, agreements, movements, speedup_doubts, summary
 from torchdelta.errors import SourceError
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.result import Result
@@ -33,6 +33,7 @@ from torchdelta.video.sink import JsonLines, VideoWriter
 from torchdelta.video.source import open_source
 
 Picture = NDArray[np.uint8]
+ANSWERS = {Task.classify: "classes", Task.segment: "classes", Task.image: "pictures"}
 WITH_VECTORS = (Motion.auto, Motion.codec)
 
 
@@ -108,7 +109,7 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
         stop = stack.enter_context(stoppable())
         with Meter(log, known) as meter:
             _Loop(options, loaded, compiled, sessions, tracks, lines, meter, log).run(feeds, stop)
-    _print_results(options, list(tracks.values()), lines, out, stop)
+    _print_results(options, loaded, list(tracks.values()), lines, out, stop)
     if stop.exit_code:
         return stop.exit_code
     return int(any(track.damage or track.refused for track in tracks.values()))
@@ -140,19 +141,46 @@ def _check_files(options: RunOptions, videos: dict[str, Path]) -> None:
 
 
 def _print_results(
-    options: RunOptions, tracks: Sequence[Track], lines: JsonLines | None, out: Console, stop: Stop
+    options: RunOptions,
+    loaded: LoadedModel,
+    tracks: Sequence[Track],
+    lines: JsonLines | None,
+    out: Console,
+    stop: Stop,
 ) -> None:
+    def say(text: str) -> None:
+        out.print(text, highlight=False, markup=False, soft_wrap=True)
+
     if stop.signal is not None:
-        out.print("interrupted; so far:")
+        say("interrupted; so far:")
     out.print(summary(tracks, options.compare))
     for said in filter(None, map(movements, tracks)):
-        out.print(said, highlight=False, markup=False, soft_wrap=True)
-    out.print("medians, means and speed-up (of totals) are over the frames after the first")
+        say(said)
+    if options.compare:
+        for text in _quality(options, loaded, tracks):
+            say(text)
+    of_medians = ", the speed-up is of medians" if options.compare else ""
+    say(f"medians and means are over the frames after the first{of_medians}")
     written = [track.writer.path for track in tracks if track.writer and track.writer.frames]
     if lines is not None and lines.lines:
         written.append(lines.path)
     for path in written:
         out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _quality(options: RunOptions, loaded: LoadedModel, tracks: Sequence[Track]) -> list[str]:
+    """Say what the comparison with the dense network means."""
+    lines = [*filter(None, map(agreements, tracks)), *filter(None, map(speedup_doubts, tracks))]
+    meaning = "error, layer error: relative L2 against dense on the frame, on what was published"
+    if options.task is Task.none:
+        return [*lines, f"{meaning}; what it means for answers, --task says (classify, segment …)"]
+    if loaded.has_weights:
+        return [*lines, f"{meaning}; for {ANSWERS[options.task]} see the agreement above"]
+    return [
+        *lines,
+        f"{meaning}; the weights are random, so their {ANSWERS[options.task]} mean nothing and "
+        "agreement is not counted",
+    ]
 
 
 @dataclass
@@ -171,7 +199,7 @@ class _Loop:
     mosaics: dict[str, Mosaic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.compare = Comparer(self.compiled)
+        self.compare = Comparer(self.compiled, self.options.task, self.loaded)
         if self.options.motion is not Motion.none:
             self.mosaics = {name: Mosaic() for name in self.tracks}
 
@@ -211,7 +239,8 @@ class _Loop:
         """Measure, write and count one frame."""
         stats: FrameStats | None = None
         comparison: Comparison | None = None
-        reading = Reading(None, lambda picture: picture)
+        reading = Reading(None)
+        dense: Reading | None = None
         if result.error is not None:
             track.refused += 1
             self._complain(f"frame {track.frames}: {result.error}")
@@ -220,9 +249,13 @@ class _Loop:
             reading = read(self.options.task, result, self.loaded)
             if self.options.compare:
                 comparison = self.compare(frame, result, self.sessions.of(track.name))
+                dense = read_output(self.options.task, comparison.dense, result, self.loaded)
             track.add(stats, comparison, result.aligned)
         if self.lines is not None:
-            self.lines.write(track.record(stats, comparison, reading.result, result.aligned))
+            answer = dense.result if dense else None
+            self.lines.write(
+                track.record(stats, comparison, reading.result, result.aligned, answer)
+            )
         if track.writer is not None:
             size = (track.writer.size[0], track.writer.size[1] // (3 if self.mosaics else 2))
             mosaic = self.mosaics.get(track.name)

@@ -15,8 +15,11 @@ from rich import box
 from rich.table import Table
 
 from torchdelta.cli.compare import Comparison
+from torchdelta.cli.tasks import Agreement
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.codec import NO_VECTORS
+from torchdelta.quality.compare import ClassTally
+from torchdelta.report.trust import doubts, speedup_of
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.video.sink import VideoWriter
 
@@ -57,6 +60,9 @@ class Track:
     mac_share: array[float] = field(default_factory=_floats)
     error: array[float] = field(default_factory=_floats)
     layer_error: array[float] = field(default_factory=_floats)
+    classes: ClassTally = field(default_factory=ClassTally)
+    same_pixels: array[float] = field(default_factory=_floats)
+    psnr_db: array[float] = field(default_factory=_floats)
 
     def add(
         self, stats: FrameStats, comparison: Comparison | None, aligned: Aligned | None = None
@@ -80,6 +86,22 @@ class Track:
             self.dense_ms.append(comparison.dense_ms)
             self.error.append(comparison.error)
             self.layer_error.append(comparison.layer_error)
+            self._add_agreement(comparison.agreement)
+
+    def _add_agreement(self, agreement: Agreement | None) -> None:
+        if agreement is None:
+            return
+        if agreement.classes is not None:
+            self.classes.add(agreement.classes)
+        if agreement.pixels is not None:
+            self.same_pixels.append(agreement.pixels)
+        if agreement.psnr_db is not None:
+            self.psnr_db.append(agreement.psnr_db)
+
+    @property
+    def speedup(self) -> float | None:
+        """Median of the dense network's times over the median of ours."""
+        return speedup_of(self.ms, self.dense_ms)
 
     def record(
         self,
@@ -87,8 +109,10 @@ class Track:
         comparison: Comparison | None,
         result: Any,
         aligned: Aligned | None = None,
+        dense_result: Any = None,
     ) -> dict[str, Any]:
         """The frame's JSON object; what was not measured is None."""
+        agreement = comparison.agreement if comparison else None
         return {
             "stream": self.name,
             "frame": self.frames,
@@ -101,6 +125,8 @@ class Track:
             "reason": stats.reason if stats else None,
             "motion": _motion(aligned) if aligned else None,
             "result": result,
+            "dense_result": dense_result,
+            "agreement": agreement.record() if agreement else None,
         }
 
 
@@ -122,25 +148,82 @@ def movements(track: Track) -> str | None:
 
     None where there is nothing to say.
     """
-    parts = [f"the window moved with {track.moves} frames"] if track.moves else []
+    parts = [f"the window moved with {_frames(track.moves)}"] if track.moves else []
     if track.reasons:
         why = "; ".join(f"{count} x {reason}" for reason, count in track.reasons.most_common())
         parts.append(f"computed whole after the first frame: {why}")
     if track.by_corners:
+        missing, unfit = track.no_vectors, track.by_corners - track.no_vectors
+        why = " and ".join(
+            [f"{missing} came without vectors"] * (missing > 0)
+            + [f"the vectors of {unfit} did not fit the picture"] * (unfit > 0)
+        )
         parts.append(
-            f"corners followed instead of motion vectors in {track.by_corners} of "
-            f"{track.estimated} frames ({track.no_vectors} of them had no vectors)"
+            "the camera's motion came from the file's motion vectors with "
+            f"{track.estimated - track.by_corners} of {_frames(track.estimated)}, from corners in "
+            f"the picture with the other {track.by_corners} ({why})"
         )
     return f"{track.name}: {'; '.join(parts)}" if parts else None
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' if count != 1 else ''}"
+
+
+def agreements(track: Track) -> str | None:
+    """Say how a stream's answers agree with the dense network's; None where nothing was counted."""
+    if track.classes.frames:
+        return f"{track.name}: {track.classes}"
+    if track.same_pixels:
+        return (
+            f"{track.name}: same class as dense on {_mean(track.same_pixels):.1%} of the pixels "
+            f"(worst frame {min(track.same_pixels):.1%})"
+        )
+    if track.psnr_db:
+        return (
+            f"{track.name}: {_mean(track.psnr_db):.1f} dB PSNR against dense (worst frame "
+            f"{min(track.psnr_db):.1f})"
+        )
+    return None
+
+
+def speedup_doubts(track: Track) -> str | None:
+    """Say why a stream's speed-up is not to be trusted; None where nothing speaks against it.
+
+    Where frames differ much in the work that they take, say what it is over all of them.
+    """
+    if track.speedup is None:
+        return None
+    # both are medians: of frames that take very different amounts of work, means are others
+    median_share = statistics.median(track.mac_share)
+    found = doubts(track.dense_ms, track.speedup, median_share)
+    if found:
+        return (
+            f"{track.name}: the speed-up {track.speedup:.2f}x is not to be trusted: "
+            f"{'; '.join(found)}. torchdelta bench measures it, with pauses, against every runtime "
+            "that is installed"
+        )
+    of_totals = statistics.median(track.dense_ms) * len(track.ms) / sum(track.ms)
+    if doubts((), track.speedup, _mean(track.mac_share)):
+        return (
+            f"{track.name}: half of the frames take a MAC share of {median_share:.1%} or less; "
+            f"over all frames together the speed-up is {of_totals:.2f}x"
+        )
+    return None
 
 
 def summary(tracks: Sequence[Track], compared: bool) -> Table:
     """The closing table, one row per stream: medians and means over the frames after the first.
 
-    The speed-up is the dense network's total time over ours.
+    The speed-up is of the medians. Streams of one session run in the same turns, whose time they
+    share.
     """
+    shared = f" (ms: of a turn, which {len(tracks)} streams share, over their number)"
     # ten columns of figures must fit into 80 characters uncut; only names may wrap
-    table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(
+        box=box.SIMPLE, pad_edge=False, collapse_padding=True, title_justify="left",
+        title=f"{len(tracks)} streams{shared}" if len(tracks) > 1 else None,
+    )  # fmt: skip
     columns = ["frames", "first\nms", "median\nms", "changed\ninput", "MAC\nshare"]
     if compared:
         columns += ["dense\nms", "speed-\nup", "error", "layer\nerror"]
@@ -156,11 +239,9 @@ def summary(tracks: Sequence[Track], compared: bool) -> Table:
             _number(_mean(track.mac_share), ".1%"),
         ]
         if compared:
-            total_ms = sum(track.ms)
-            speedup = sum(track.dense_ms) / total_ms if total_ms else None
             cells += [
                 _number(_median(track.dense_ms), ".1f"),
-                _number(speedup, ".2f", "x"),
+                _number(track.speedup, ".2f", "x"),
                 _number(_mean(track.error), ".4f"),
                 _number(_mean(track.layer_error), ".4f"),
             ]

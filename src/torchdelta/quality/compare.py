@@ -7,7 +7,6 @@ picture, as a class for each pixel, and as a picture.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +17,15 @@ from torchdelta.verify import relative_error
 __all__ = [
     "NEAR_TIE",
     "ClassAgreement",
+    "ClassTally",
     "class_agreement",
-    "class_summary",
     "is_class_scores",
     "pixel_agreement",
     "pixel_classes",
     "probabilities",
     "psnr_db",
     "relative_error",
+    "same_share",
 ]
 
 # where dense's best two classes lie closer than this, the better one means little
@@ -77,17 +77,51 @@ def class_agreement(mine: Tensor, dense: Tensor) -> ClassAgreement:
     )
 
 
-def class_summary(frames: Sequence[ClassAgreement]) -> str:
-    """Say how often both sides have the same class, and how far their probabilities lie apart."""
-    clear = [one for one in frames if not one.near_tie]
-    same = sum(one.same for one in clear)
-    ties = len(frames) - len(clear)
-    left_out = f" ({ties} near-tie{'s' if ties != 1 else ''} left out)" if ties else ""
-    distance = sum(one.distance for one in frames) / len(frames) if frames else math.nan
-    return (
-        f"same class as dense: {same} of {len(clear)} frames{left_out}; class probabilities "
-        f"differ by {distance:.3f}"
-    )
+@dataclass
+class ClassTally:
+    """What many frames' class scores say against the dense network's.
+
+    clear:    frames on which dense has a clear best class;  same: those of them with the same one
+    near_ties: the other frames, which are left out of the count
+    distance: sum of the total variations of all frames
+    """
+
+    clear: int = 0
+    same: int = 0
+    near_ties: int = 0
+    distance: float = 0.0
+
+    def add(self, one: ClassAgreement) -> None:
+        """Count a frame."""
+        self.clear += not one.near_tie
+        self.same += one.same and not one.near_tie
+        self.near_ties += one.near_tie
+        self.distance += one.distance
+
+    @property
+    def frames(self) -> int:
+        """Frames counted, near-ties too."""
+        return self.clear + self.near_ties
+
+    @property
+    def same_share(self) -> float | None:
+        """Share of the clear frames that have the same class; None where no frame is clear."""
+        return self.same / self.clear if self.clear else None
+
+    @property
+    def mean_distance(self) -> float | None:
+        """Mean total variation, 0 to 1, over all frames; None without any."""
+        return self.distance / self.frames if self.frames else None
+
+    def __str__(self) -> str:
+        if self.mean_distance is None:
+            return "no frame compared"
+        ties = f"{self.near_ties} near-tie{'s' if self.near_ties != 1 else ''}"
+        left_out = f" ({ties} left out)" if self.near_ties else ""
+        return (
+            f"same class as dense: {self.same} of {self.clear} frames{left_out}; class "
+            f"probabilities differ by {self.mean_distance:.3f}"
+        )
 
 
 def pixel_classes(output: Tensor, like: Tensor | None = None) -> Tensor:
@@ -106,8 +140,12 @@ def pixel_classes(output: Tensor, like: Tensor | None = None) -> Tensor:
 
 def pixel_agreement(mine: Tensor, dense: Tensor) -> float:
     """Give the share of pixels that have the same class on both sides; [1, K, H, W] each."""
-    same = pixel_classes(mine, like=dense) == pixel_classes(dense)
-    return float(same.double().mean())
+    return same_share(pixel_classes(mine, like=dense), pixel_classes(dense))
+
+
+def same_share(mine: Tensor, dense: Tensor) -> float:
+    """Give the share of equal elements."""
+    return float((mine == dense).double().mean())
 
 
 def psnr_db(mine: Tensor, dense: Tensor, peak: float) -> float:

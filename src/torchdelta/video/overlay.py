@@ -58,6 +58,13 @@ def default_palette() -> Picture:
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0], np.uint8)
 
 
+def colour_of(label: int) -> tuple[int, int, int]:
+    """Give the colour (RGB) that `segmentation` gives a class."""
+    palette = default_palette()
+    red, green, blue = (int(c) for c in palette[label % len(palette)])
+    return red, green, blue
+
+
 def heat(rgb: Picture, heat01: NDArray[np.floating[Any]]) -> Picture:
     """Show where work was done: the picture dimmed and grey, in colour where heat01 is above 0.
 
