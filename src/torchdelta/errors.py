@@ -38,3 +38,9 @@ class SinkError(TorchdeltaError):
 
 class ModelError(TorchdeltaError):
     """A model spec cannot be resolved, or its weights cannot be read or do not fit."""
+
+
+def first_lines(error: BaseException, lines: int = 4) -> str:
+    """Say what another library's error says, without its pages of detail."""
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: " + " / ".join(text[:lines])[:600]

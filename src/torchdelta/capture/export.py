@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from torchdelta.errors import CaptureError
+from torchdelta.errors import CaptureError, first_lines
+from torchdelta.plan.sizes import is_free
 
 # exporting has settings that belong to the process: captures run one after another
 CAPTURES = threading.RLock()
@@ -85,7 +86,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
         try:
             with _quiet(), torch.no_grad():
                 program = torch.export.export(
-                    model, (example[:batch],), dynamic_shapes=shapes, strict=False
+                    model, (example[:batch].clone(),), dynamic_shapes=shapes, strict=False
                 )
                 if dynamic and not _has_dynamic_batch(program):
                     attempts.append("with a dynamic batch: the model fixes its batch size")
@@ -93,7 +94,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
                 program = program.run_decompositions({})
         except Exception as error:
             what = "with a dynamic batch" if dynamic else "with batch 1"
-            attempts.append(f"{what}: {_first_lines(error)}")
+            attempts.append(f"{what}: {first_lines(error)}")
             continue
         notes = () if dynamic else ("captured with batch 1: " + attempts[0],)
         return Captured(program, dynamic, notes)
@@ -120,16 +121,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _has_dynamic_batch(program: ExportedProgram) -> bool:
+    """Whether the batch is really free: a model that asks for its number fixes it."""
     names = set(program.graph_signature.user_inputs)
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in names:
-            return isinstance(node.meta["val"].shape[0], torch.SymInt)
+            return is_free(node.meta["val"].shape[0])
     return False
-
-
-def _first_lines(error: Exception, lines: int = 4) -> str:
-    text = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: " + " / ".join(text[:lines])[:600]
 
 
 def find_batch_mixing(captured: Captured, example: Tensor) -> str | None:

@@ -6,7 +6,6 @@ Everything is lowered for a batch of one: streams never meet inside a step.
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
@@ -16,14 +15,25 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from torchdelta.errors import CaptureError
+from torchdelta.errors import CaptureError, first_lines
 from torchdelta.ops import Dense
 from torchdelta.ops.base import Op
 from torchdelta.ops.dense import Arg, Const
 from torchdelta.ops.pointwise import POINTWISE
+from torchdelta.plan.constants import (
+    Constants,
+    aten_name,
+    bind,
+    draws_random_numbers,
+    fold_constants,
+    written_state,
+)
 from torchdelta.plan.draft import Draft, DraftGraph
+from torchdelta.plan.sizes import NotSparse, Sizes
 
 Args = dict[str, Any]
+# why an operation that nobody has written a sparse form for is dense
+NO_FORM = "no sparse form"
 HALVES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -60,10 +70,6 @@ ALONG_AXIS = frozenset(
 )
 
 
-class NotSparse(Exception):
-    """This call has no sparse form; the message says why, and it becomes a dense step."""
-
-
 def pair(value: Any, default: Any = None) -> tuple[Any, Any]:
     """Make (h, w) out of a number, a list of one or two, or an empty list (the default)."""
     if isinstance(value, (list, tuple)):
@@ -83,8 +89,11 @@ class Lowering:
         self.graph = DraftGraph([], [])
         self.refusals: list[str] = []
         self.refused: set[Draft] = set()
+        # the first exception behind a refusal
+        self.cause: Exception | None = None
         self.names: dict[str, int] = {"input": 1}
-        self.batch: Any = None
+        self.sizes: Sizes
+        self.constants: Constants
         # of the call at hand; the name is ATen's, without overload and other spellings
         self.node: fx.Node
         self.op_name = ""
@@ -92,48 +101,38 @@ class Lowering:
     def run(self) -> DraftGraph:
         """Walk the graph; raises CaptureError with all refusals."""
         signature = self.program.graph_signature
-        if signature.buffers_to_mutate:
-            names = ", ".join(signature.buffers_to_mutate.values())
-            self.refusals.append(f"the model writes to its buffers while it runs: {names}")
         if len(signature.user_inputs) != 1:
-            self.refusals.append(f"forward takes {len(signature.user_inputs)} inputs, expected 1")
+            raise _refusal([f"forward takes {len(signature.user_inputs)} inputs, expected 1"])
+        self.sizes = Sizes(_input_of(self.program).meta["val"])
+        self.constants = fold_constants(self.program, self.sizes)
+        self.env.update(self.constants.values)
         for node in self.program.graph.nodes:
+            self.node = node
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node.op == "call_function":
                 self._call(node)
             elif node.op == "output":
-                leaves = [
-                    leaf
+                self.graph.outputs = [
+                    self._value(leaf)
                     for leaf, spec in zip(node.args[0], signature.output_specs, strict=True)
                     if spec.kind.name == "USER_OUTPUT"
                 ]
-                self.graph.outputs = [self._value(leaf) for leaf in leaves]
             elif node.op == "get_attr":
                 # a branch of torch.cond and its like; who calls it is refused
                 self.env[node] = self._stand_in(node)
                 self.refusals.append(f"{node.name}: control flow inside the graph")
             else:
                 self.refusals.append(f"{node.name}: {node.op} {node.target} is not supported")
+        self.refusals += written_state(self.program, self.constants)
         if not self.refusals and not any(isinstance(o, Draft) for o in self.graph.outputs):
             self.refusals.append("no output of the model depends on the frame")
         if self.refusals:
-            raise CaptureError(
-                "the model cannot be turned into a plan:\n  - " + "\n  - ".join(self.refusals)
-            )
+            raise _refusal(self.refusals) from self.cause
         return self.graph
 
     def _placeholder(self, node: fx.Node) -> None:
-        signature = self.program.graph_signature
-        for table in (signature.inputs_to_parameters, signature.inputs_to_buffers):
-            if node.name in table:
-                name = table[node.name]
-                constants = self.program.constants
-                self.env[node] = _resolved(self.program.state_dict.get(name, constants.get(name)))
-                return
-        if node.name in signature.inputs_to_lifted_tensor_constants:
-            name = signature.inputs_to_lifted_tensor_constants[node.name]
-            self.env[node] = _resolved(self.program.constants[name])
+        if node in self.env:
             return
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
@@ -143,50 +142,41 @@ class Lowering:
             self.refusals.append(
                 f"the input has shape {list(value.shape)}, expected a frame [N, C, H, W]"
             )
-        batch = value.shape[0]
-        self.batch = batch.node.expr if isinstance(batch, torch.SymInt) else None
-        whole = self._whole(value)
+        whole = self.shape(value)
         draft = Draft("input", "input", whole[1:], whole)
         self.graph.drafts.append(draft)
         self.env[node] = draft
 
-    def _int(self, value: Any) -> Any:
-        """Evaluate a symbolic number for a batch of one."""
-        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            expr = value.node.expr
-            expr = expr.subs({self.batch: 1}) if self.batch is not None else expr
-            if expr.free_symbols:
-                raise NotSparse(f"its size depends on values ({expr})")
-            kind = int if isinstance(value, torch.SymInt) else float
-            return kind(expr) if not isinstance(value, torch.SymBool) else bool(expr)
-        return value
-
-    def _whole(self, value: Tensor) -> tuple[int, ...]:
-        return tuple(int(self._int(n)) for n in value.shape)
+    def shape(self, value: Tensor) -> tuple[int, ...]:
+        """Give a tensor's shape for a batch of one."""
+        return self.sizes.shape(value)
 
     def _value(self, arg: Any) -> Any:
         if isinstance(arg, fx.Node):
             return self.env[arg]
-        return self._int(arg)
+        return self.sizes.number(arg)
 
     def _call(self, node: fx.Node) -> None:
-        self.node = node
-        args, kwargs = pytree.tree_map(self._value, (list(node.args), dict(node.kwargs)))
-        drafts = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Draft)]
-        if any(d in self.refused for d in drafts):
-            self.env[node] = self._stand_in(node)
+        if node in self.env:
             return
         try:
-            if node.target is operator.getitem:
+            if node in self.constants.failed:
+                raise self.constants.failed[node]
+            args, kwargs = pytree.tree_map(self._value, (list(node.args), dict(node.kwargs)))
+            drafts = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Draft)]
+            if any(d in self.refused for d in drafts):
+                self.env[node] = self._stand_in(node)
+            elif node.target is operator.getitem:
                 self.env[node] = self._getitem(args[0], args[1])
-            elif not drafts:
-                self.env[node] = self._constant(node, args, kwargs)
             elif not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
-                self.env[node] = self._int(node.meta.get("val"))
+                self.env[node] = self.sizes.number(node.meta.get("val"))
             else:
                 self.env[node] = self._operation(node, args, kwargs)
-        except (CaptureError, NotSparse) as error:
-            self.refusals.append(f"{self.name()}: {node.target}: {error}")
+        except Exception as error:
+            known = isinstance(error, (CaptureError, NotSparse))
+            what = str(error) if known else first_lines(error)
+            self.refusals.append(f"{self.name()}: {node.target}: {what}")
+            self.cause = self.cause or error
             self.env[node] = self._stand_in(node)
 
     def _stand_in(self, node: fx.Node) -> Draft:
@@ -194,16 +184,6 @@ class Lowering:
         draft = Draft(node.name, "op", (1,), (1, 1))
         self.refused.add(draft)
         return draft
-
-    def _constant(self, node: fx.Node, args: list[Any], kwargs: Args) -> Any:
-        """Run an operation that does not depend on the frame, once and for all."""
-        value = node.meta.get("val")
-        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            return self._int(value)
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            raise CaptureError("it draws random numbers; remove it or seed it outside the model")
-        assert callable(node.target)
-        return pytree.tree_map(_resolved, node.target(*args, **kwargs))
 
     def _getitem(self, source: Any, index: int) -> Any:
         if isinstance(source, (tuple, list)):
@@ -213,42 +193,50 @@ class Lowering:
 
     def _operation(self, node: fx.Node, args: list[Any], kwargs: Args) -> Any:
         target: Any = node.target
-        if torch.Tag.nondeterministic_seeded in getattr(
-            target, "tags", ()
-        ) and "dropout" not in str(target):
-            raise CaptureError("it draws random numbers; remove it or seed it outside the model")
-        name = getattr(getattr(target, "overloadpacket", None), "__name__", str(target))
+        name = aten_name(target)
         name = name.rstrip("_") if not name.startswith("_") else name
         name = ALIASES.get(str(target).removeprefix("aten."), ALIASES.get(name, name))
         self.op_name = name
+        if not hasattr(target, "_schema"):
+            raise CaptureError("control flow inside the graph; only ATen operations can run")
+        bound = bind(target, args, kwargs)
+        if draws_random_numbers(target, bound):
+            raise CaptureError("it draws random numbers; remove it or seed it outside the model")
+        self._check_batch_axis(bound, name)
         try:
-            if not hasattr(target, "_schema"):
-                raise CaptureError("control flow inside the graph; only ATen operations can run")
-            bound = bind(target, args, kwargs)
-            self._check_batch_axis(bound, name)
             rule = self.rules.get(name)
             if rule is None and name in POINTWISE:
                 rule = self.unary
             if rule is None:
-                raise NotSparse("no sparse form")
+                raise NotSparse(NO_FORM)
             return rule(self, bound)
         except NotSparse as why:
-            return self._dense(node, args, kwargs, str(why))
+            return self.dense(target, args, kwargs, node.meta["val"], str(why))
 
     def _check_batch_axis(self, bound: Args, name: str) -> None:
-        """Refuse what works along the batch axis, where that can be seen from the arguments."""
-        if source(bound).whole[:1] != (1,):
+        """Refuse what works along the batch axis, where that can be seen from the arguments.
+
+        A graph that was captured with a batch of 1 does not show it: its results are compared.
+        """
+        nodes = self.node.all_input_nodes
+        # gather and its like take their axis from the first argument
+        first = nodes if name in ("cat", "stack") else nodes[:1]
+        works_on = next((n for n in first if isinstance(self.env[n], Draft)), None)
+        if works_on is None or self.sizes.batch is None:
             return
-        if name == "slice" and bound["start"] in (None, 0) and bound["end"] in (None, sys.maxsize):
-            return
+        value = works_on.meta["val"]
+        axes = self.sizes.batch_axes(value)
         dims = bound.get("dim", bound.get("dims"))
         given = [dims] if isinstance(dims, int) else list(dims or [])
-        rank = len(source(bound).whole)
-        everywhere = name in REDUCTIONS and not given
-        if everywhere or (name in ALONG_AXIS and any(d % rank == 0 for d in given)):
+        along = {d % value.ndim for d in given} & set(axes)
+        if name == "slice" and along <= set(self.sizes.batch_axes(self.node.meta["val"])):
+            # all streams
+            return
+        if along and name in ALONG_AXIS or (axes and name in REDUCTIONS and not given):
             raise CaptureError("it mixes the batch axis, whose rows are different streams here")
 
-    def _dense(self, node: fx.Node, args: list[Any], kwargs: Args, reason: str) -> Any:
+    def dense(self, target: Any, args: Sequence[Any], kwargs: Args, value: Any, reason: str) -> Any:
+        """Append an ATen call as a dense step; value: the traced result, for its shape."""
         inputs: list[Draft] = []
         weights: dict[str, Tensor] = {}
 
@@ -262,9 +250,8 @@ class Lowering:
                 return Const(f"const{len(weights) - 1}")
             return leaf
 
-        target: Any = node.target
-        tree_args, tree_kwargs = pytree.tree_map(note, (args, kwargs))
-        macs = self._count_macs(node)
+        tree_args, tree_kwargs = pytree.tree_map(note, (list(args), kwargs))
+        macs = self._count_macs(self.node)
 
         def make(item: int | None, meta: Any) -> Draft:
             if not isinstance(meta, Tensor):
@@ -279,7 +266,6 @@ class Lowering:
             )
             return self.add(op, inputs, weights, meta=meta, reason=reason)
 
-        value = node.meta["val"]
         if isinstance(value, Tensor):
             return make(None, value)
         # results that nobody takes must not become steps
@@ -293,8 +279,8 @@ class Lowering:
         def fake(leaf: Any) -> Any:
             value = leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf
             if isinstance(value, Tensor):
-                return torch.empty(self._whole(value), dtype=value.dtype, device="meta")
-            return self._int(value)
+                return torch.empty(self.shape(value), dtype=value.dtype, device="meta")
+            return self.sizes.number(value)
 
         args, kwargs = pytree.tree_map(fake, (list(node.args), dict(node.kwargs)))
         target: Any = node.target
@@ -329,7 +315,7 @@ class Lowering:
             meta = self.node.meta["val"]
         if whole is None:
             assert meta is not None
-            whole = self._whole(meta)
+            whole = self.shape(meta)
             dtype = None if meta.dtype in HALVES else meta.dtype
         name = self.name()
         self.names[name] = count = self.names.get(name, 0) + 1
@@ -364,30 +350,21 @@ class Lowering:
     @property
     def whole(self) -> tuple[int, ...]:
         """The current node's shape for a batch of one."""
-        return self._whole(self.node.meta["val"])
+        return self.shape(self.node.meta["val"])
 
 
-def _resolved(constant: Any) -> Any:
-    """Carry out a pending negation or conjugation: engines read a constant's memory as it is."""
-    return constant.resolve_conj().resolve_neg() if isinstance(constant, Tensor) else constant
+def _refusal(reasons: list[str]) -> CaptureError:
+    return CaptureError("the model cannot be turned into a plan:\n  - " + "\n  - ".join(reasons))
+
+
+def _input_of(program: ExportedProgram) -> fx.Node:
+    names = set(program.graph_signature.user_inputs)
+    return next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in names)
 
 
 def shape_of(whole: tuple[int, ...]) -> tuple[int, ...]:
     """Give a value's shape without the batch; one without a batch axis of 1 is stored flat."""
     return whole[1:] if whole[:1] == (1,) else (prod(whole),)
-
-
-def bind(target: Any, args: list[Any], kwargs: Args) -> Args:
-    """Name the arguments of an ATen call, with its defaults."""
-    bound: Args = {}
-    for i, arg in enumerate(target._schema.arguments):
-        if i < len(args):
-            bound[arg.name] = args[i]
-        elif arg.name in kwargs:
-            bound[arg.name] = kwargs[arg.name]
-        else:
-            bound[arg.name] = arg.default_value if arg.has_default_value() else None
-    return bound
 
 
 def need(condition: bool, reason: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchdelta.errors import CaptureError
 from torchdelta.ops import (
     AdaptivePool2d,
     Affine,
@@ -28,6 +29,7 @@ from torchdelta.ops.pool import TILE_PX, Kind
 from torchdelta.plan.draft import Draft
 from torchdelta.plan.lowering import (
     HALVES,
+    NO_FORM,
     Args,
     Lowering,
     Rule,
@@ -51,8 +53,12 @@ def _tensors(**weights: Any) -> dict[str, Tensor]:
 
 
 def _dropout(low: Lowering, a: Args) -> Any:
-    need(not a.get("train"), "dropout in train mode")
+    # one that draws random numbers is refused before
     return a["input"]
+
+
+def _native_dropout(low: Lowering, a: Args) -> Any:
+    return a["input"], torch.ones(a["input"].whole, dtype=torch.bool)
 
 
 def _conv(low: Lowering, a: Args) -> Any:
@@ -175,7 +181,7 @@ def _adaptive(how: Kind) -> Rule:
 
 def _reduce_hw(how: Kind) -> Rule:
     def rule(low: Lowering, a: Args) -> Any:
-        x, dims = a["self"], a["dim"]
+        x, dims = a["self"], a.get("dim")
         need(is_map(x), f"{how} of something that is no map")
         dims = [dims] if isinstance(dims, int) else list(dims or [])
         need(
@@ -280,8 +286,31 @@ def _softmax(log: bool) -> Rule:
     return rule
 
 
+def _attention(low: Lowering, a: Args) -> Any:
+    """Make attention that was captured for one kind of device what PyTorch runs on any."""
+    if any(user.args[1] != 0 for user in low.node.users):
+        raise CaptureError("other results of attention than the first are used")
+    target = torch.ops.aten.scaled_dot_product_attention.default
+    mask = a.get("attn_mask", a.get("attn_bias"))
+    args = [a["query"], a["key"], a["value"], mask, 0.0, a["is_causal"]]
+    return (low.dense(target, args, {"scale": a["scale"]}, low.node.meta["val"][0], NO_FORM),)
+
+
 COMPUTE: dict[str, Rule] = {
-    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout"), _dropout),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+            "_scaled_dot_product_fused_attention_overrideable",
+        ),
+        _attention,
+    ),
+    **dict.fromkeys(
+        ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout
+    ),
+    "native_dropout": _native_dropout,
     **dict.fromkeys(("conv2d", "convolution", "conv_transpose2d"), _conv),
     "linear": _linear,
     **dict.fromkeys(("addmm", "mm"), _addmm),
