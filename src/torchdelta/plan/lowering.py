@@ -232,7 +232,7 @@ class Lowering:
         if name == "slice" and along <= set(self.sizes.batch_axes(self.node.meta["val"])):
             # all streams
             return
-        if along and name in ALONG_AXIS or (axes and name in REDUCTIONS and not given):
+        if (along and name in ALONG_AXIS) or (axes and name in REDUCTIONS and not given):
             raise CaptureError("it mixes the batch axis, whose rows are different streams here")
 
     def dense(self, target: Any, args: Sequence[Any], kwargs: Args, value: Any, reason: str) -> Any:

@@ -16,7 +16,7 @@ class Sizes:
     """Reads symbolic sizes for a batch of one; made from the graph's input [N, C, H, W]."""
 
     def __init__(self, frame: Tensor) -> None:
-        batch = frame.shape[0]
+        batch: Any = frame.shape[0]
         # a size that the model has fixed is an expression without symbols
         self.batch: Any = batch.node.expr if is_free(batch) else None
 
