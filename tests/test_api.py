@@ -344,7 +344,7 @@ class Several(nn.Module):
         (Fn(lambda x: x.flip(0)), ["mixes the batch axis", "flip"]),
         (Fn(lambda x: x[:1] + x), ["mixes the batch axis", "slice"]),
         (Random(), ["random numbers"]),
-        (Counts(), ["writes to its buffers", "seen"]),
+        (Counts(), ["keeps state from frame to frame", "`seen`"]),
         (Ignores(), ["no output of the model depends on the frame"]),
         (Two(), ["fails on such a frame", "forward takes one tensor"]),
         (Several(), ["writes to its buffers", "random numbers"]),

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from torchdelta.arguments import finite, pair, several
 from torchdelta.capture.export import CAPTURES, export, prepare_copy, twin
+from torchdelta.capture.purity import check_stateless
 from torchdelta.engines import Engine, choose, make
 from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.errors import CaptureError, FrameError
@@ -32,7 +33,7 @@ from torchdelta.runtime.once import Once
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.windows import Border
-from torchdelta.verify import check_plan, model_results, relative_error
+from torchdelta.verify import check_plan, model_result, model_results, relative_error
 
 __all__ = ["CompiledModel", "compile", "relative_error"]
 
@@ -195,7 +196,7 @@ class CompiledModel:
         self._dense: nn.Module | None = None
         self._making_dense = threading.Lock()
         self._size = (example.shape[2], example.shape[3])
-        first = self._make_engine(example)
+        first = self._make_engine(example, first=True)
         self.plan = first.plan
         profile.check(self.plan)
         self._engines = Once(self._engine_for, MAX_PLANS, {self._size: first})
@@ -219,20 +220,27 @@ class CompiledModel:
             torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         )
 
-    def _make_engine(self, example: Tensor) -> Engine:
+    def _make_engine(self, example: Tensor, *, first: bool = False) -> Engine:
         """Make a plan for frames like the example [N, C, H, W], and what runs it."""
         with CAPTURES:
-            plan = self._make_plan(example)
+            plan = self._make_plan(example, first=first)
         return make(self._engine_type, plan, self.device, self.dtype, tf32=self.tf32)
 
-    def _make_plan(self, example: Tensor) -> Plan:
-        """Capture, build and check a plan for frames like the example [N, C, H, W]."""
+    def _make_plan(self, example: Tensor, *, first: bool) -> Plan:
+        """Capture, build and check a plan for frames like the example [N, C, H, W].
+
+        first: look for state that the model keeps, too; it does or does not at every size
+        """
         example = example.cpu()
         rows = example[:2] if len(example) > 1 else torch.cat([example, example.flip(2)])
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
         # exporting swaps the parameters of the modules for a while
         model = twin(self._model)
-        expected = model_results(model, x)
+        alone = model_result(model, x[:1])
+        if first:
+            note = check_stateless(lambda: twin(self._model), x[:1], alone)
+            self._notes += (note,) if note else ()
+        expected = model_results(model, x, alone)
         captured = export(model, x[: len(expected)])
         plan = build(captured.program, self._preprocess, self._notes + captured.notes)
         check_plan(plan, captured, rows, x, expected)

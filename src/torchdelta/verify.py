@@ -22,20 +22,27 @@ MAX_CAPTURE_FLIPS = 0.02
 
 
 @torch.no_grad()
-def model_results(model: nn.Module, x: Tensor) -> list[Any]:
-    """Run the model itself; returns its results one by one, for as many streams as it takes.
+def model_result(model: nn.Module, x: Tensor) -> Any:
+    """Run the model itself on one frame [1, C, H, W], as it sees frames.
 
-    x: [2, C, H, W], as the model sees frames
-    Raises: CaptureError where the model fails on a single one.
+    Raises: CaptureError where it fails.
     """
     try:
-        alone = model(x[:1])
+        return model(x)
     except Exception as error:
         raise CaptureError(
-            f"the model itself fails on such a frame, {list(x[:1].shape)}: "
+            f"the model itself fails on such a frame, {list(x.shape)}: "
             f"{type(error).__name__}: {error}\nCheck the channels, that forward takes one "
             "tensor [N, C, H, W], and the size (some models need multiples of 32)."
         ) from error
+
+
+@torch.no_grad()
+def model_results(model: nn.Module, x: Tensor, alone: Any) -> list[Any]:
+    """Run the model itself; returns its results one by one, for as many streams as it takes.
+
+    x: [2, C, H, W], as the model sees frames;  alone: its result for the first of them
+    """
     try:
         both = model(x)
     except Exception:
