@@ -143,7 +143,7 @@ def peers_text(record: dict) -> str:
 
 
 def error_text(record: dict) -> str:
-    """Write a clip's quality: error against dense, layer error, and PSNR or top-1 agreement."""
+    """Write a clip's quality: error against dense, layer error, and PSNR or classes."""
     quality = record.get("quality")
     if not quality:
         return ""
@@ -152,8 +152,8 @@ def error_text(record: dict) -> str:
     if quality["psnr_db"] is not None:
         psnr_db = quality["psnr_db"]
         text += f", {psnr_db['mean']:.1f} dB (worst {psnr_db['worst']:.1f})"
-    if quality["top1_agreement"] is not None:
-        text += f", top-1 {quality['top1_agreement']:.0%}"
+    if quality["classes"] is not None and quality["classes"]["clear"]:
+        text += f", same class {quality['classes']['same']} of {quality['classes']['clear']}"
     return text
 
 

@@ -184,6 +184,7 @@ class Race:
                 results[self.streams[row]].output,
                 self.reference.dense(x[row : row + 1]),
                 self.reference.dense(published),
+                (published.shape[2], published.shape[3]),
             )
 
     def slowest_steps(

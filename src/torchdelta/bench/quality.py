@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,16 @@ from torch.utils import _pytree as pytree
 from torchdelta.bench.peers import peer_settings
 from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.plan import Plan
+from torchdelta.quality.compare import (
+    ClassAgreement,
+    class_agreement,
+    class_summary,
+    is_class_scores,
+    pixel_agreement,
+    psnr_db,
+    relative_error,
+)
 from torchdelta.runtime.frames import Frame, check_frame
-from torchdelta.verify import relative_error
 
 # relative L2 that rounding may cost a contestant on a whole frame; where PyTorch itself, eager in
 # the same dtype, is worse than half of it, twice PyTorch's error
@@ -107,18 +114,25 @@ class Spread:
 class Quality:
     """Gathers the errors of sampled frames: against dense on the frame, and on the published input.
 
+    channels:    of the frame: an output of its size with as many is a picture, with others a map of
+                 classes
     value_range: of the network's input, the peak of a picture's PSNR; None where it is normalised
+    trained:     False: which class random weights choose says nothing, and is left out
     """
 
-    def __init__(self, size: tuple[int, int], value_range: float | None) -> None:
-        self._size, self._value_range = size, value_range
+    def __init__(self, channels: int, value_range: float | None, *, trained: bool = True) -> None:
+        self._channels, self._value_range, self._trained = channels, value_range, trained
         self._error, self._layer_error = Spread(), Spread()
         self._outputs: dict[str, tuple[Spread, Spread]] = {}
-        self._agree: list[bool] = []
+        self._classes: list[ClassAgreement] = []
+        self._pixels = Spread(high_is_bad=False)
         self._psnr_db = Spread(high_is_bad=False)
 
-    def add(self, output: Any, on_frame: Any, on_published: Any) -> None:
-        """Count one frame of one stream: our result, and the dense network's two."""
+    def add(self, output: Any, on_frame: Any, on_published: Any, size: tuple[int, int]) -> None:
+        """Count one frame of one stream: our result, and the dense network's two.
+
+        size: (h, w) of what the network ran on
+        """
         self._error.values.append(relative_error(output, on_frame))
         self._layer_error.values.append(relative_error(output, on_published))
         paths, _ = pytree.tree_flatten_with_path(output)
@@ -131,22 +145,21 @@ class Quality:
                 error, layer_error = self._outputs.setdefault(name, (Spread(), Spread()))
                 error.values.append(relative_error(mine, frame))
                 layer_error.values.append(relative_error(mine, published))
-        mine, dense = tensors(output), tensors(on_frame)
-        if len(mine) == 1:
-            self._add_task(mine[0], dense[0])
+        if len(tensors(output)) == 1:
+            self._add_task(tensors(output)[0], tensors(on_frame)[0], size)
 
-    def _add_task(self, mine: Tensor, dense: Tensor) -> None:
+    def _add_task(self, mine: Tensor, dense: Tensor, size: tuple[int, int]) -> None:
         if not mine.is_floating_point():
             return
-        if mine.dim() == 2 and mine.shape[0] == 1 and mine.shape[1] > 1:
-            self._agree.append(int(mine.argmax()) == int(dense.argmax()))
-        if mine.dim() == 4 and tuple(mine.shape[2:]) == self._size:
-            mine, dense = mine.double().cpu(), dense.double().cpu()
-            mse = float((mine - dense).square().mean())
-            peak = self._value_range or float(dense.max() - dense.min())
-            # equal pictures: what float32 can tell apart
-            floor = (peak * torch.finfo(torch.float32).eps) ** 2
-            self._psnr_db.values.append(10 * math.log10(peak * peak / max(mse, floor, 1e-300)))
+        if is_class_scores(mine):
+            if self._trained:
+                self._classes.append(class_agreement(mine, dense))
+        elif mine.dim() == 4 and tuple(mine.shape[2:]) == size:
+            if mine.shape[1] == self._channels:
+                peak = self._value_range or float(dense.max() - dense.min())
+                self._psnr_db.values.append(psnr_db(mine, dense, peak))
+            elif self._trained:
+                self._pixels.values.append(pixel_agreement(mine.cpu(), dense.cpu()))
 
     def summary(self) -> dict[str, Any] | None:
         """Give the figures, None where no frame was sampled."""
@@ -161,7 +174,22 @@ class Quality:
                 name: {"error": error.summary(), "layer_error": layer_error.summary()}
                 for name, (error, layer_error) in self._outputs.items()
             },
-            "top1_agreement": statistics.fmean(self._agree) if self._agree else None,
+            "classes": self._class_figures(),
+            "pixel_agreement": self._pixels.summary() if self._pixels.values else None,
             "psnr_db": self._psnr_db.summary() if self._psnr_db.values else None,
             "psnr_peak": peak if self._psnr_db.values else None,
+        }
+
+    def _class_figures(self) -> dict[str, Any] | None:
+        if not self._classes:
+            return None
+        clear = [one for one in self._classes if not one.near_tie]
+        same = sum(one.same for one in clear)
+        return {
+            "same": same,
+            "clear": len(clear),
+            "near_ties": len(self._classes) - len(clear),
+            "agreement": same / len(clear) if clear else None,
+            "variation": Spread([one.distance for one in self._classes]).summary(),
+            "said": class_summary(self._classes),
         }

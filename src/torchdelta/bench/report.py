@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from torchdelta.bench.measure import Times
+from torchdelta.bench.operations import dense_line, operations_table, steps_table
 from torchdelta.bench.peers import CudnnFp32
 from torchdelta.errors import SinkError
+from torchdelta.report.trust import doubts
 
-SHOWN_STEPS = 12
 REFERENCE = CudnnFp32.name
 MIB = 2**20
 
@@ -63,6 +64,7 @@ def figures(times: Times, by_median: bool) -> dict[str, Any]:
         "peers_ms": {name: ms[leading] for name, ms in peers.items()},
         "best_peer": best,
         "speedup": speedup,
+        "slower_than": [name for name, ms in peers.items() if ms[leading] < ours[leading]],
         "reference_ms": reference and reference[leading],
         "reference_speedup": reference and reference[leading] / ours[leading],
         "mac_share": shares[leading],
@@ -82,6 +84,18 @@ def figures(times: Times, by_median: bool) -> dict[str, Any]:
         "peers": peers,
         "reference": reference,
     }
+
+
+def doubtful(found: Mapping[str, Any], times: Times) -> list[str]:
+    """Say why the speed-up is not to be trusted, in a note; nothing where it is.
+
+    found: what `figures` made of the times
+    """
+    best = found["best_peer"]
+    if best is None:
+        return []
+    why = doubts(times.peers_ms[best], found["speedup"], found["mac_share"], best)
+    return [f"the speed-up is not to be trusted: {'; '.join(why)}"] if why else []
 
 
 def _speedup(
@@ -163,7 +177,11 @@ def show(record: Mapping[str, Any], out: Console) -> None:
     for line in (*_result_lines(record), *_quality_lines(record), *_condition_lines(record)):
         out.print(line, highlight=False, markup=False, soft_wrap=True)
     if record["steps"]:
-        out.print(_steps_table(record["steps"]))
+        out.print(steps_table(record["steps"]))
+        out.print(operations_table(record["operations"]))
+        dense = dense_line(record["operations"])
+        if dense is not None:
+            out.print(dense, highlight=False, markup=False, soft_wrap=True)
     for note in record["notes"]:
         out.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
@@ -197,6 +215,12 @@ def _result_lines(record: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"speedup     {_number(record['speedup'])}x over {record['best_peer']} (of {leading})"
             f"{of_medians}"
+        )
+    if record["slower_than"]:
+        best = record["best_peer"]
+        lines.append(
+            f"            slower than {', '.join(record['slower_than'])}: ours takes "
+            f"{_number(1 / record['speedup'])} times as long as {best}"
         )
     if record["reference_speedup"] is not None:
         lines.append(
@@ -241,8 +265,18 @@ def _quality_lines(record: Mapping[str, Any]) -> list[str]:
             f"{both('layer_error', one)}"
             for name, one in quality["outputs"].items()
         ]
-    if quality["top1_agreement"] is not None:
-        lines.append(f"            top-1 agrees on {quality['top1_agreement']:.1%}")
+    meaning = _meaning(quality, record["prepared"])
+    lines.append(f"            errors are relative L2 of the outputs; {meaning}")
+    if quality["classes"] is not None:
+        clear = quality["classes"]["clear"]
+        step = f"; a frame is {1 / clear:.1%}" if clear else ""
+        lines.append(f"            {quality['classes']['said']}{step}")
+    if quality["pixel_agreement"] is not None:
+        same = quality["pixel_agreement"]
+        lines.append(
+            f"            same class as dense on {same['mean']:.2%} of the pixels (worst frame "
+            f"{same['worst']:.2%})"
+        )
     if quality["psnr_db"] is not None:
         psnr_db = quality["psnr_db"]
         lines.append(
@@ -251,6 +285,17 @@ def _quality_lines(record: Mapping[str, Any]) -> list[str]:
         )
     lines[-1] += f"; {quality['frames']} frames"
     return lines
+
+
+def _meaning(quality: Mapping[str, Any], prepared: bool) -> str:
+    """Say what to read instead of an error, or beside it."""
+    if quality["classes"] is not None or quality["pixel_agreement"] is not None:
+        return "for classes see the agreement below"
+    if quality["psnr_db"] is not None:
+        return "for pictures see the PSNR below"
+    if prepared:
+        return "what the network decides is not compared, since its weights are random"
+    return "what they mean for the result depends on what is made of the outputs"
 
 
 def _condition_lines(record: Mapping[str, Any]) -> list[str]:
@@ -275,19 +320,3 @@ def _condition_lines(record: Mapping[str, Any]) -> list[str]:
         f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}",
         f"            {record['device']}; {versions}; commit {record['commit']}",
     ]
-
-
-def _steps_table(steps: Sequence[Mapping[str, Any]]) -> Table:
-    title = f"slowest steps of ours, measured apart ({len(steps)} in all)"
-    table = Table(box=box.SIMPLE, pad_edge=False, title=title, title_justify="left")
-    table.add_column("step", overflow="fold")
-    table.add_column("operation")
-    for column in ("shape", "ms", "active", "MAC share"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for step in steps[:SHOWN_STEPS]:
-        ms = "-" if step["ms"] is None else f"{step['ms']:.3f}"
-        table.add_row(
-            step["name"], step["op"], "x".join(map(str, step["shape"])), ms,
-            f"{step['active_share']:.1%}", f"{step['mac_share']:.2%}",
-        )  # fmt: skip
-    return table

@@ -359,8 +359,21 @@ FramesOption = Annotated[
         help="Frames of each stream; default: the whole clip, 31 with --active.",
     ),
 ]
+SampleOption = Annotated[
+    int,
+    typer.Option(
+        "--sample",
+        min=1,
+        metavar="N",
+        help="Frames of a clip, evenly spaced, on which the peers run and quality is measured; of "
+        "20 frames each one is 5 % of the agreement.",
+    ),
+]
 StepsOption = Annotated[
-    bool, typer.Option("--steps", help="Also time each step of ours, in a pass of its own.")
+    bool,
+    typer.Option(
+        "--steps", help="Also time each step of ours, in a pass of its own; sums by operation."
+    ),
 ]
 RecordOption = Annotated[
     Path | None,
@@ -384,6 +397,7 @@ def bench(
     grain: GrainOption = None,
     peers: PeersOption = None,
     frames: FramesOption = None,
+    sample: SampleOption = 20,
     steps: StepsOption = False,
     json: RecordOption = None,
 ) -> None:
@@ -407,6 +421,7 @@ def bench(
         grain=grain,
         peers=peers,
         frames=frames,
+        sample=sample,
         steps=steps,
         json=json,
     )

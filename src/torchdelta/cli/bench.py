@@ -21,7 +21,8 @@ import torchdelta
 from torchdelta.api import CompiledModel
 from torchdelta.bench import report
 from torchdelta.bench.forced import forced_masks
-from torchdelta.bench.measure import Moment, Race, sampled_steps
+from torchdelta.bench.measure import SAMPLES, Moment, Race, sampled_steps
+from torchdelta.bench.operations import by_operation
 from torchdelta.bench.peers import Lineup, Peer, Workload, parse_peers
 from torchdelta.bench.quality import Quality, Reference, difference
 from torchdelta.capture.cards import AskedSize
@@ -50,6 +51,7 @@ class BenchOptions:
 
     size:   (h, w), or "model": what the model was made for
     active: share of every map that is forced active; 0: the same frame again, nothing forced
+    sample: frames of a clip on which the peers run and quality is measured
     """
 
     model: str
@@ -65,6 +67,7 @@ class BenchOptions:
     grain: int | None = None
     peers: str | None = None
     frames: int | None = None
+    sample: int = SAMPLES
     steps: bool = False
     json: Path | None = None
 
@@ -110,7 +113,7 @@ def measure(
     lineup: its peers are prepared here where they are not ready for this shape of input
     """
     device = compiled.device
-    race = _race(options, loaded, compiled, material.size)
+    race = _race(options, loaded, compiled)
     x, allowance = _warm_up(race, list(islice(material.moments(), WARM_UP_FRAMES)))
     # before the peers, whose memory is not ours
     peak_rss_bytes = _peak_rss_bytes()
@@ -123,12 +126,14 @@ def measure(
     notes = [*loaded.notes, *left_out]
     if options.engine is Engine.auto and compiled.engine == SLOWEST:
         notes.append(f"ours ran on the {SLOWEST} engine: {compiled.engine_reason}")
+    figures = report.figures(times, by_median=options.active is not None)
+    notes += report.doubtful(figures, times)
     if not loaded.has_weights and race.peers:
         notes.append("the peers run the same prepared weights as ours")
     return {
         **_conditions(options, loaded, compiled, material),
         "grain": race.session.grain,
-        **report.figures(times, by_median=options.active is not None),
+        **figures,
         "quality": race.quality.summary() if race.quality else None,
         "state_bytes": state_bytes,
         "values_bytes": race.session.state_bytes,
@@ -140,6 +145,7 @@ def measure(
         "versions": _versions(device, race.peers),
         "commit": report.commit() or torchdelta.__version__,
         "steps": steps,
+        "operations": by_operation(steps) if steps else None,
         "notes": notes,
     }
 
@@ -182,12 +188,10 @@ def _material(options: BenchOptions, loaded: LoadedModel) -> Material:
 def _sampled(options: BenchOptions, material: Material) -> frozenset[int]:
     if options.active is not None:
         return frozenset(range(1, material.count))
-    return frozenset(sampled_steps(material.count))
+    return frozenset(sampled_steps(material.count, options.sample))
 
 
-def _race(
-    options: BenchOptions, loaded: LoadedModel, compiled: CompiledModel, size: tuple[int, int]
-) -> Race:
+def _race(options: BenchOptions, loaded: LoadedModel, compiled: CompiledModel) -> Race:
     """Open the session; the peers come later."""
     reference = Reference(
         loaded.model, compiled.plan, compiled.device, compiled.dtype, tf32=compiled.tf32
@@ -197,10 +201,11 @@ def _race(
     forced = None
     if options.active:
         forced = forced_masks(compiled.plan, options.active, compiled.device)
+    quality = Quality(loaded.channels, value_range, trained=loaded.has_weights)
     return Race(
         compiled.session(slots=options.streams, grain=options.grain),
         reference,
-        quality=Quality(size, value_range) if options.active is None else None,
+        quality=quality if options.active is None else None,
         forced=forced,
     )
 

@@ -47,6 +47,7 @@ class StepStats:
 
     active_share: mean share of its pixels that were active; mac_share: its MACs spent over the
     network's dense MACs; ms: mean time, None unless the session was opened with timed=True
+    dense: whether it has no sparse form;  kind: its operation, of a dense step the ATen call's name
     """
 
     name: str
@@ -56,6 +57,8 @@ class StepStats:
     active_share: float
     mac_share: float
     ms: float | None = None
+    dense: bool = False
+    kind: str = ""
 
 
 @dataclass
@@ -160,7 +163,8 @@ class StreamStats:
             out.append(
                 StepStats(
                     step.name, step.op.name, value.shape, step.macs, share,
-                    share * step.macs / whole, ms,
+                    share * step.macs / whole, ms, step.dense,
+                    step.op.describe().split(".")[0] if step.dense else step.op.name,
                 )
             )  # fmt: skip
         return out
