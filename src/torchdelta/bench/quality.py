@@ -16,9 +16,8 @@ from torchdelta.bench.peers import peer_settings
 from torchdelta.engines.torch_engine import ieee_float32
 from torchdelta.plan import Plan
 from torchdelta.quality.compare import (
-    ClassAgreement,
+    ClassTally,
     class_agreement,
-    class_summary,
     is_class_scores,
     pixel_agreement,
     psnr_db,
@@ -124,7 +123,7 @@ class Quality:
         self._channels, self._value_range, self._trained = channels, value_range, trained
         self._error, self._layer_error = Spread(), Spread()
         self._outputs: dict[str, tuple[Spread, Spread]] = {}
-        self._classes: list[ClassAgreement] = []
+        self._classes, self._variation = ClassTally(), Spread()
         self._pixels = Spread(high_is_bad=False)
         self._psnr_db = Spread(high_is_bad=False)
 
@@ -153,7 +152,9 @@ class Quality:
             return
         if is_class_scores(mine):
             if self._trained:
-                self._classes.append(class_agreement(mine, dense))
+                one = class_agreement(mine, dense)
+                self._classes.add(one)
+                self._variation.values.append(one.distance)
         elif mine.dim() == 4 and tuple(mine.shape[2:]) == size:
             if mine.shape[1] == self._channels:
                 peak = self._value_range or float(dense.max() - dense.min())
@@ -181,15 +182,14 @@ class Quality:
         }
 
     def _class_figures(self) -> dict[str, Any] | None:
-        if not self._classes:
+        tally = self._classes
+        if not tally.frames:
             return None
-        clear = [one for one in self._classes if not one.near_tie]
-        same = sum(one.same for one in clear)
         return {
-            "same": same,
-            "clear": len(clear),
-            "near_ties": len(self._classes) - len(clear),
-            "agreement": same / len(clear) if clear else None,
-            "variation": Spread([one.distance for one in self._classes]).summary(),
-            "said": class_summary(self._classes),
+            "same": tally.same,
+            "clear": tally.clear,
+            "near_ties": tally.near_ties,
+            "agreement": tally.same_share,
+            "variation": self._variation.summary(),
+            "said": str(tally),
         }
