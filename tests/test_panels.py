@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import torchdelta
-from torchdelta.cli.panels import OUTLINE_RGB, Mosaic, panels
+from torchdelta.cli.panels import OUTLINE_RGB, Mosaic, Shown, panels, whereabouts
 from torchdelta.cli.tasks import Reading
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.homography import shift
@@ -60,10 +60,6 @@ def test_the_mosaic_shows_the_world_as_far_as_it_was_seen() -> None:
         assert not outlined[h // 2 + 3 : h // 2 + h - 3, w // 2 + 3 : w // 2 + w - 3].any()
 
 
-def plain(picture: np.ndarray) -> np.ndarray:
-    return picture
-
-
 def test_panels_of_a_followed_camera() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -85,14 +81,17 @@ def test_panels_of_a_followed_camera() -> None:
             frame[20:30, 40:52] ^= 255
         told = {"a": shift(3, 2)} if n else {}
         result = session.step({"a": frame}, homographies=told, record=True)["a"]
-        picture = panels(frame, result, Reading(None, plain), size, mosaic)
-        assert picture.shape == (h, 3 * w, 3)
+        mine, world, recomputed = panels(
+            Shown(frame, result, Reading(None)), compared=False, mosaic=mosaic
+        )
         # left what the task draws, on the frame as it came
-        assert np.array_equal(picture[:, :w], frame)
+        assert np.array_equal(mine.picture, frame)
+        assert (recomputed.note == "first frame: all computed") == (n == 0)
+        assert recomputed.is_heat
     assert result.aligned is not None
     assert result.aligned.origin != (0, 0)
     grey = overlay.heat(frame, np.zeros(size))
-    heat = (picture[:, 2 * w :] != grey).any(-1)
+    heat = (recomputed.picture != grey).any(-1)
     # in the frame's place: the object, with what its change reaches
     assert heat[21:29, 41:51].all()
     assert not heat[6:16, 6:-8].any()
@@ -101,10 +100,10 @@ def test_panels_of_a_followed_camera() -> None:
     # what came into view with the last frame
     assert heat[20:40, -2:].all()
     # between them the world at half the scale, the frame in the middle
-    there = picture[h // 4 + 4 : -h // 4 - 12, w + w // 4 + 5 : 2 * w - w // 4 - 5]
+    there = world.picture[h // 4 + 4 : -h // 4 - 12, w // 4 + 5 : w - w // 4 - 5]
     assert np.abs(there.astype(int).mean() - frame.mean()) < 12
-    assert (picture[: h // 4 - 6, w : 2 * w] == 0).all()
-    outline = (np.abs(picture[:, w : 2 * w].astype(int) - OUTLINE_RGB).max(-1) < 60).sum(1)
+    assert (world.picture[: h // 4 - 6] == 0).all()
+    outline = (np.abs(world.picture.astype(int) - OUTLINE_RGB).max(-1) < 60).sum(1)
     assert outline[h // 4 - 2 : h // 4 + 3].max() > 30
 
 
@@ -113,13 +112,60 @@ def test_panels_of_a_refused_frame_and_of_a_fixed_camera() -> None:
     session, frame = fast.session(2), WORLD[:64, :96]
     result = session.step({"a": frame}, record=True)["a"]
     mosaic = Mosaic()
-    picture = panels(frame, result, Reading(None, plain), (64, 96), mosaic)
+    shown = Shown(frame, result, Reading(None))
+    parts = panels(shown, compared=False, mosaic=mosaic)
     # of a camera that is not followed the window is the frame
     assert np.array_equal(mosaic._canvas[32:96, 48:144], frame)
-    assert panels(frame, result, Reading(None, plain), (64, 96), None).shape == (64, 192, 3)
+    assert parts[1].caption == "the camera is not followed"
+    assert len(panels(shown, compared=False, mosaic=None)) == 2
     before = mosaic._canvas.copy()
     refused = session.step({"b": frame[1:]})["b"]
-    told = panels(frame[1:], refused, Reading(None, plain), (64, 96), mosaic)
-    assert told.shape == picture.shape
-    assert np.array_equal(told[:40, :96], told[:40, 192:])
+    told = panels(Shown(frame[1:], refused, Reading(None)), compared=True, mosaic=mosaic)
+    assert len(told) == 4
+    assert [part.note for part in told] == ["refused", "refused", None, "refused"]
     assert np.array_equal(mosaic._canvas, before)
+
+
+def test_a_whole_frame_is_named_and_not_painted() -> None:
+    """A first frame, or one that was refreshed: the picture stays to be seen, with the reason."""
+    fast = torchdelta.compile(nn.Conv2d(3, 2, 3).eval(), torch.zeros(1, 3, 64, 96).byte())
+    session, frame = fast.session(), WORLD[:64, :96]
+    grey = overlay.heat(frame, np.zeros((64, 96)))
+    for reason in ("first frame", "refresh"):
+        result = session.step({"a": frame}, record=True)["a"]
+        last = panels(Shown(frame, result, Reading(None)), compared=False, mosaic=None)[-1]
+        assert last.note == f"{reason}: all computed"
+        assert np.array_equal(last.picture, grey)
+        session.refresh("a")
+    session.step({"a": frame})
+    changed = frame.copy()
+    changed[20:40, 30:60] ^= 255
+    result = session.step({"a": changed}, record=True)["a"]
+    last = panels(Shown(changed, result, Reading(None)), compared=False, mosaic=None)[-1]
+    assert last.note is None
+    assert not np.array_equal(last.picture, overlay.heat(changed, np.zeros((64, 96))))
+    assert f"{result.stats.mac_share:.1%} of the work" in last.caption
+
+
+def test_denses_answer_stands_beside_ours() -> None:
+    fast = torchdelta.compile(nn.Conv2d(1, 2, 3).eval(), torch.zeros(1, 1, 64, 96).byte())
+    frame = WORLD[:64, :96, :1]
+    result = fast.session().step({"a": frame}, record=True)["a"]
+    mine = Reading(None, lambda rgb: rgb // 2, labels=(("cat", 0.9),))
+    dense = Reading(None, lambda rgb: rgb // 4, legend=(((1, 2, 3), "dog"),))
+    left, right, _ = panels(
+        Shown(frame, result, mine, dense, "another class"), compared=True, mosaic=None
+    )
+    grey = np.repeat(frame, 3, 2)
+    assert np.array_equal(left.picture, grey // 2)
+    assert np.array_equal(right.picture, grey // 4)
+    assert (left.caption, left.labels) == ("torchdelta", (("cat", 0.9),))
+    assert right.caption == "dense network: another class"
+    assert right.legend == (((1, 2, 3), "dog"),)
+
+
+def test_where_a_window_lies_in_words() -> None:
+    assert whereabouts((0, -48)) == "the window lies 48 px left of its start"
+    assert whereabouts((32, 16)) == "the window lies 16 px right and 32 px down of its start"
+    assert whereabouts((-32, 0)) == "the window lies 32 px up of its start"
+    assert whereabouts((0, 0)) == "the window lies where it began"

@@ -181,9 +181,9 @@ SaveOption = Annotated[
     typer.Option(
         "--save",
         metavar="OUT.mp4",
-        help="Video: left the picture with the result, right what was recomputed; with --motion "
-        "what the camera has shown of the world between them. Several sources make "
-        "OUT-SOURCE.mp4 each.",
+        help="Video: left the picture with the result, right what was recomputed; between them "
+        "with --compare dense's result, with --motion what the camera has shown of the world. "
+        "Several sources make OUT-SOURCE.mp4 each.",
     ),
 ]
 JsonOption = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from torchdelta.motion.aligned import Aligned
 from torchdelta.report import heat_map
 from torchdelta.runtime.result import Result
 from torchdelta.video import overlay
+from torchdelta.video.board import Panel
 
 Picture = NDArray[np.uint8]
 Size = tuple[int, int]
@@ -65,43 +67,93 @@ def _scrolled(canvas: Picture, dy: int, dx: int) -> Picture:
     return out
 
 
-def panels(
-    frame: Picture, result: Result, reading: Reading, size: Size, mosaic: Mosaic | None
-) -> Picture:
-    """Left the picture with the result, right what was recomputed; a mosaic between them.
+@dataclass(frozen=True)
+class Shown:
+    """What a board shows of one frame.
 
-    size: (h, w) of each panel;  returns: uint8 [h, 2 w or 3 w, 3]
+    frame:      as it came, uint8 [H, W, 1, 3 or more]
+    reading:    what the network says of it;  dense: what the dense network says, None where it
+                did not run or has nothing to draw
+    agreement:  how the two agree, in words
     """
-    rgb = frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2)
-    parts = [rgb, rgb]
+
+    frame: Picture
+    result: Result
+    reading: Reading
+    dense: Reading | None = None
+    agreement: str | None = None
+
+    @property
+    def rgb(self) -> Picture:
+        """The frame in colour."""
+        frame = self.frame
+        if frame.shape[2] < 3:
+            frame = frame[..., :1]
+        return np.repeat(frame, 3, axis=2) if frame.shape[2] == 1 else frame[..., :3]
+
+
+def panels(shown: Shown, *, compared: bool, mosaic: Mosaic | None) -> list[Panel]:
+    """Show the picture with the result, dense's beside it, the world, and what was recomputed.
+
+    compared: dense has a panel;  mosaic: the world, None where cameras are not followed
+    """
+    rgb, result = shown.rgb, shown.result
+    world = [] if mosaic is None else [_in_world(rgb, result, mosaic)]
     if result.error is not None:
-        parts = [overlay.caption(rgb, "refused")] * 2
-    else:
-        parts = [reading.draw(rgb), _recomputed(rgb, result)]
-    shown = [overlay.fitted(part, size) for part in parts]
-    if mosaic is not None:
-        shown.insert(1, _in_world(rgb, result, size, mosaic))
-    return np.hstack(shown)
+        refused = Panel(rgb, "this frame was refused", note="refused")
+        return [*[refused] * (1 + compared), *world, refused]
+    parts = [_answer(rgb, shown.reading, "torchdelta")]
+    if compared:
+        says = f"dense network: {shown.agreement}" if shown.agreement else "dense network"
+        parts.append(_answer(rgb, shown.dense or Reading(None), says))
+    return [*parts, *world, _recomputed(rgb, result)]
 
 
-def _recomputed(rgb: Picture, result: Result) -> Picture:
+def _answer(rgb: Picture, reading: Reading, caption: str) -> Panel:
+    return Panel(reading.draw(rgb), caption, labels=reading.labels, legend=reading.legend)
+
+
+def _recomputed(rgb: Picture, result: Result) -> Panel:
+    stats = result.stats
+    if stats.first:
+        # all of it in colour would hide the picture and say no more
+        nothing = overlay.heat(rgb, np.zeros(rgb.shape[:2], np.float32))
+        note = f"{stats.reason}: all computed"
+        return Panel(nothing, "computed: everything", note=note, is_heat=True)
     active: dict[str, Any] = result.active or {}
     heat = heat_map(result.plan, active, result.plan.size)
     if result.aligned is not None:
         heat = result.to_frame_map(torch.from_numpy(heat)).numpy()
-    stats = result.stats
-    note = f"{stats.ms:.1f} ms  changed {stats.changed_input:.1%}  MACs {stats.mac_share:.1%}"
-    return overlay.caption(overlay.heat(rgb, heat), note)
+    caption = (
+        f"computed again: {stats.mac_share:.1%} of the work; changed: {stats.changed_input:.1%} of "
+        "the picture"
+    )
+    return Panel(overlay.heat(rgb, heat), caption, is_heat=True)
 
 
-def _in_world(rgb: Picture, result: Result, size: Size, mosaic: Mosaic) -> Picture:
+def _in_world(rgb: Picture, result: Result, mosaic: Mosaic) -> Panel:
     here: Size = (rgb.shape[0], rgb.shape[1])
     aligned = result.aligned if result.error is None else None
     if result.error is None:
         mosaic.add(aligned or Aligned(here, here), rgb)
-    picture = mosaic.draw(size)
+    picture = mosaic.draw(here)
     if aligned is None:
-        return overlay.caption(picture, "the camera is not followed")
-    y, x = aligned.origin
-    why = aligned.anchored
-    return overlay.caption(picture, f"new reference: {why}" if why else f"window at {y}, {x}")
+        return Panel(picture, "the camera is not followed")
+    if aligned.anchored:
+        return Panel(picture, f"the camera's world begins here ({aligned.anchored})")
+    return Panel(picture, f"the camera's world; {whereabouts(aligned.origin)}")
+
+
+def whereabouts(origin: tuple[int, int]) -> str:
+    """Say where a window lies, (y, x) from where it was when its world began."""
+    y, x = origin
+    ways = [
+        f"{abs(px)} px {more if px > 0 else less}"
+        for px, more, less in ((x, "right", "left"), (y, "down", "up"))
+        if px
+    ]
+    return (
+        f"the window lies {' and '.join(ways)} of its start"
+        if ways
+        else ("the window lies where it began")
+    )

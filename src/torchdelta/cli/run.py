@@ -19,7 +19,7 @@ from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.feed import Feed, feeds_of
 from torchdelta.cli.options import Border, Dtype, Engine, Motion, Task
 from torchdelta.cli.outputs import check_outputs, video_paths
-from torchdelta.cli.panels import Mosaic, panels
+from torchdelta.cli.panels import Mosaic, Shown, panels
 from torchdelta.cli.progress import Meter
 from torchdelta.cli.sessions import Sessions
 from torchdelta.cli.stop import Stop, stoppable
@@ -29,6 +29,7 @@ from torchdelta.errors import SourceError
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.stats import FrameStats
+from torchdelta.video.board import Board
 from torchdelta.video.sink import JsonLines, VideoWriter
 from torchdelta.video.source import open_source
 
@@ -57,6 +58,16 @@ class RunOptions:
     motion: Motion = Motion.none
     border: Border = Border.keep
     grain: int | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether moving cameras may be followed."""
+        return self.motion is not Motion.none
+
+    @property
+    def shows_dense(self) -> bool:
+        """Whether the video shows the dense network's answer beside ours."""
+        return self.compare and self.task is not Task.none
 
 
 def run(options: RunOptions, out: Console, log: Console) -> int:
@@ -99,16 +110,18 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
             lambda note: log.print(note, highlight=False, markup=False, soft_wrap=True),
         )  # fmt: skip
         lines = stack.enter_context(JsonLines(options.json)) if options.json else None
+        board = Board(feeds[0].size, 2 + options.shows_dense + options.follows)
         for feed in feeds:
             if feed.name in videos:
-                parts = 2 if options.motion is Motion.none else 3
-                writer = VideoWriter(videos[feed.name], feed.fps, size=(h, parts * w))
+                writer = VideoWriter(videos[feed.name], feed.fps, size=board.size)
                 tracks[feed.name].writer = stack.enter_context(writer)
         totals = [feed.total for feed in feeds]
         known = sum(n for n in totals if n is not None) if None not in totals else None
         stop = stack.enter_context(stoppable())
         with Meter(log, known) as meter:
-            _Loop(options, loaded, compiled, sessions, tracks, lines, meter, log).run(feeds, stop)
+            _Loop(options, loaded, compiled, sessions, tracks, board, lines, meter, log).run(
+                feeds, stop
+            )
     _print_results(options, loaded, list(tracks.values()), lines, out, stop)
     if stop.exit_code:
         return stop.exit_code
@@ -192,6 +205,7 @@ class _Loop:
     compiled: CompiledModel
     sessions: Sessions
     tracks: dict[str, Track]
+    board: Board
     lines: JsonLines | None
     meter: Meter
     log: Console
@@ -200,7 +214,7 @@ class _Loop:
 
     def __post_init__(self) -> None:
         self.compare = Comparer(self.compiled, self.options.task, self.loaded)
-        if self.options.motion is not Motion.none:
+        if self.options.follows:
             self.mosaics = {name: Mosaic() for name in self.tracks}
 
     def run(self, feeds: Sequence[Feed], stop: Stop) -> None:
@@ -257,8 +271,22 @@ class _Loop:
                 track.record(stats, comparison, reading.result, result.aligned, answer)
             )
         if track.writer is not None:
-            size = (track.writer.size[0], track.writer.size[1] // (3 if self.mosaics else 2))
-            mosaic = self.mosaics.get(track.name)
-            track.writer.write(panels(frame, result, reading, size, mosaic))
+            agreement = comparison.agreement if comparison else None
+            shown = Shown(frame, result, reading, dense, str(agreement) if agreement else None)
+            parts = panels(
+                shown, compared=self.options.shows_dense, mosaic=self.mosaics.get(track.name)
+            )
+            track.writer.write(self.board.draw(self._title(track, stats, comparison), parts))
         track.frames += 1
         self.meter.add(stats)
+
+    def _title(self, track: Track, stats: FrameStats | None, comparison: Comparison | None) -> str:
+        """Write above a frame what ran and how long it took."""
+        stream = f"{track.name}  " if len(self.tracks) > 1 else ""
+        speed = f"  {stats.ms:.1f} ms" if stats else ""
+        if comparison is not None:
+            speed += f" (dense {comparison.dense_ms:.1f} ms)"
+        return (
+            f"{stream}{self.loaded.name.rpartition(':')[2]}  tolerance "
+            f"{self.options.tolerance:g}  frame {track.frames}{speed}"
+        )

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torchdelta.video import text
+
 Picture = NDArray[np.uint8]
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
-# Height of an upper-case letter at font scale 1, in pixels.
-CAPITAL_PX = 22
-SMALLEST_SCALE = 0.25
+LEAST_LETTER_PX = 9.0
 DIMMED = 0.35
 # The lower fifth of the colour map is nearly black and would not stand out from the dimmed picture.
 LOWEST_COLOUR = 0.2
@@ -81,14 +80,19 @@ def heat(rgb: Picture, heat01: NDArray[np.floating[Any]]) -> Picture:
     return np.rint((1 - share) * grey + share * colours).astype(np.uint8)
 
 
-def caption(rgb: Picture, text: str) -> Picture:
+def caption(rgb: Picture, line: str) -> Picture:
     """Write one line of text on a dark strip along the lower edge."""
-    return _write_lines(rgb, [text], at_top=False)
+    picture = rgb.copy()
+    if line:
+        h, w = picture.shape[:2]
+        strip = text.strip([line], w, max(LEAST_LETTER_PX, min(h, w) / 32))[-h:]
+        picture[h - len(strip) :] = strip
+    return picture
 
 
 def labels(rgb: Picture, classes: Sequence[tuple[str, float]]) -> Picture:
-    """Write class names and their scores (0..1) on a dark strip along the upper edge."""
-    return _write_lines(rgb, [f"{score:.2f} {name}" for name, score in classes], at_top=True)
+    """Write class names and scores (0..1) into a corner; less than a tenth is covered."""
+    return text.box(rgb, [f"{score:.2f} {name}" for name, score in classes])
 
 
 def image(rgb: Picture, out: Any) -> Picture:
@@ -156,26 +160,3 @@ def _array(values: Any) -> NDArray[Any]:
         # NumPy has no bfloat16
         values = (values.float() if values.is_floating_point() else values).cpu().numpy()
     return np.asarray(values)
-
-
-def _write_lines(rgb: Picture, lines: list[str], *, at_top: bool) -> Picture:
-    """Write lines as large as the picture's size suggests, smaller where they would not fit."""
-    picture = rgb.copy()
-    lines = [line for line in lines if line]
-    if not lines:
-        return picture
-    h, w = picture.shape[:2]
-    letter_px = max(9.0, min(min(h, w) / 32, h / 6 / len(lines)))
-    scale, thickness = letter_px / CAPITAL_PX, max(1, round(letter_px / 14))
-    widest_px = max(cv2.getTextSize(line, FONT, scale, thickness)[0][0] for line in lines)
-    scale = max(SMALLEST_SCALE, scale * min(1.0, 0.96 * w / max(1, widest_px)))
-    line_px = max(1, round(scale * CAPITAL_PX * 1.8))
-    strip_px = min(h, line_px * len(lines) + line_px // 4)
-    top = 0 if at_top else h - strip_px
-    strip = picture[top : top + strip_px]
-    strip[:] = strip // 4
-    for index, line in enumerate(lines):
-        baseline = top + round(line_px * (index + 0.85))
-        at = (max(1, w // 100), baseline)
-        cv2.putText(picture, line, at, FONT, scale, (255, 255, 255), thickness, cv2.LINE_AA)
-    return picture
