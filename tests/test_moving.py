@@ -32,7 +32,7 @@ from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate
 from torchdelta.runtime import watch
 from torchdelta.runtime.camera import ESTIMATORS
-from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.profile import Profile
 
 ENGINES = (*ENGINE_NAMES, *GPU_NAMES)
 SIZE = (60, 84)

@@ -1,6 +1,7 @@
 """Run convolutional networks on video and compute only what changed from frame to frame."""
 
-from torchdelta.api import CompiledModel, compile, relative_error
+from typing import TYPE_CHECKING
+
 from torchdelta.errors import (
     CaptureError,
     EngineError,
@@ -12,12 +13,32 @@ from torchdelta.errors import (
     StreamError,
     TorchdeltaError,
 )
-from torchdelta.runtime.gate import Profile
-from torchdelta.runtime.moving import MovingSession
-from torchdelta.runtime.result import Result
-from torchdelta.runtime.session import Session
-from torchdelta.runtime.stats import FrameStats, StepStats, StreamStats
-from torchdelta.runtime.windows import Window
+from torchdelta.lazy import lazily
+
+if TYPE_CHECKING:
+    from torchdelta.api import CompiledModel, compile, relative_error
+    from torchdelta.runtime.moving import MovingSession
+    from torchdelta.runtime.profile import Profile
+    from torchdelta.runtime.result import Result
+    from torchdelta.runtime.session import Session
+    from torchdelta.runtime.stats import FrameStats, StepStats, StreamStats
+    from torchdelta.runtime.windows import Window
+    from torchdelta.video.source import Source, open_source
+else:
+    # PyTorch takes seconds to import, and help or a missing file needs none of it
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "torchdelta.api": ("CompiledModel", "compile", "relative_error"),
+            "torchdelta.runtime.profile": ("Profile",),
+            "torchdelta.runtime.moving": ("MovingSession",),
+            "torchdelta.runtime.result": ("Result",),
+            "torchdelta.runtime.session": ("Session",),
+            "torchdelta.runtime.stats": ("FrameStats", "StepStats", "StreamStats"),
+            "torchdelta.runtime.windows": ("Window",),
+            "torchdelta.video.source": ("Source", "open_source"),
+        },
+    )
 
 __version__ = "0.1.0"
 
@@ -34,6 +55,7 @@ __all__ = [
     "Result",
     "Session",
     "SinkError",
+    "Source",
     "SourceError",
     "StepStats",
     "StreamError",
@@ -41,5 +63,6 @@ __all__ = [
     "TorchdeltaError",
     "Window",
     "compile",
+    "open_source",
     "relative_error",
 ]

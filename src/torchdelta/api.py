@@ -27,9 +27,9 @@ from torchdelta.ops.preprocess import Preprocess, channel_order
 from torchdelta.plan import Plan, build, explain
 from torchdelta.runtime.camera import Motion, check_motion
 from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame
-from torchdelta.runtime.gate import Profile
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.once import Once
+from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.windows import Border

@@ -12,7 +12,7 @@ from torchdelta.capture.export import Captured, find_batch_mixing, in_float64
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import CaptureError
 from torchdelta.plan import Plan
-from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
 
 # the plan may differ from the model by rounding only: folded batch norms, order of sums

@@ -8,21 +8,21 @@ import math
 import os
 import statistics
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from torchdelta.bench.measure import Times
 from torchdelta.bench.operations import dense_line, operations_table, steps_table
 from torchdelta.bench.peers import CudnnFp32
+from torchdelta.console import PlainConsole
 from torchdelta.errors import SinkError
 from torchdelta.report.trust import doubts
+from torchdelta.targets import target_of, write_whole
 
 REFERENCE = CudnnFp32.name
 MIB = 2**20
@@ -137,7 +137,10 @@ def check_target(path: Path) -> None:
     """Refuse a JSON file that could not be written, before the work; raises SinkError."""
     if path.is_dir():
         raise SinkError(f"{path} is a folder; give --json a file name")
-    folder = path.parent
+    target = target_of(path)
+    if not target.regular:
+        return
+    folder = target.file.parent
     if not folder.is_dir():
         raise SinkError(f"{path}: there is no folder {folder}; make it first")
     if not os.access(folder, os.W_OK):
@@ -145,22 +148,13 @@ def check_target(path: Path) -> None:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write the record whole or not at all; raises SinkError."""
-    text = json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    part: str | None = None
-    try:
-        fd, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp keeps its files to the user alone
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(part, 0o666 & ~mask)
-        os.replace(part, path)
-    except OSError as error:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
-        raise SinkError(f"{path}: cannot be written: {error.strerror or error}") from error
+    """Write the record as JSON, a file whole or not at all; raises SinkError."""
+    write_whole(path, as_json(record))
+
+
+def as_json(record: Mapping[str, Any]) -> str:
+    """Give the record as a JSON object."""
+    return json.dumps(_finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -171,19 +165,19 @@ def _finite(value: Any) -> Any:
     return [_finite(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def show(record: Mapping[str, Any], out: Console) -> None:
+def show(record: Mapping[str, Any], out: PlainConsole) -> None:
     """Print a record: the table, the figures, the conditions, the notes."""
     out.print(_times_table(record))
     for line in (*_result_lines(record), *_quality_lines(record), *_condition_lines(record)):
-        out.print(line, highlight=False, markup=False, soft_wrap=True)
+        out.say(line)
     if record["steps"]:
         out.print(steps_table(record["steps"]))
         out.print(operations_table(record["operations"]))
         dense = dense_line(record["operations"])
         if dense is not None:
-            out.print(dense, highlight=False, markup=False, soft_wrap=True)
+            out.say(dense)
     for note in record["notes"]:
-        out.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        out.say(f"note: {note}")
 
 
 def _times_table(record: Mapping[str, Any]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import importlib
 import inspect
@@ -10,9 +9,8 @@ import json
 import logging
 import math
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -32,18 +30,18 @@ from torchdelta.capture.cards import (
     timm_card,
     torchvision_card,
 )
+from torchdelta.capture.names import (
+    COLLECTIONS,
+    FORMS,
+    INSTALL_HINT,
+    check_model,
+    current_folder_first,
+    split,
+    unknown,
+)
 from torchdelta.capture.weights import load_weights
 from torchdelta.errors import ModelError
 from torchdelta.ops.preprocess import channel_order
-
-FORMS = """a model is named by one of
-  timm:NAME                 a model of timm, e.g. timm:tf_efficientnet_lite0
-  torchvision:NAME          a model of torchvision, e.g. torchvision:resnet18
-  FILE.pt2                  a torch.export archive
-  package.module:callable   a function or class that returns an nn.Module; the current folder is
-                            searched first, e.g. examples.denoise:DnCNN"""
-
-INSTALL_HINT = 'install it with: pip install "torchdelta[models]"'
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def load_model(
 ) -> LoadedModel:
     """Build the model that `spec` names and load its weights; nothing is ever downloaded.
 
-    spec:    see `FORMS`
+    spec:    see `names.FORMS`
     weights: state dict, .pth/.pt/.bin or .safetensors; None: random weights drawn from `seed`,
              or those that an archive or a callable brings along
     size:    (h, w) of the frames to come, checked against a model that takes one size only;
@@ -117,7 +115,9 @@ def load_model(
 
     Raises ModelError, saying what was expected.
     """
-    kind, name = _split(spec)
+    kind, name = split(spec)
+    if not kind:
+        raise _bare(spec)
     loader = LOADERS[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -152,22 +152,9 @@ def _hxw(size: tuple[int, int] | None) -> str:
     return "?" if size is None else f"{size[0]}x{size[1]}"
 
 
-def _split(spec: str) -> tuple[str, str]:
-    prefix, colon, rest = spec.partition(":")
-    if colon and prefix in ("timm", "torchvision"):
-        return prefix, rest
-    if spec.endswith(".pt2"):
-        return "archive", spec
-    if colon and rest and all(part.isidentifier() for part in prefix.split(".")):
-        return "callable", spec
-    hint = ""
-    if Path(spec).suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        hint = "; a file of weights goes to --weights, beside the model that it belongs to"
-    else:
-        known = [f"{kind}:{spec}" for kind in ("timm", "torchvision") if _is_known(kind, spec)]
-        if known:
-            hint = f"; did you mean {' or '.join(known)}?"
-    raise ModelError(f"no model is named {spec!r}{hint}\n{FORMS}")
+def _bare(spec: str) -> ModelError:
+    known = [f"{kind}:{spec}" for kind in COLLECTIONS if _is_known(kind, spec)]
+    return unknown(spec, f"did you mean {' or '.join(known)}?" if known else "")
 
 
 def _is_known(collection: str, name: str) -> bool:
@@ -282,8 +269,7 @@ class _Archive(nn.Module):
 
 def _load_archive(name: str) -> LoadedModel:
     path = Path(name)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+    check_model(name)
     extra: dict[str, Any] = {"preprocess.json": ""}
     logger = logging.getLogger("torch.export")
     level = logger.level
@@ -345,7 +331,7 @@ def _example_size(program: torch.export.ExportedProgram) -> tuple[int, int] | No
 
 def _load_callable(spec: str) -> LoadedModel:
     module_name, _, attribute = spec.partition(":")
-    with _current_folder_first():
+    with current_folder_first():
         try:
             module = importlib.import_module(module_name)
         except Exception as error:
@@ -385,18 +371,6 @@ def _call(target: Callable[[], Any], spec: str) -> Any:
             f"{spec} raised {type(error).__name__}: {_first_line(error)}; "
             "it is called without arguments and returns an nn.Module"
         ) from error
-
-
-@contextlib.contextmanager
-def _current_folder_first() -> Iterator[None]:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(folder)
 
 
 def _is_untrained(model: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchdelta.capture.names import check_weights
 from torchdelta.errors import ModelError
 
 # where checkpoints keep the state dict; averaged weights first, they are the ones to run
@@ -64,8 +65,7 @@ def load_weights(model: nn.Module, path: Path, name: str) -> str:
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The state dict in a .pth, .pt, .bin or .safetensors file, unwrapped from a checkpoint."""
-    if not path.is_file():
-        raise ModelError(f"weights {path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    check_weights(path)
     content: Any
     try:
         if path.suffix == ".safetensors":

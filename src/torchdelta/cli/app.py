@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, BinaryIO, ParamSpec
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from torchdelta.arguments import MOST_GRAIN, MOST_SLOTS
 from torchdelta.cli.options import (
@@ -24,9 +26,26 @@ from torchdelta.cli.options import (
     parse_asked_size,
     parse_size,
 )
+from torchdelta.cli.precheck import precheck
+from torchdelta.cli.streams import INTERRUPTED, claim_stdout
+from torchdelta.console import PlainConsole, console
 from torchdelta.errors import TorchdeltaError
+from torchdelta.targets import names_standard_output
+from torchdelta.video.suffixes import check_video_name
+
+
+class _Group(TyperGroup):
+    """Gives `--help` a default, for want of which typer imports pydantic, as slow as all else."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None and option.default is None:
+            option.default = False
+        return option
+
 
 app = typer.Typer(
+    cls=_Group,
     name="torchdelta",
     rich_markup_mode="rich",
     no_args_is_help=True,
@@ -35,17 +54,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-INTERRUPTED = 130
-# a table needs more than the 80 columns that rich assumes where there is no terminal
-PLAIN_WIDTH = 120
-
 P = ParamSpec("P")
-
-
-def console(stderr: bool = False) -> Console:
-    """A console that gives tables room where the output is not a terminal."""
-    made = Console(stderr=stderr)
-    return made if made.is_terminal else Console(stderr=stderr, width=PLAIN_WIDTH)
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -56,14 +65,28 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except TorchdeltaError as error:
-            console(stderr=True).print(
-                f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True
-            )
+            console(stderr=True).say(f"error: {error}", style="red")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
+            console(stderr=True).say("interrupted")
             raise typer.Exit(INTERRUPTED) from error
 
     return call
+
+
+@contextlib.contextmanager
+def _consoles(json: Path | None) -> Iterator[tuple[PlainConsole, PlainConsole, BinaryIO | None]]:
+    """Give the consoles of figures and of news, and standard output where it is for JSON alone."""
+    if not names_standard_output(json):
+        yield console(), console(stderr=True), None
+        return
+    stdout = sys.stdout
+    try:
+        alone = claim_stdout()
+        log = console(stderr=True)
+        yield log, log, alone
+    finally:
+        sys.stdout = stdout
 
 
 def _print_version(wanted: bool) -> None:
@@ -273,28 +296,39 @@ def run(
     grain: GrainOption = None,
 ) -> None:
     """Run a network on video; print time, changed input and share of the work done."""
-    from torchdelta.cli.run import RunOptions
-    from torchdelta.cli.run import run as run_all
+    with _consoles(json) as (out, log, alone):
+        if save is not None:
+            check_video_name(save)
+        precheck(
+            model,
+            sources=sources,
+            weights=weights,
+            profile=profile,
+            # several sources make videos of their own names
+            outputs=[("--save", save if len(sources) == 1 else None), ("--json", json)],
+        )
+        from torchdelta.cli.run import RunOptions
+        from torchdelta.cli.run import run as run_all
 
-    options = RunOptions(
-        sources=sources,
-        model=model,
-        weights=weights,
-        task=task,
-        size=size,
-        engine=engine,
-        dtype=dtype,
-        tolerance=tolerance,
-        limit=limit,
-        compare=compare,
-        save=save,
-        json=json,
-        profile=profile,
-        motion=motion,
-        border=border,
-        grain=grain,
-    )
-    raise typer.Exit(run_all(options, console(), console(stderr=True)))
+        options = RunOptions(
+            sources=sources,
+            model=model,
+            weights=weights,
+            task=task,
+            size=size,
+            engine=engine,
+            dtype=dtype,
+            tolerance=tolerance,
+            limit=limit,
+            compare=compare,
+            save=save,
+            json=json,
+            profile=profile,
+            motion=motion,
+            border=border,
+            grain=grain,
+        )
+        raise typer.Exit(run_all(options, out, log, alone))
 
 
 BENCH_EPILOG = "\n\n".join(
@@ -404,28 +438,36 @@ def bench(
     """Measure speed and quality against other runtimes, in one run on the same frames."""
     if (source is None) == (active is None):
         raise typer.BadParameter("give one of --source CLIP and --active SHARE")
-    from torchdelta.cli.bench import BenchOptions
-    from torchdelta.cli.bench import bench as measure
+    with _consoles(json) as (out, log, alone):
+        precheck(
+            model,
+            sources=[] if source is None else [source],
+            weights=weights,
+            profile=profile,
+            outputs=[("--json", json)],
+        )
+        from torchdelta.cli.bench import BenchOptions
+        from torchdelta.cli.bench import bench as measure
 
-    options = BenchOptions(
-        model=model,
-        weights=weights,
-        size=size,
-        source=source,
-        active=active,
-        streams=streams,
-        engine=engine,
-        dtype=dtype,
-        tolerance=tolerance,
-        profile=profile,
-        grain=grain,
-        peers=peers,
-        frames=frames,
-        sample=sample,
-        steps=steps,
-        json=json,
-    )
-    measure(options, console(), console(stderr=True))
+        options = BenchOptions(
+            model=model,
+            weights=weights,
+            size=size,
+            source=source,
+            active=active,
+            streams=streams,
+            engine=engine,
+            dtype=dtype,
+            tolerance=tolerance,
+            profile=profile,
+            grain=grain,
+            peers=peers,
+            frames=frames,
+            sample=sample,
+            steps=steps,
+            json=json,
+        )
+        measure(options, out, log, alone)
 
 
 EXPLAIN_EPILOG = """[bold]Examples[/bold]
@@ -460,6 +502,7 @@ def explain(
     ] = Motion.none,
 ) -> None:
     """Print a network's plan, step by step, sparse or dense and why, and what may be expected."""
+    precheck(model, weights=weights)
     from torchdelta.cli.info import explain as print_plan
 
     print_plan(model, weights, size, dtype, motion, console())

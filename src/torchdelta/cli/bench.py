@@ -11,10 +11,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 import torchdelta
@@ -32,7 +31,9 @@ from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.info import cpu
 from torchdelta.cli.options import Dtype, Engine
 from torchdelta.cli.outputs import check_outputs
+from torchdelta.cli.precheck import inputs_of
 from torchdelta.cli.progress import Meter
+from torchdelta.console import PlainConsole
 from torchdelta.engines import PREFERENCE
 from torchdelta.errors import EngineError
 
@@ -72,30 +73,41 @@ class BenchOptions:
     json: Path | None = None
 
 
-def bench(options: BenchOptions, out: Console, log: Console) -> None:
-    """Measure; the figures go to `out`, what happens meanwhile to `log`."""
+def bench(
+    options: BenchOptions, out: PlainConsole, log: PlainConsole, alone: BinaryIO | None = None
+) -> None:
+    """Measure; the figures go to `out`, what happens meanwhile to `log`.
 
-    def say(text: str) -> None:
-        log.print(text, highlight=False, markup=False, soft_wrap=True)
-
+    alone: takes the record as JSON, where it is for standard output
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     float32 = options.dtype is Dtype.fp32
     kinds, asked = parse_peers(options.peers, device, float32=float32)
-    if options.json is not None:
+    if options.json is not None and alone is None:
         report.check_target(options.json)
-        check_outputs([("--json", options.json)], _inputs(options))
+        check_outputs(
+            [("--json", options.json)],
+            inputs_of(
+                options.model,
+                sources=[options.source] if options.source else [],
+                weights=options.weights,
+                profile=options.profile,
+            ),
+        )
     loaded = load_model(options.model, options.weights, size=options.size)
     material = _material(options, loaded)
-    say(f"compiling {loaded.name} at {material.size[0]}x{material.size[1]}")
+    log.say(f"compiling {loaded.name} at {material.size[0]}x{material.size[1]}")
     compiled = compile_loaded(
         loaded, material.peek(CALIBRATION_FRAMES), tolerance=options.tolerance,
         engine=options.engine, dtype=options.dtype, profile=options.profile,
     )  # fmt: skip
-    record = measure(options, loaded, compiled, material, Lineup(kinds, asked, say), log)
+    record = measure(options, loaded, compiled, material, Lineup(kinds, asked, log.say), log)
     report.show(record, out)
-    if options.json is not None:
+    if alone is not None:
+        alone.write(report.as_json(record).encode())
+    elif options.json is not None:
         report.write_json(options.json, record)
-        out.print(f"wrote {options.json}", highlight=False, markup=False, soft_wrap=True)
+        out.say(f"wrote {options.json}")
 
 
 def measure(
@@ -104,7 +116,7 @@ def measure(
     compiled: CompiledModel,
     material: Material,
     lineup: Lineup,
-    log: Console,
+    log: PlainConsole,
 ) -> dict[str, Any]:
     """Measure a compiled network in a new session; returns the record.
 
@@ -156,17 +168,6 @@ def _right(
     """Make the check of what peers compute for the input x."""
     dense = reference.dense(x)
     return lambda mine: difference(mine, dense, allowance)
-
-
-def _inputs(options: BenchOptions) -> list[tuple[str, Path]]:
-    """What is read, and must not be written to."""
-    given = (
-        ("the source", Path(options.source) if options.source else None),
-        ("the model", Path(options.model) if options.model.endswith(".pt2") else None),
-        ("the weights", options.weights),
-        ("the profile", options.profile),
-    )
-    return [(name, path) for name, path in given if path is not None]
 
 
 def _material(options: BenchOptions, loaded: LoadedModel) -> Material:
@@ -236,7 +237,11 @@ def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
 
 
 def _slowest_steps(
-    options: BenchOptions, compiled: CompiledModel, race: Race, material: Material, log: Console
+    options: BenchOptions,
+    compiled: CompiledModel,
+    race: Race,
+    material: Material,
+    log: PlainConsole,
 ) -> list[dict[str, Any]]:
     """Run once more, each step timed, which would have cost the others time."""
     session = compiled.session(slots=options.streams, grain=options.grain, timed=True)

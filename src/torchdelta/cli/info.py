@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 import torchdelta
@@ -17,6 +16,7 @@ from torchdelta import engines
 from torchdelta.capture.cards import AskedSize
 from torchdelta.capture.load import load_model
 from torchdelta.cli.options import Dtype, Motion
+from torchdelta.console import PlainConsole
 from torchdelta.engines.cpu import bind
 from torchdelta.errors import TorchdeltaError
 from torchdelta.runtime.windows import window_size
@@ -47,7 +47,12 @@ DEFAULT_SIZE = (224, 224)
 
 
 def explain(
-    model: str, weights: Path | None, size: AskedSize, dtype: Dtype, motion: Motion, out: Console
+    model: str,
+    weights: Path | None,
+    size: AskedSize,
+    dtype: Dtype,
+    motion: Motion,
+    out: PlainConsole,
 ) -> None:
     """Print the plan of a model at `size`, else at its own size, else at 224x224.
 
@@ -73,16 +78,16 @@ def explain(
         color=loaded.color,
     )
     for note in loaded.notes:
-        out.print(note, highlight=False, markup=False, soft_wrap=True)
-    out.print(f"{loaded.name} at {h}x{w}, {dtype.value}", highlight=False, markup=False)
+        out.say(note)
+    out.say(f"{loaded.name} at {h}x{w}, {dtype.value}")
     moves = motion is not Motion.none
     if moves:
         at = "x".join(map(str, window_size((h, w), compiled.plan.total_stride)))
-        out.print(f"a camera that is followed runs on windows of {at}", highlight=False)
-    out.print(compiled.explain(moves=moves), highlight=False, markup=False, soft_wrap=True)
+        out.say(f"a camera that is followed runs on windows of {at}")
+    out.say(compiled.explain(moves=moves))
 
 
-def environment(out: Console) -> None:
+def environment(out: PlainConsole) -> None:
     """Print versions, devices and engines."""
     for title, rows in (
         ("versions", _versions()),

@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from torchdelta.video.sink import SinkError
-from torchdelta.video.source import IMAGE_SUFFIXES
+from torchdelta.errors import SinkError
+from torchdelta.targets import names_standard_output, open_elsewhere
+from torchdelta.video.suffixes import IMAGE_SUFFIXES
+
+STREAMS = ("standard input", "standard output", "standard error")
 
 
 def video_paths(path: Path, streams: Sequence[str]) -> dict[str, Path]:
@@ -37,11 +40,25 @@ def check_outputs(outputs: Sequence[tuple[str, Path]], inputs: Iterable[tuple[st
     """
     given = list(inputs)
     for index, (name, path) in enumerate(outputs):
+        if names_standard_output(path):
+            continue
         for other, taken in (*given, *outputs[:index]):
             if _is_same(path, taken) or _is_image_of(path, taken):
                 raise SinkError(
                     f"{name} {path} would overwrite {other} {taken}; give another file name"
                 )
+
+
+def check_not_open(outputs: Iterable[tuple[str, Path]]) -> None:
+    """Refuse outputs that the process was started with (`--json x > x`): two would write to them.
+
+    Only before it opens files of its own. Raises SinkError.
+    """
+    for name, path in outputs:
+        number = open_elsewhere(path)
+        if number is not None:
+            what = STREAMS[number] if number < len(STREAMS) else f"descriptor {number}"
+            raise SinkError(f"{name} {path} is open as {what} already; give another file name")
 
 
 def _is_same(a: Path, b: Path) -> bool:

@@ -6,7 +6,6 @@ import time
 from collections import deque
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from torchdelta.console import PlainConsole
 from torchdelta.runtime.stats import FrameStats
 
 LINE_EVERY_S = 5.0
@@ -28,7 +28,7 @@ class Meter:
     total: frames to come, None where a source does not know
     """
 
-    def __init__(self, console: Console, total: int | None) -> None:
+    def __init__(self, console: PlainConsole, total: int | None) -> None:
         self._console = console
         self._total = total
         self._done = 0
@@ -41,7 +41,7 @@ class Meter:
             self._bar = Progress(
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 TimeRemainingColumn(),
                 console=console,
             )
@@ -74,9 +74,7 @@ class Meter:
         elif now >= self._next_line_s:
             self._next_line_s = now + LINE_EVERY_S
             total = f"/{self._total}" if self._total is not None else ""
-            self._console.print(
-                f"{self._done}{total} frames  {self.note()}", highlight=False, soft_wrap=True
-            )
+            self._console.say(f"{self._done}{total} frames  {self.note()}")
 
     def note(self) -> str:
         """Means over the last frames."""

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from torchdelta.api import CompiledModel
 from torchdelta.capture.cards import AskedSize
@@ -20,15 +20,18 @@ from torchdelta.cli.feed import Feed, feeds_of
 from torchdelta.cli.options import Border, Dtype, Engine, Motion, Task
 from torchdelta.cli.outputs import check_outputs, video_paths
 from torchdelta.cli.panels import Mosaic, Shown, panels
+from torchdelta.cli.precheck import inputs_of
 from torchdelta.cli.progress import Meter
 from torchdelta.cli.sessions import Sessions
 from torchdelta.cli.stop import Stop, stoppable
 from torchdelta.cli.tasks import Reading, read, read_output
 from torchdelta.cli.track import Track, agreements, movements, speedup_doubts, summary
+from torchdelta.console import PlainConsole
 from torchdelta.errors import SourceError
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.stats import FrameStats
+from torchdelta.targets import names_standard_output
 from torchdelta.video.board import Board
 from torchdelta.video.sink import JsonLines, VideoWriter
 from torchdelta.video.source import open_source
@@ -70,15 +73,18 @@ class RunOptions:
         return self.compare and self.task is not Task.none
 
 
-def run(options: RunOptions, out: Console, log: Console) -> int:
+def run(
+    options: RunOptions, out: PlainConsole, log: PlainConsole, alone: BinaryIO | None = None
+) -> int:
     """Run to the end of all sources; the summary goes to `out`, everything else to `log`.
 
+    alone: takes the JSON lines, where they are for standard output
     returns the exit code: 0, 1 where a source was damaged or a frame refused, 130 after Ctrl-C,
     143 after SIGTERM
     """
     loaded = load_model(options.model, options.weights, size=options.size)
     for note in loaded.notes:
-        log.print(note, highlight=False, markup=False, soft_wrap=True)
+        log.say(note)
     with ExitStack() as stack:
         sources = [
             stack.enter_context(
@@ -90,26 +96,27 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
         feeds = feeds_of(sources, size, options.limit)
         advice = loaded.size_advice(feeds[0].size) if size is None else None
         if advice:
-            log.print(advice, highlight=False, markup=False, soft_wrap=True)
+            log.say(advice)
         tracks = {feed.name: Track(feed.name) for feed in feeds}
         videos = video_paths(options.save, list(tracks)) if options.save else {}
         _check_files(options, videos)
         compiled = _compiled(options, loaded, feeds)
         h, w = feeds[0].size
-        log.print(
+        log.say(
             f"{loaded.name} at {h}x{w}, {len(feeds)} stream{'s' if len(feeds) > 1 else ''}, "
             f"{options.dtype.value}, tolerance {options.tolerance:g}, engine {compiled.engine} "
-            f"on {compiled.device} ({compiled.engine_reason})",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            f"on {compiled.device} ({compiled.engine_reason})"
         )
         sessions = Sessions(
             compiled, len(feeds), options.motion, options.border, options.grain,
             any(spec.isdecimal() for spec in options.sources),
-            lambda note: log.print(note, highlight=False, markup=False, soft_wrap=True),
+            log.say,
         )  # fmt: skip
-        lines = stack.enter_context(JsonLines(options.json)) if options.json else None
+        # before any file is open
+        stop = stack.enter_context(stoppable())
+        lines = None
+        if options.json is not None:
+            lines = stack.enter_context(JsonLines(options.json, alone))
         board = Board(feeds[0].size, 2 + options.shows_dense + options.follows)
         for feed in feeds:
             if feed.name in videos:
@@ -117,7 +124,6 @@ def run(options: RunOptions, out: Console, log: Console) -> int:
                 tracks[feed.name].writer = stack.enter_context(writer)
         totals = [feed.total for feed in feeds]
         known = sum(n for n in totals if n is not None) if None not in totals else None
-        stop = stack.enter_context(stoppable())
         with Meter(log, known) as meter:
             _Loop(options, loaded, compiled, sessions, tracks, board, lines, meter, log).run(
                 feeds, stop
@@ -139,17 +145,13 @@ def _compiled(options: RunOptions, loaded: LoadedModel, feeds: Sequence[Feed]) -
 
 
 def _check_files(options: RunOptions, videos: dict[str, Path]) -> None:
-    """Refuse to write to what is read; camera indices are no files."""
-    inputs = [("the source", Path(spec)) for spec in options.sources if not spec.isdecimal()]
-    if options.model.endswith(".pt2"):
-        inputs.append(("the model", Path(options.model)))
-    if options.weights is not None:
-        inputs.append(("the weights", options.weights))
-    if options.profile is not None:
-        inputs.append(("the profile", options.profile))
+    """Refuse to write to what is read, now that the videos' names are known."""
     outputs = [("--save", path) for path in videos.values()]
     if options.json is not None:
         outputs.append(("--json", options.json))
+    inputs = inputs_of(
+        options.model, sources=options.sources, weights=options.weights, profile=options.profile
+    )
     check_outputs(outputs, inputs)
 
 
@@ -158,27 +160,24 @@ def _print_results(
     loaded: LoadedModel,
     tracks: Sequence[Track],
     lines: JsonLines | None,
-    out: Console,
+    out: PlainConsole,
     stop: Stop,
 ) -> None:
-    def say(text: str) -> None:
-        out.print(text, highlight=False, markup=False, soft_wrap=True)
-
     if stop.signal is not None:
-        say("interrupted; so far:")
+        out.say("interrupted; so far:")
     out.print(summary(tracks, options.compare))
     for said in filter(None, map(movements, tracks)):
-        say(said)
+        out.say(said)
     if options.compare:
         for text in _quality(options, loaded, tracks):
-            say(text)
+            out.say(text)
     of_medians = ", the speed-up is of medians" if options.compare else ""
-    say(f"medians and means are over the frames after the first{of_medians}")
+    out.say(f"medians and means are over the frames after the first{of_medians}")
     written = [track.writer.path for track in tracks if track.writer and track.writer.frames]
-    if lines is not None and lines.lines:
+    if lines is not None and lines.lines and not names_standard_output(lines.path):
         written.append(lines.path)
     for path in written:
-        out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        out.say(f"wrote {path}")
 
 
 def _quality(options: RunOptions, loaded: LoadedModel, tracks: Sequence[Track]) -> list[str]:
@@ -208,7 +207,7 @@ class _Loop:
     board: Board
     lines: JsonLines | None
     meter: Meter
-    log: Console
+    log: PlainConsole
     compare: Comparer = field(init=False)
     mosaics: dict[str, Mosaic] = field(default_factory=dict)
 
@@ -245,9 +244,7 @@ class _Loop:
             return None
 
     def _complain(self, message: str) -> None:
-        self.log.print(
-            f"error: {message}", style="red", highlight=False, markup=False, soft_wrap=True
-        )
+        self.log.say(f"error: {message}", style="red")
 
     def _take(self, track: Track, frame: Picture, result: Result) -> None:
         """Measure, write and count one frame."""

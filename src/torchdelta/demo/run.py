@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 import torchdelta
+from torchdelta.console import PlainConsole
 from torchdelta.demo import DEMO_SEED
 from torchdelta.demo.net import DEMO_PREPROCESS, load_demo_net
 from torchdelta.demo.scene import CLASSES, Scene
@@ -124,12 +124,12 @@ def _timed_dense(
 
 
 @contextmanager
-def _progress(console: Console, frames: int) -> Iterator[tuple[Progress, TaskID]]:
+def _progress(console: PlainConsole, frames: int) -> Iterator[tuple[Progress, TaskID]]:
     columns = (
         TextColumn("demo"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as progress:
         yield progress, progress.add_task("demo", total=frames, note="")
@@ -143,7 +143,7 @@ def run_demo(
     tolerance: float = 0.04,
     engine: str = "auto",
     pan: bool = False,
-    console: Console | None = None,
+    console: PlainConsole | None = None,
 ) -> DemoReport:
     """Run the demo's network on the demo's scene, write a video, print and return the figures.
 
@@ -155,7 +155,7 @@ def run_demo(
     """
     if frames < 2:
         raise FrameError(f"a demo of {frames} frames has nothing to compare; ask for 2 or more")
-    console = console or Console()
+    console = console or PlainConsole()
     scene = Scene(size, seed, pan=pan)
     example = torch.from_numpy(scene.frame(0)).permute(2, 0, 1)[None]
     fast = torchdelta.compile(
@@ -203,5 +203,7 @@ def run_demo(
         mac_share=overall.mac_share,
         changed_input=overall.changed_input,
     )
-    console.print(report.conditions(), report.table(), f"wrote {path}", sep="\n")
+    console.say(report.conditions())
+    console.print(report.table())
+    console.say(f"wrote {path}")
     return report

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from torchdelta.console import PlainConsole
 from torchdelta.plan.ir import Plan, Step, epilogue_name
 from torchdelta.plan.verdict import judge
 
@@ -66,7 +66,7 @@ def explain(
             _how(step, foreign or {}, whole or {}),
             *(["follows" if at_move is None else f"whole: {at_move}"] if moves else []),
         )
-    out = Console(file=io.StringIO(), width=118, color_system=None)
+    out = PlainConsole(file=io.StringIO(), width=118, color_system=None)
     dense = sum(step.dense for step in plan.steps)
     pre = plan.preprocess
     out.print(
@@ -83,7 +83,7 @@ def explain(
     for note in (*plan.notes, *notes):
         out.print(f"note: {note}")
     for line in judge(plan).lines():
-        out.print(line, markup=False, soft_wrap=True)
+        out.say(line)
     assert isinstance(out.file, io.StringIO)
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
 

@@ -33,7 +33,7 @@ from torchdelta.runtime.checks import (
     check_slots,
 )
 from torchdelta.runtime.frames import Frame, check_frame
-from torchdelta.runtime.gate import Profile
+from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats

@@ -23,8 +23,9 @@ from torchdelta.runtime.checks import (
     check_slots,
 )
 from torchdelta.runtime.frames import Fitting, Frame, check_frame, warn_range
-from torchdelta.runtime.gate import Profile, Thresholds
+from torchdelta.runtime.gate import Thresholds
 from torchdelta.runtime.outputs import Outputs
+from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.result import Result, StepFrames
 from torchdelta.runtime.state import State
 from torchdelta.runtime.stats import CountedStep, StreamStats

@@ -6,12 +6,11 @@ import contextlib
 import json
 import math
 import os
-import stat
 import warnings
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -21,6 +20,8 @@ from numpy.typing import NDArray
 
 from torchdelta.arguments import finite
 from torchdelta.errors import FrameError, SinkError
+from torchdelta.targets import Target, target_of, write_all
+from torchdelta.video.suffixes import check_video_name
 
 # Suffix -> FFmpeg's name of the container, and its options while the run goes on: every frame is a
 # fragment (or cluster) of its own and goes to the file at once.
@@ -54,11 +55,7 @@ class VideoWriter:
         self.size = size
         self.frames = 0
         self._started = False
-        if self.path.suffix.lower() not in CONTAINERS:
-            raise SinkError(
-                f"{self.path}: cannot write {self.path.suffix or 'a file without suffix'}; "
-                f"a video's name ends in {', '.join(CONTAINERS)}"
-            )
+        check_video_name(self.path)
         try:
             # 1001: the denominator of NTSC's rates, such as 30000/1001
             self._rate = Fraction(finite("fps", fps, above=0)).limit_denominator(1001)
@@ -70,14 +67,22 @@ class VideoWriter:
             raise SinkError(f"{self.path}: size is {size[0]}x{size[1]}, expected at least 1x1")
         self._format, options = CONTAINERS[self.path.suffix.lower()]
         _make_parent(self.path)
-        fd, is_new = _open_unchanged(self.path)
+        target = target_of(self.path)
+        if not target.regular and not self.path.is_dir():
+            raise SinkError(
+                f"{self.path}: leads to {target.file}, which is no file that a video can replace; "
+                "give the name of a file"
+            )
+        # through links, so that they stay
+        self._file = target.file
+        fd, is_new = _open_unchanged(self.path, target)
         os.close(fd)
         if is_new:
-            self.path.unlink()
+            self._file.unlink()
         try:
             # FFmpeg opens the file in start_encoding, the encoder here
             self._container: Any = av.open(
-                str(self.path), "w", format=self._format, options=options
+                str(self._file), "w", format=self._format, options=options
             )
             self._stream = self._add_stream()
             self._stream.codec_context.open()
@@ -147,15 +152,15 @@ class VideoWriter:
         finally:
             _close(container)
         if self._started and not self.frames:
-            self.path.unlink(missing_ok=True)
+            self._file.unlink(missing_ok=True)
         elif self.frames and self._format in INDEX_IN_FRONT:
             self._rewrite()
 
     def _rewrite(self) -> None:
-        whole = self.path.with_name(f".{self.path.name}.part")
+        whole = self._file.with_name(f".{self._file.name}.part")
         try:
-            _copy_packets(self.path, whole, self._format)
-            os.replace(whole, self.path)
+            _copy_packets(self._file, whole, self._format)
+            os.replace(whole, self._file)
         except (av.FFmpegError, OSError) as error:
             warnings.warn(
                 f"{self.path}: stays a fragmented video, rewriting it failed: {error}",
@@ -201,50 +206,76 @@ class JsonLines:
     """Writes one JSON object per line; a killed run leaves only whole lines.
 
     path: missing parent folders are created; an older file is replaced when the first line is
-          written, and stays as it was where none ever is
+          written, and stays as it was where none ever is. What is no regular file (a pipe, what
+          /dev and /proc name) is written to from where it stands, and never truncated
+    into: an open stream of bytes instead, which the path only names; it stays open
 
     NaN and infinity become null, tensors and arrays become numbers and lists. Raises SinkError
     where the file cannot be written.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, into: BinaryIO | None = None) -> None:
         self.path = Path(path)
         self.lines = 0
-        _make_parent(self.path)
-        self._fd, self._is_new = _open_unchanged(self.path)
+        self._into = into
+        self._fd, self._is_new, self._closed = -1, False, False
+        if into is None:
+            _make_parent(self.path)
+            self._target = target_of(self.path)
+            self._fd, self._is_new = _open_unchanged(self.path, self._target)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append the record as one line, in one system call."""
-        if self._fd < 0:
+        """Append the record as one line, to a file in one system call."""
+        if self._closed:
             raise SinkError(f"{self.path}: already closed")
         text = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False)
-        line = (text + "\n").encode("utf-8", "replace")
+        line = _utf8(text + "\n")
         try:
-            if not self.lines and stat.S_ISREG(os.fstat(self._fd).st_mode):
-                os.ftruncate(self._fd, 0)
-            written = os.write(self._fd, line)
-            if written < len(line):
-                # the disk is full: take the broken line back
-                os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
-                raise SinkError(f"{self.path}: no room for line {self.lines + 1}")
+            self._append(line)
         except OSError as error:
             raise _sink_error(self.path, error) from error
         self.lines += 1
 
+    def _append(self, line: bytes) -> None:
+        if self._into is not None:
+            self._into.write(line)
+            self._into.flush()
+            return
+        if not self._target.regular:
+            write_all(self._fd, line)
+            return
+        if not self.lines:
+            os.ftruncate(self._fd, 0)
+        written = os.write(self._fd, line)
+        if written < len(line):
+            # the disk is full: take the broken line back
+            os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
+            raise SinkError(f"{self.path}: no room for line {self.lines + 1}")
+
     def close(self) -> None:
         """Close the file; does nothing the second time."""
+        self._closed = True
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
         os.close(fd)
         if self._is_new and not self.lines:
-            self.path.unlink(missing_ok=True)
+            self._target.file.unlink(missing_ok=True)
 
     def __enter__(self) -> JsonLines:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _utf8(text: str) -> bytes:
+    """Encode; a file's name that is not in the locale's encoding gets its own bytes back."""
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "replace")
+    return raw.decode("utf-8", "replace").encode()
 
 
 def _plain(value: Any) -> Any:
@@ -271,11 +302,11 @@ def _make_parent(path: Path) -> None:
         ) from error
 
 
-def _open_unchanged(path: Path) -> tuple[int, bool]:
+def _open_unchanged(path: Path, target: Target) -> tuple[int, bool]:
     """Open a file for appending, its content left alone: the descriptor, and whether it is new."""
-    is_new = not os.path.lexists(path)
+    is_new = target.regular and not target.file.exists()
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), is_new
+        return target.open(), is_new
     except OSError as error:
         raise _sink_error(path, error) from error
 

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from torchdelta.errors import SourceError
 from torchdelta.motion.vectors import Vectors
+from torchdelta.video.suffixes import IMAGE_SUFFIXES
 
 Picture = NDArray[np.uint8]
 # a frame, and the decoder's motion vectors where it has them and they were asked for
 Decoded = tuple[Picture, Vectors | None]
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 DEFAULT_FPS = 25.0
 # H.264 and HEVC allow 16 reference pictures, so no B-frame waits for more than these.
 MAX_B_FRAMES = 16

@@ -1,0 +1,18 @@
+"""Which files are images and videos, by their names; light, since names are checked first."""
+
+from pathlib import Path
+
+from torchdelta.errors import SinkError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+# of videos that can be written
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
+
+
+def check_video_name(path: Path) -> None:
+    """Refuse to write a video of another kind; raises SinkError."""
+    if path.suffix.lower() not in VIDEO_SUFFIXES:
+        raise SinkError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; "
+            f"a video's name ends in {', '.join(VIDEO_SUFFIXES)}"
+        )
