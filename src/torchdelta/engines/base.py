@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -122,10 +122,17 @@ class Engine(ABC):
         return None
 
     @property
+    @abstractmethod
     def weight_bytes(self) -> int:
-        """Bytes of the weights, shared by all sessions."""
-        tensors = {id(w): w for s in self.plan.steps for w in s.weights.values()}
-        return sum(w.numel() * self.dtype.itemsize for w in tensors.values())
+        """Bytes of all weights that it computes with, shared by all sessions."""
+
+    @abstractmethod
+    def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
+        """Compute one step whole from its inputs' states [H, W, C], as PyTorch does; gates nothing.
+
+        Weights that the engine does not keep for PyTorch are brought along for this call alone.
+        Returns [Ho, Wo, Co] in the output's dtype: what an exact engine would publish.
+        """
 
     @property
     def scratch_bytes(self) -> int:

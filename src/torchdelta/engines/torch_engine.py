@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from torchdelta.engines.base import Engine, Move, SlotReport
+from torchdelta.engines.weights import Weights
 from torchdelta.ops import Conv2d
 from torchdelta.ops.base import Pixels, Size, WindowOp, put_all, put_rows, take_all, take_rows
 from torchdelta.ops.gate import input_gate, value_gate
@@ -96,6 +97,7 @@ class TorchEngine(Engine):
     """Runs plans with stock PyTorch operations on gathered pixels.
 
     only: the steps that `run_step` will be asked for; no weights are kept for the others. None: all
+    weights: what the engine that this one works for keeps; default: its own
     """
 
     name: ClassVar[str] = "torch"
@@ -106,10 +108,12 @@ class TorchEngine(Engine):
         device: torch.device,
         dtype: torch.dtype,
         only: Collection[int] | None = None,
+        weights: Weights | None = None,
     ) -> None:
         super().__init__(plan, device, dtype)
         kept = range(len(plan.steps)) if only is None else only
-        self._steps = {i: self._ready(plan.steps[i]) for i in kept}
+        self._weights = Weights(device, dtype) if weights is None else weights
+        self._steps = {i: self._ready(plan.steps[i], self._weights) for i in kept}
         scale = plan.preprocess.per_full_scale(plan.shape[0])
         self._to_full_scale = torch.tensor(scale, device=device, dtype=torch.float32)
 
@@ -118,15 +122,17 @@ class TorchEngine(Engine):
         """It runs wherever PyTorch does."""
         return True, f"PyTorch {torch.__version__}"
 
-    def _ready(self, step: Step) -> _Ready:
-        def move(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            out = {}
-            for name, w in weights.items():
-                w = w.to(self.device, self.dtype if w.is_floating_point() else w.dtype)
-                if w.ndim == 4 and name == "weight":
-                    w = w.contiguous(memory_format=torch.channels_last)
-                out[name] = w
-            return out
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights that it computes with, shared by all sessions."""
+        return self._weights.bytes
+
+    def _ready(self, step: Step, weights: Weights) -> _Ready:
+        def move(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {
+                name: weights.take(w, channels_last=w.ndim == 4 and name == "weight")
+                for name, w in own.items()
+            }
 
         value = self.plan.values[step.output]
         epilogue = tuple(
@@ -259,11 +265,10 @@ class TorchEngine(Engine):
 
     @torch.no_grad()
     def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
-        """Compute one step whole from its inputs' states [H, W, C]; gates nothing.
-
-        Returns [Ho, Wo, Co] in the output's dtype: what an exact engine would publish.
-        """
-        ready = self._steps[step]
+        """Compute one step whole (see `Engine.evaluate`)."""
+        ready = self._steps.get(step)
+        if ready is None:
+            ready = self._ready(self.plan.steps[step], Weights(self.device, self.dtype))
         with ieee_float32(self.device):
             return self._evaluate(ready, inputs).to(ready.out_dtype)
 

@@ -90,13 +90,17 @@ class CpuEngine(Engine):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights, shared by all sessions."""
-        return self._program.weight_bytes
+        """Bytes of the packed weights, and of those of steps left to PyTorch."""
+        return self._program.weight_bytes + self._oracle.weight_bytes
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes of masks, lists and partial sums that calls have needed so far."""
         return self._program.scratch_bytes
+
+    def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
+        """Compute one step whole (see `Engine.evaluate`)."""
+        return self._oracle.evaluate(step, inputs)
 
     def foreign_steps(self) -> dict[str, str]:
         """Name the steps that PyTorch computes, each with the reason."""

@@ -107,6 +107,12 @@ class Packed:
     last_channel: int
     depthwise: bool
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of everything that lies on the device."""
+        held = [*(phase.weight for phase in self.phases), self.bias, self.slope]
+        return sum(w.numel() * w.element_size() for w in held if w is not None)
+
 
 def epilogue_parts(step: Step) -> tuple[list[Activation], Residual | None, list[Activation]]:
     """Split a step's epilogue at its residual: before, the residual, after."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, ClassVar
@@ -20,6 +20,7 @@ from torchdelta.engines.triton.schedule import (
     make_schedule,
     sources_of,
 )
+from torchdelta.engines.weights import Weights
 from torchdelta.errors import EngineError
 from torchdelta.ops import Conv2d, ConvTranspose2d, Dense
 from torchdelta.plan import Plan
@@ -48,7 +49,7 @@ class TritonEngine(Engine):
     def __init__(
         self, plan: Plan, device: torch.device, dtype: torch.dtype, tf32: bool = False
     ) -> None:
-        from torchdelta.engines.triton import conv
+        from torchdelta.engines.triton import conv, rows
 
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
@@ -62,10 +63,11 @@ class TritonEngine(Engine):
             4 if self.interpreted
             else torch.cuda.get_device_properties(device).multi_processor_count
         )  # fmt: skip
-        self.oracle = TorchEngine(plan, device, dtype)
         self.foreign = {
             i: reason for i, s in enumerate(plan.steps) if (reason := foreign_reason(plan, s))
         }
+        self._weights = Weights(device, dtype)
+        self.oracle = TorchEngine(plan, device, dtype, sorted(self.foreign), self._weights)
         # what PyTorch does inside a frame it does on one stream
         self.most_lanes = 1 if self.foreign else MOST_LANES
         # steps of `foreign` that PyTorch cannot capture, with its words; found out when it tries
@@ -75,15 +77,11 @@ class TritonEngine(Engine):
             for i, step in enumerate(plan.steps)
             if i not in self.foreign and isinstance(step.op, (Conv2d, ConvTranspose2d))
         }
-        self.weights = [
-            {
-                name: w.to(device, dtype if w.is_floating_point() else w.dtype)
-                for name, w in step.weights.items()
-            }
-            if i not in self.packed
-            else {}
+        self.weights = {
+            i: rows.take_weights(plan, step, self._weights)
             for i, step in enumerate(plan.steps)
-        ]
+            if i not in self.foreign and i not in self.packed
+        }
         self.normalise = _normalise(plan, device)
         channels = plan.shape[0]
         scale = [f / channels for f in plan.preprocess.per_full_scale(channels)]
@@ -139,10 +137,8 @@ class TritonEngine(Engine):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the packed weights, shared by all sessions."""
-        tensors = [p.weight for packed in self.packed.values() for p in packed.phases]
-        tensors += [w for weights in self.weights for w in weights.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        """Bytes of all weights, packed and not, with those of steps left to PyTorch."""
+        return self._weights.bytes + sum(packed.bytes for packed in self.packed.values())
 
     @property
     def scratch_bytes(self) -> int:
@@ -157,6 +153,10 @@ class TritonEngine(Engine):
         return [
             padded_channels(b.c) if i == of_input else b.c for i, b in enumerate(self.plan.buffers)
         ]
+
+    def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
+        """Compute one step whole (see `Engine.evaluate`)."""
+        return self.oracle.evaluate(step, inputs)
 
     def foreign_steps(self) -> dict[str, str]:
         """Name the steps that PyTorch computes, each with the reason."""

@@ -19,6 +19,7 @@ from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.conv import FUNCTIONS, JOINS
 from torchdelta.engines.triton.kernels import move, pointwise, pool, resize
 from torchdelta.engines.triton.launch import Launch, divider
+from torchdelta.engines.weights import Weights
 from torchdelta.ops.base import Op
 from torchdelta.ops.pool import TILE_PX
 from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
@@ -91,6 +92,17 @@ def _functions(step: Step) -> list[ops.Pointwise] | None:
     slopes = [op for op in found if op.fn == "prelu"]
     alone = isinstance(step.op, MOVES) or len(step.epilogue) > 1 or len(slopes) > 1
     return None if alone and step.epilogue else found
+
+
+def take_weights(plan: Plan, step: Step, weights: Weights) -> dict[str, Tensor]:
+    """Take what a step's kernel reads: its weights, and the slopes [channels] of a PReLU."""
+    part = _activation(step)
+    own = {**step.weights, **({} if part is None else part.weights)}
+    if "slope" in own:
+        slope = own["slope"].flatten()
+        channels = plan.values[step.output].channels
+        own["slope"] = slope.expand(max(slope.numel(), channels)).contiguous()
+    return {name: weights.take(w) for name, w in own.items()}
 
 
 def launches(frame: Frame, index: int) -> list[Launch]:
@@ -177,17 +189,18 @@ def _function(op: ops.Pointwise | None, name: str, prefix: str) -> Args:
 
 def _epilogue(frame: Frame, index: int) -> Args:
     """Give the elementwise function behind an operation, and the slopes of a PReLU."""
-    step = frame.plan.steps[index]
-    part = step.epilogue[0] if step.epilogue else None
-    assert part is None or isinstance(part, Activation)
-    slope = step.weights.get("slope") if part is None else part.weights.get("slope")
-    if slope is None:
-        slope = step.weights.get("slope", torch.zeros(1))
-    slope = slope.flatten().expand(max(slope.numel(), frame.plan.values[step.output].channels))
+    part = _activation(frame.plan.steps[index])
     return {
-        "slope_ptr": slope.to(frame.device, frame.dtype).contiguous(),
+        "slope_ptr": frame.weights(index).get("slope", frame.dummy),
         **_function(None if part is None else part.op, "POST", ""),
     }
+
+
+def _activation(step: Step) -> Activation | None:
+    """Give what a step's epilogue is (see `refusal`)."""
+    part = step.epilogue[0] if step.epilogue else None
+    assert part is None or isinstance(part, Activation)
+    return part
 
 
 def _affine(frame: Frame, index: int) -> tuple[Any, Args]:
