@@ -38,8 +38,10 @@ from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.watch import Watch
-from torchdelta.runtime.windows import Border, Mask, Window, check_mask, window_size
+from torchdelta.runtime.windows import Border, Mask, Window, check_mask, snug_size, window_size
 
+# windows with so many times the frame's pixels are worth a word
+MUCH_LARGER = 1.25
 THE_CAMERA_MOVES = "the camera moves"
 
 
@@ -172,9 +174,16 @@ class MovingSession:
 
     def _note_window(self) -> None:
         h, w = self.window
-        self.notes.append(
-            f"cameras are followed on windows of {h}x{w}, made in {self._making_s:.1f} s"
-        )
+        note = f"cameras are followed on windows of {h}x{w}, made in {self._making_s:.1f} s"
+        snug = snug_size(self.plan.size, self.plan.total_stride)
+        if self._growth >= MUCH_LARGER and snug is not None:
+            own_h, own_w = self.plan.size
+            note += (
+                f"; they have {self._growth - 1:.0%} more pixels than the frames of {own_h}x{own_w}"
+                f", and cost as much more: frames of {snug[0]}x{snug[1]} would have windows no "
+                "larger than that"
+            )
+        self.notes.append(note)
 
     def _window_ready(self) -> bool:
         """Have the network compiled for windows, in the background; say whether it is by now."""

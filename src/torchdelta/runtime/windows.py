@@ -61,6 +61,15 @@ def window_size(size: Size, stride: Size) -> Size:
     return h, w
 
 
+def snug_size(size: Size, stride: Size) -> Size | None:
+    """Give the largest size of frames whose windows have no more pixels each way than these have.
+
+    None where no such frames are left.
+    """
+    h, w = (n // s * s - s for n, s in zip(size, stride, strict=True))
+    return (h, w) if min(h, w) > 0 else None
+
+
 def place(
     plan: Plan, device: torch.device, before: Size, window: Window | None, roi: Mask | None,
     *, whole: bool,
