@@ -151,6 +151,7 @@ def test_steps_add_up_by_operation() -> None:
 def lines_of(times: Times) -> str:
     record = {
         **report.figures(times, by_median=False), "active": None, "quality": None, "prepared": True,
+        "following": None,
     }  # fmt: skip
     return "\n".join(report._result_lines(record))
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from torchdelta.bench.peers import Peer, peer_settings
 from torchdelta.bench.quality import Quality, Reference
 from torchdelta.errors import FrameError
+from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.frames import Frame
+from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Result, Session
 from torchdelta.runtime.stats import FrameStats, StepStats
 
@@ -33,10 +35,14 @@ SETTLE_S = 0.02
 
 @dataclass(frozen=True)
 class Moment:
-    """One frame of each stream, in order of the slots, and what decoding it took (per frame)."""
+    """One frame of each stream, in order of the slots, and what decoding it took (per frame).
+
+    vectors: the decoder's motion vectors of each, where they were asked for
+    """
 
     frames: Sequence[Frame]
     decode_ms: float | None = None
+    vectors: Sequence[Vectors | None] | None = None
 
 
 @dataclass
@@ -45,6 +51,8 @@ class Times:
 
     ours_ms … changed_input: one entry per step after the first
     peers_ms, reference_ms: one entry per sampled step
+    align_ms: of ours, what estimating the cameras' motion and warping took
+    followed: frames of all streams whose camera was followed
     """
 
     first_ms: float = 0.0
@@ -54,6 +62,8 @@ class Times:
     decode_ms: list[float] = field(default_factory=list)
     peers_ms: dict[str, list[float]] = field(default_factory=dict)
     reference_ms: list[float] = field(default_factory=list)
+    align_ms: list[float] = field(default_factory=list)
+    followed: int = 0
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
@@ -81,13 +91,16 @@ def sampled_steps(count: int, samples: int = SAMPLES) -> list[int]:
 class Race:
     """One session of ours and the peers (none at first), on the same frames.
 
+    Peers run on frames; where ours follows a camera, its results are compared with the dense
+    network on the window.
+
     quality: gathers errors at the sampled steps; None: they would say nothing
     forced:  active sets by step, see `Engine.step`
     """
 
     def __init__(
         self,
-        session: Session,
+        session: Session | MovingSession,
         reference: Reference,
         *,
         quality: Quality | None = None,
@@ -100,10 +113,19 @@ class Race:
         self._samples = 0
         self.streams = [str(n) for n in range(session.slots)]
 
-    def step(self, session: Session, frames: Sequence[Frame]) -> dict[str, Result]:
+    def step(
+        self,
+        session: Session | MovingSession,
+        frames: Sequence[Frame],
+        vectors: Sequence[Vectors | None] | None = None,
+    ) -> dict[str, Result]:
         """Run one frame of each stream; raises FrameError for one that is refused."""
         given = dict(zip(self.streams, frames, strict=True))
-        results = session.step(given, forced=self._forced)
+        if isinstance(session, MovingSession):
+            known = dict(zip(self.streams, vectors or [None] * len(frames), strict=True))
+            results = session.step(given, vectors=known)
+        else:
+            results = session.step(given, forced=self._forced)
         for result in results.values():
             if result.error is not None:
                 raise FrameError(str(result.error))
@@ -139,7 +161,8 @@ class Race:
             frames = self.place(moment.frames)
             if others_ran:
                 self._settle()
-            results, ms = timed(partial(self.step, self.session, frames), self._device)
+            step = partial(self.step, self.session, frames, moment.vectors)
+            results, ms = timed(step, self._device)
             # may wait for the device, and is not timed
             stats = [result.stats for result in results.values()]
             others_ran = False
@@ -149,6 +172,8 @@ class Race:
                 times.ours_ms.append(ms / len(frames))
                 times.mac_share.append(sum(s.mac_share for s in stats) / len(stats))
                 times.changed_input.append(sum(s.changed_input for s in stats) / len(stats))
+                times.align_ms.append(sum(s.align_ms for s in stats) / len(stats))
+                times.followed += sum(r.aligned is not None for r in results.values())
                 if moment.decode_ms is not None:
                     times.decode_ms.append(moment.decode_ms)
                 if index in sampled:
@@ -179,20 +204,27 @@ class Race:
         if self.quality is not None:
             # one stream at a time: the streams are alike, the dense network is slow
             row = index % len(frames)
+            result = results[self.streams[row]]
             published = self.session.published(self.streams[row])
+            shown = x[row : row + 1]
+            if result.aligned is not None:
+                shown = self.reference.shown(frames[row], result.aligned, published)
             self.quality.add(
-                results[self.streams[row]].output,
-                self.reference.dense(x[row : row + 1]),
+                result.output,
+                self.reference.dense(shown),
                 self.reference.dense(published),
                 (published.shape[2], published.shape[3]),
             )
 
     def slowest_steps(
-        self, session: Session, moments: Iterable[Moment], progress: Callable[[FrameStats], None]
+        self,
+        session: Session | MovingSession,
+        moments: Iterable[Moment],
+        progress: Callable[[FrameStats], None],
     ) -> list[StepStats]:
         """Run ours again in a session that times its steps; returns them, the slowest first."""
         for moment in moments:
-            results = self.step(session, self.place(moment.frames))
+            results = self.step(session, self.place(moment.frames), moment.vectors)
             progress(results[self.streams[0]].stats)
             del results
         return sorted(session.stats().per_step(), key=lambda step: -(step.ms or 0.0))

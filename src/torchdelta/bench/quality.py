@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.bench.peers import peer_settings
 from torchdelta.engines.torch_engine import ieee_float32
+from torchdelta.motion.aligned import Aligned
 from torchdelta.plan import Plan
 from torchdelta.quality.compare import (
     ClassTally,
@@ -56,6 +58,16 @@ class Reference:
             checked = check_frame(frame, self.plan, self.device, self.dtype)
             rows.append(self.plan.preprocess.apply(checked, torch.float32).permute(2, 0, 1))
         return torch.stack(rows)
+
+    def shown(self, frame: Frame, aligned: Aligned, published: Tensor) -> Tensor:
+        """Give what a window shows of a frame without gates: [1, C, H, W] float32.
+
+        published: [1, C, H, W], which stands where the frame shows nothing
+        """
+        checked = check_frame(frame, self.plan, self.device, self.dtype)
+        warped = self.plan.preprocess.apply(aligned.warp(checked), torch.float32)
+        here = torch.from_numpy(np.asarray(aligned.mask())).to(self.device)
+        return torch.where(here, warped.permute(2, 0, 1), published.float())
 
     @torch.no_grad()
     def dense(self, x: Tensor) -> Any:

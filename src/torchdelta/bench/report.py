@@ -8,6 +8,7 @@ import math
 import os
 import statistics
 import subprocess
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torchdelta.bench.peers import CudnnFp32
 from torchdelta.console import PlainConsole
 from torchdelta.errors import SinkError
 from torchdelta.report.trust import doubts
+from torchdelta.runtime.moving import MovingSession
 from torchdelta.targets import target_of, write_whole
 
 REFERENCE = CudnnFp32.name
@@ -96,6 +98,28 @@ def doubtful(found: Mapping[str, Any], times: Times) -> list[str]:
         return []
     why = doubts(times.peers_ms[best], found["speedup"], found["mac_share"], best)
     return [f"the speed-up is not to be trusted: {'; '.join(why)}"] if why else []
+
+
+def following(session: MovingSession, times: Times) -> dict[str, Any]:
+    """Say what following cameras came to, since the streams began; times are means per frame.
+
+    window: (h, w);  align_ms: estimating the motion and warping, which is in our times
+    followed_frames: of all streams;  moves: frames with which a window moved
+    reasons: why frames after the streams' first ones were computed whole, and how many
+    """
+    # those of the session as a whole count what was run to warm up
+    stats = [session.stats(stream) for stream in session.streams]
+    reasons = sum((Counter(one.reasons) for one in stats), Counter[str]())
+    for first in ("first frame", "reset"):
+        del reasons[first]
+    return {
+        "window": list(session.window),
+        "align_ms": statistics.fmean(times.align_ms),
+        "followed_frames": times.followed,
+        "moves": sum(one.moves for one in stats),
+        "reasons": dict(reasons),
+        "notes": list(session.notes),
+    }
 
 
 def _speedup(
@@ -231,12 +255,28 @@ def _result_lines(record: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"efficiency  {_number(record['efficiency'])}{of_medians} (MAC share x speedup)"
         )
+    if record["following"] is not None:
+        lines += _following_lines(record)
     first = f"first frame {record['first_ms']:.1f} ms"
     if record["decode_ms"] is not None:
         first += f"; decoding {record['decode_ms']:.2f} ms a frame, in no figure above"
         if record["speedup_with_decoding"] is not None:
             first += f" (with it the speedup is {_number(record['speedup_with_decoding'])}x)"
     return [*lines, first]
+
+
+def _following_lines(record: Mapping[str, Any]) -> list[str]:
+    found = record["following"]
+    h, w = found["window"]
+    whole = "; ".join(f"{n} x {why}" for why, n in found["reasons"].items())
+    whole = whole or "no frame after the first"
+    return [
+        f"following   {record['motion']}: estimation and warp {found['align_ms']:.2f} ms a frame, "
+        f"in our times above; {found['followed_frames']} frames followed on windows of {h}x{w}",
+        f"            the window moved with {found['moves']} frames; computed whole: {whole}",
+        "            the peers run on the frame; quality is measured against the dense network on "
+        "the window",
+    ]
 
 
 def _quality_lines(record: Mapping[str, Any]) -> list[str]:
@@ -249,8 +289,9 @@ def _quality_lines(record: Mapping[str, Any]) -> list[str]:
     def both(key: str, what: Mapping[str, Any]) -> str:
         return f"{what[key]['mean']:.4f} (worst {what[key]['worst']:.4f})"
 
+    where = "the window" if record["following"] is not None else "the frame"
     lines = [
-        f"quality     error {both('error', quality)} against dense on the frame, layer error "
+        f"quality     error {both('error', quality)} against dense on {where}, layer error "
         f"{both('layer_error', quality)} against dense on the published input"
     ]
     if len(quality["outputs"]) > 1:

@@ -432,12 +432,19 @@ def bench(
     peers: PeersOption = None,
     frames: FramesOption = None,
     sample: SampleOption = 20,
+    motion: MotionOption = Motion.none,
+    border: BorderOption = Border.keep,
     steps: StepsOption = False,
     json: RecordOption = None,
 ) -> None:
     """Measure speed and quality against other runtimes, in one run on the same frames."""
     if (source is None) == (active is None):
         raise typer.BadParameter("give one of --source CLIP and --active SHARE")
+    if active is not None and motion is not Motion.none:
+        raise typer.BadParameter(
+            "--active forces maps of a fixed camera active, and --motion follows one that moves; "
+            "give --motion with --source CLIP"
+        )
     with _consoles(json) as (out, log, alone):
         precheck(
             model,
@@ -464,6 +471,8 @@ def bench(
             peers=peers,
             frames=frames,
             sample=sample,
+            motion=motion,
+            border=border,
             steps=steps,
             json=json,
         )

@@ -29,13 +29,15 @@ from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.cli.clip import Clip, Made, Material
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.info import cpu
-from torchdelta.cli.options import Dtype, Engine
+from torchdelta.cli.options import Border, Dtype, Engine, Motion
 from torchdelta.cli.outputs import check_outputs
 from torchdelta.cli.precheck import inputs_of
 from torchdelta.cli.progress import Meter
 from torchdelta.console import PlainConsole
 from torchdelta.engines import PREFERENCE
 from torchdelta.errors import EngineError
+from torchdelta.runtime.moving import MovingSession
+from torchdelta.runtime.session import Session
 
 # frames that ours runs before anything is timed
 WARM_UP_FRAMES = 4
@@ -53,6 +55,7 @@ class BenchOptions:
     size:   (h, w), or "model": what the model was made for
     active: share of every map that is forced active; 0: the same frame again, nothing forced
     sample: frames of a clip on which the peers run and quality is measured
+    motion, border: as for `run`; only with a source
     """
 
     model: str
@@ -69,6 +72,8 @@ class BenchOptions:
     peers: str | None = None
     frames: int | None = None
     sample: int = SAMPLES
+    motion: Motion = Motion.none
+    border: Border = Border.keep
     steps: bool = False
     json: Path | None = None
 
@@ -133,7 +138,10 @@ def measure(
     race.peers, left_out = lineup.prepare(work, lambda: _right(race.reference, x, allowance))
     with Meter(log, material.count) as meter:
         times = race.run(material.moments(), _sampled(options, material), meter.add)
-    state_bytes = race.session.state_bytes + race.session.engine.scratch_bytes
+    session, moving = race.session, isinstance(race.session, MovingSession)
+    ran = session.engines if isinstance(session, MovingSession) else [session.engine]
+    state_bytes = session.state_bytes + sum(engine.scratch_bytes for engine in ran)
+    following = report.following(session, times) if isinstance(session, MovingSession) else None
     steps = _slowest_steps(options, compiled, race, material, log) if options.steps else None
     notes = [*loaded.notes, *left_out]
     if options.engine is Engine.auto and compiled.engine == SLOWEST:
@@ -144,15 +152,18 @@ def measure(
         notes.append("the peers run the same prepared weights as ours")
     return {
         **_conditions(options, loaded, compiled, material),
-        "grain": race.session.grain,
+        "grain": list(session.grains) if isinstance(session, MovingSession) else session.grain,
+        "motion": options.motion.value,
+        "border": options.border.value if moving else None,
+        "following": following,
         **figures,
         "quality": race.quality.summary() if race.quality else None,
         "state_bytes": state_bytes,
-        "values_bytes": race.session.state_bytes,
-        "weight_bytes": race.session.engine.weight_bytes,
+        "values_bytes": session.state_bytes,
+        "weight_bytes": sum(engine.weight_bytes for engine in ran),
         "peak_rss_bytes": peak_rss_bytes,
         "device": _device_name(device),
-        "isa": getattr(race.session.engine, "isa", None),
+        "isa": getattr(session.engine, "isa", None),
         "threads": work.threads,
         "versions": _versions(device, race.peers),
         "commit": report.commit() or torchdelta.__version__,
@@ -176,6 +187,7 @@ def _material(options: BenchOptions, loaded: LoadedModel) -> Material:
             options.source, gray=loaded.channels == 1,
             size=loaded.frame_size(options.size),
             streams=options.streams, frames=options.frames,
+            vectors=options.motion in (Motion.codec, Motion.auto),
         )  # fmt: skip
     assert options.active is not None
     size = loaded.frame_size(options.size) or loaded.frame_size("model")
@@ -204,11 +216,29 @@ def _race(options: BenchOptions, loaded: LoadedModel, compiled: CompiledModel) -
         forced = forced_masks(compiled.plan, options.active, compiled.device)
     quality = Quality(loaded.channels, value_range, trained=loaded.has_weights)
     return Race(
-        compiled.session(slots=options.streams, grain=options.grain),
+        _session(options, compiled),
         reference,
         quality=quality if options.active is None else None,
         forced=forced,
     )
+
+
+def _session(
+    options: BenchOptions, compiled: CompiledModel, *, timed: bool = False
+) -> Session | MovingSession:
+    if options.motion is Motion.none:
+        return compiled.session(slots=options.streams, grain=options.grain, timed=timed)
+    # names that `CompiledModel.session` knows
+    motion: Any = options.motion.value
+    border: Any = options.border.value
+    session = compiled.session(
+        slots=options.streams, motion=motion, border=border, grain=options.grain, timed=timed
+    )
+    if options.motion is Motion.auto:
+        # the network is compiled for windows beforehand: else it would be while frames are timed
+        compiled.session(motion="features")
+        session.waits = True
+    return session
 
 
 def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
@@ -219,12 +249,16 @@ def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
     """
     allowance, inputs = 0.0, race.reference.input(race.place(moments[0].frames))
     for index, moment in enumerate(moments):
-        results = race.step(race.session, race.place(moment.frames))
+        results = race.step(race.session, race.place(moment.frames), moment.vectors)
         if index:
             continue
         allowance = race.reference.allowance(inputs[:1])
         for row, stream in enumerate(race.streams):
-            dense = race.reference.dense(inputs[row : row + 1])
+            # of a camera that is followed the frame lies in a window; its first one is published
+            seen = inputs[row : row + 1]
+            if results[stream].aligned is not None:
+                seen = race.session.published(stream)
+            dense = race.reference.dense(seen)
             wrong = difference(results[stream].output, dense, allowance)
             if wrong is not None:
                 raise EngineError(
@@ -244,7 +278,7 @@ def _slowest_steps(
     log: PlainConsole,
 ) -> list[dict[str, Any]]:
     """Run once more, each step timed, which would have cost the others time."""
-    session = compiled.session(slots=options.streams, grain=options.grain, timed=True)
+    session = _session(options, compiled, timed=True)
     count = min(STEP_FRAMES, material.count)
     with Meter(log, count) as meter:
         steps = race.slowest_steps(session, islice(material.moments(), count), meter.add)

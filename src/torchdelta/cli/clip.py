@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from torchdelta.bench.forced import changed_inside, disc_mask, made_frame
 from torchdelta.bench.measure import Moment
 from torchdelta.cli.feed import Size, resized
 from torchdelta.errors import SourceError
-from torchdelta.video.source import open_source
+from torchdelta.motion.vectors import Vectors
+from torchdelta.video.source import Source, open_source
 
 Picture = NDArray[np.uint8]
 
@@ -42,78 +43,98 @@ class Material(Protocol):
         """Play all streams from their beginnings, `count` frames of each."""
 
 
+class Played(NamedTuple):
+    """A decoded picture, what decoding and resizing it took, and its motion vectors."""
+
+    picture: Picture
+    ms: float
+    vectors: Vectors | None
+
+
 class Clip:
     """A video file or a folder of images; stream n of N begins at n/N of it.
 
     Several streams play it from memory, decoded and resized once, where it fits.
+    vectors: with the decoder's motion vectors
     Raises: SourceError where it cannot be read to the end, cannot be played twice (a camera), or
     holds fewer than two frames.
     """
 
     def __init__(
-        self, spec: str, *, gray: bool, size: Size | None, streams: int, frames: int | None
+        self,
+        spec: str,
+        *,
+        gray: bool,
+        size: Size | None,
+        streams: int,
+        frames: int | None,
+        vectors: bool = False,
     ) -> None:
         if spec.isdecimal():
             raise SourceError(
                 f"camera {spec} cannot be played twice; record a clip (run --save) and give that"
             )
         self._spec, self._gray, self._streams = spec, gray, streams
-        with open_source(spec, gray=gray) as source:
+        self._vectors = vectors
+        with open_source(spec, gray=gray, vectors=vectors) as source:
             self.name: str | None = source.name
             self.size = size or source.size
             # several streams begin all over the clip, so they need its whole length
             end = frames if streams == 1 else None
-            # pictures, and what decoding and resizing each has taken
-            self._kept: list[tuple[Picture, float]] | None = [] if streams > 1 else None
+            self._kept: list[Played] | None = [] if streams > 1 else None
             self._length = self._count(source, end)
         self.count = min(frames or self._length, self._length)
         if self.count < 2:
             raise SourceError(f"{spec}: one frame only; the first one is computed whole and apart")
 
-    def _count(self, source: Iterator[Picture], end: int | None) -> int:
+    def _count(self, source: Source, end: int | None) -> int:
         """Count the frames, and keep them where they are wanted and fit."""
         if self._kept is None:
             return sum(1 for _ in islice(source, end))
         count = kept_bytes = 0
-        for picture, ms in self._decode(islice(source, end)):
+        for played in islice(self._decode(source), end):
             count += 1
-            kept_bytes += picture.nbytes
+            kept_bytes += played.picture.nbytes
             if kept_bytes > KEPT_BYTES:
                 self._kept = None
             if self._kept is not None:
-                self._kept.append((picture, ms))
+                self._kept.append(played)
         return count
 
-    def _decode(self, frames: Iterator[Picture]) -> Iterator[tuple[Picture, float]]:
-        """Give each frame at the wanted size, with the ms that decoding and resizing took."""
+    def _decode(self, source: Source) -> Iterator[Played]:
+        """Give each frame at the wanted size."""
         start = time.perf_counter()
-        for frame in frames:
+        for frame in source:
             picture = resized(frame, self.size)
-            yield picture, (time.perf_counter() - start) * 1e3
+            yield Played(picture, (time.perf_counter() - start) * 1e3, source.vectors)
             start = time.perf_counter()
 
-    def _play(self, stream: int) -> Iterator[tuple[Picture, float]]:
+    def _play(self, stream: int) -> Iterator[Played]:
         """Play for ever, from the stream's own beginning; after the last frame comes the first."""
         start = stream * self._length // self._streams
         while True:
             if self._kept is not None:
                 yield from self._kept[start:]
             else:
-                with open_source(self._spec, gray=self._gray) as source:
-                    yield from self._decode(islice(source, start, None))
+                with open_source(self._spec, gray=self._gray, vectors=self._vectors) as source:
+                    yield from islice(self._decode(source), start, None)
             start = 0
 
     def peek(self, count: int) -> Picture:
         """Give the first frames of the clip: [n, H, W, C] uint8."""
         played = islice(self._play(0), min(count, self.count))
-        return np.stack([picture for picture, _ in played])
+        return np.stack([one.picture for one in played])
 
     def moments(self) -> Iterator[Moment]:
         """Play all streams from their beginnings."""
         players = [self._play(n) for n in range(self._streams)]
         for _ in range(self.count):
-            frames, times_ms = zip(*(next(player) for player in players), strict=True)
-            yield Moment(frames, statistics.fmean(times_ms))
+            now = [next(player) for player in players]
+            yield Moment(
+                [one.picture for one in now],
+                statistics.fmean(one.ms for one in now),
+                [one.vectors for one in now] if self._vectors else None,
+            )
 
 
 class Made:

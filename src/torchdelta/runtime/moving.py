@@ -141,6 +141,11 @@ class MovingSession:
         return [name for name, camera in self._cameras.items() if camera.aligner is not None]
 
     @property
+    def engines(self) -> list[Engine]:
+        """What streams run on now: on frames, on windows, or on both."""
+        return [session.engine for session in self._open()]
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of all slots' state, on frames and on windows."""
         return sum(session.state_bytes for session in self._open())

@@ -29,6 +29,7 @@ class FrameStats:
     reason:        why everything was recomputed ("first frame", "reset", "refresh" or the refresh's
                    own reason, a jump of the window), else None
     moved:         whether the stream's window moved with it
+    align_ms:      of ms, what estimating a camera's motion and warping the frame took
     """
 
     frame: int
@@ -39,6 +40,7 @@ class FrameStats:
     ms: float
     reason: str | None = None
     moved: bool = False
+    align_ms: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -237,11 +239,12 @@ class CountedStep:
         found = self._found.get(stream)
         if found is None:
             report = self.report(stream)
-            ms = report.ms + self.shared_ms + self.spent_ms.get(stream, 0.0)
+            spent_ms = self.spent_ms.get(stream, 0.0)
+            ms = report.ms + self.shared_ms + spent_ms
             frame = self.frames[list(self.slots).index(stream)]
             found = self._found[stream] = frame_stats(
                 self.plan, self.whole, report, frame, ms, self.reasons.get(stream),
-                stream in self.moved,
+                stream in self.moved, spent_ms,
             )  # fmt: skip
         return found
 
@@ -326,7 +329,7 @@ def _larger(plan: Plan, whole: Plan) -> float:
 
 def frame_stats(
     plan: Plan, whole: Plan, report: SlotReport, frame: int, ms: float, reason: str | None,
-    moved: bool,
+    moved: bool, align_ms: float = 0.0,
 ) -> FrameStats:  # fmt: skip
     """Turn an engine's counts into shares.
 
@@ -334,11 +337,11 @@ def frame_stats(
     """
     larger = _larger(plan, whole)
     if reason is not None:
-        return FrameStats(frame, True, 1.0, larger, larger, ms, reason)
+        return FrameStats(frame, True, 1.0, larger, larger, ms, reason, align_ms=align_ms)
     # plain Python: after another network's run, the first call into a library takes 0.1 ms
     active, work = report.active_px, report.work_px
     spent = worked = larger * sum(map(mul, plan.mac_share_per_px, active))
     if work is not active:
         worked = larger * sum(map(mul, plan.mac_share_per_px, work))
     changed = report.input_px / prod(whole.size)
-    return FrameStats(frame, False, changed, spent, worked, ms, moved=moved)
+    return FrameStats(frame, False, changed, spent, worked, ms, moved=moved, align_ms=align_ms)
