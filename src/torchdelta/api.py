@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchdelta.apart import apart, default_float32
 from torchdelta.arguments import finite, pair, several
 from torchdelta.capture.export import CAPTURES, export, prepare_copy, twin
 from torchdelta.capture.purity import check_stateless
@@ -44,6 +45,7 @@ DTYPES = {
 MAX_PLANS = 8
 
 
+@apart
 def compile(
     model: nn.Module,
     example: Tensor,
@@ -222,9 +224,10 @@ class CompiledModel:
 
     def _make_engine(self, example: Tensor, *, first: bool = False) -> Engine:
         """Make a plan for frames like the example [N, C, H, W], and what runs it."""
-        with CAPTURES:
-            plan = self._make_plan(example, first=first)
-        return make(self._engine_type, plan, self.device, self.dtype, tf32=self.tf32)
+        with default_float32():
+            with CAPTURES:
+                plan = self._make_plan(example, first=first)
+            return make(self._engine_type, plan, self.device, self.dtype, tf32=self.tf32)
 
     def _make_plan(self, example: Tensor, *, first: bool) -> Plan:
         """Capture, build and check a plan for frames like the example [N, C, H, W].
@@ -250,6 +253,7 @@ class CompiledModel:
         """Bring one frame [H, W, C] to the model's [1, C, H, W]."""
         return self._preprocess.apply(frame, dtype).permute(2, 0, 1).unsqueeze(0).contiguous()
 
+    @apart
     def __call__(
         self,
         frame: Tensor | np.ndarray,
@@ -310,7 +314,8 @@ class CompiledModel:
             warnings.warn(
                 f"frames are {h}x{w} from here on, no longer {h0}x{w0}: what was kept of those is "
                 "dropped, and the next frame is computed whole",
-                stacklevel=3,
+                # the caller of `__call__`, which is wrapped
+                stacklevel=4,
             )
         # the last one's memory is free before the next one takes some
         before = self._called = None
@@ -374,6 +379,7 @@ class CompiledModel:
         border: Border = "keep", grain: int | None = None, views: bool = False,
         timed: bool = False,
     ) -> MovingSession: ...  # fmt: skip
+    @apart
     def session(
         self,
         slots: int = 1,
@@ -405,11 +411,13 @@ class CompiledModel:
         return self._open_moving(size, slots, motion, border, views=views, timed=timed, grain=grain)
 
     @property
+    @apart
     def stats(self) -> StreamStats:
         """Statistics of the frames this model was called with, since it last began anew."""
         session = self._called
         return StreamStats(self.plan) if session is None else session.stats()
 
+    @apart
     def explain(self, *, moves: bool = False) -> str:
         """Return the plan as a table: step, shape, MACs, state, sparse or dense and why; a verdict.
 
@@ -422,13 +430,14 @@ class CompiledModel:
             engine.notes(), moves=moves,
         )  # fmt: skip
 
+    @apart
     def preprocess(self, frame: Frame) -> Tensor:
         """Give one frame as the model sees it: [1, C, H, W] in the compute dtype."""
         plan = self._engine_at(_frame_size(frame)).plan
         checked = check_frame(frame, plan, self.device, self.dtype)
         return self._input(checked.to(self.device), self.dtype)
 
-    @torch.no_grad()
+    @apart
     def dense(self, x: Tensor) -> Any:
         """Run the original model, whole and eager, on an input as the model sees it.
 
@@ -440,7 +449,7 @@ class CompiledModel:
                 self._dense = dense.to(self.device, self.dtype).to(
                     memory_format=torch.channels_last
                 )
-        with ieee_float32(self.device):
+        with default_float32(), ieee_float32(self.device):
             return self._dense(x.contiguous(memory_format=torch.channels_last))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchdelta.apart import apart
 from torchdelta.capture.export import Captured, find_batch_mixing, in_float64
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import CaptureError
@@ -113,6 +114,7 @@ def _difference(mine: Any, expected: Any) -> str | None:
     return None
 
 
+@apart
 def relative_error(a: Any, b: Any) -> float:
     """Give the relative L2 error of a against b over all tensors of two results.
 

@@ -55,7 +55,8 @@ def prepare_copy(model: nn.Module) -> nn.Module:
         warnings.warn(
             f"{what} in train mode; torchdelta captures it in eval mode "
             "(call model.eval() to silence this)",
-            stacklevel=4,
+            # whoever called `compile`, which is wrapped
+            stacklevel=5,
         )
         twin.eval()
     elif modules:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torchdelta.apart import apart
 from torchdelta.arguments import finite
 from torchdelta.motion.estimate import Motion
 from torchdelta.motion.homography import Homography, Points, Size, inverse, resizing, through
@@ -72,10 +73,12 @@ class Aligned:
         """The frame's pixel centres to the window's."""
         return to_window(self.pose, self.origin)
 
+    @apart
     def mask(self) -> Mask:
         """Mark the window pixels that the frame shows: bool [H, W]."""
         return valid_mask(self.to_window, self.frame, self.window)
 
+    @apart
     def warp(self, frame: Array) -> Array:
         """Bring the frame [h, w, C] into the window: [H, W, C], same kind, dtype and device.
 
@@ -83,6 +86,7 @@ class Aligned:
         """
         return warp(frame, self.to_window, self.window, self.scratch)
 
+    @apart
     def warp_and_mark(self, frame: Array) -> tuple[Array, Mask]:
         """Do what `warp` and `mask` do, at once."""
         return warp_and_mark(frame, self.to_window, self.window, self.scratch)
@@ -111,6 +115,7 @@ class Aligned:
         sides = (left[:, 0], top[:, 1], right[:, 0], bottom[:, 1])
         return np.stack(sides, 1).reshape(given.shape)
 
+    @apart
     def to_frame_map(self, values: Array, stride: float = 1, fill: float = 0) -> Array:
         """Bring a dense map of the network's output into the frame.
 
@@ -133,7 +138,9 @@ class Aligned:
         mode = "bilinear" if smooth else "nearest"
         sampled = F.grid_sample(planes, grid.to(planes.dtype), mode, "border", align_corners=True)
         # half a pixel beyond the outermost centres the map still has something to say
-        reach = torch.tensor([1 + 1 / max(1, w - 1), 1 + 1 / max(1, h - 1)], device=grid.device)
+        reach = torch.tensor(
+            [1 + 1 / max(1, w - 1), 1 + 1 / max(1, h - 1)], dtype=grid.dtype, device=grid.device
+        )
         outside = (grid[0].abs() > reach).any(-1)
         sampled = sampled[0].masked_fill(outside, fill).to(values.dtype)
         return sampled.reshape(*values.shape[:-2], *out)

@@ -120,7 +120,7 @@ def _reduced_there(frame: Tensor, size: Size, lo: float, hi: float) -> Grey:
     """Reduce on the frame's device, so that only the small picture travels."""
     channels = frame.shape[2]
     weights = LUMA if channels == 3 else (1 / channels,) * channels
-    values = frame.float() @ torch.tensor(weights, device=frame.device)
+    values = frame.float() @ torch.tensor(weights, dtype=torch.float32, device=frame.device)
     if frame.is_floating_point():
         values = (values - lo) * (255 / (hi - lo))
     small = F.interpolate(values.nan_to_num(127)[None, None], size=size, mode="area")[0, 0]

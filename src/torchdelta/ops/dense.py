@@ -7,6 +7,7 @@ result is gated like any other: everything behind it stays sparse.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchdelta.apart import default_float32
 from torchdelta.ops.base import EVERYTHING, Footprint, Op, Size, Weights
 from torchdelta.ops.move import to_model_layout, to_state_layout
 
@@ -38,6 +40,7 @@ class Dense(Op):
 
     args and kwargs are trees with `Arg`, `Const` and plain values; `item` picks one of several
     results. The batch size is 1. `shapes` are whole shapes, a leading batch of 1 included.
+    by_default: it makes floating point of whole numbers, in what PyTorch's default dtype says
     """
 
     name: ClassVar[str] = "dense"
@@ -48,6 +51,7 @@ class Dense(Op):
     shapes: tuple[tuple[int, ...], ...]
     flops_macs: int = 0
     item: int | None = None
+    by_default: bool = False
 
     def fixed(self, in_sizes: Sequence[Size]) -> str | None:
         """Nothing is known about it."""
@@ -72,7 +76,8 @@ class Dense(Op):
             return leaf
 
         args, kwargs = pytree.tree_map(fill, (list(self.args), dict(self.kwargs)))
-        out = self.target(*args, **kwargs)
+        with default_float32() if self.by_default else nullcontext():
+            out = self.target(*args, **kwargs)
         if self.item is not None:
             out = out[self.item]
         assert isinstance(out, torch.Tensor)

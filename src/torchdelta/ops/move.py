@@ -75,7 +75,11 @@ class Remap(Op):
 
     @cached_property
     def _channels(self) -> Tensor | None:
-        return None if self.channels_from is None else torch.tensor(self.channels_from)
+        return (
+            None
+            if self.channels_from is None
+            else torch.tensor(self.channels_from, dtype=torch.int64)
+        )
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Move all pixels."""

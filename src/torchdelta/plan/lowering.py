@@ -252,6 +252,7 @@ class Lowering:
 
         tree_args, tree_kwargs = pytree.tree_map(note, (list(args), kwargs))
         macs = self._count_macs(self.node)
+        dtypes = [d.dtype for d in inputs] + [w.dtype for w in weights.values()]
 
         def make(item: int | None, meta: Any) -> Draft:
             if not isinstance(meta, Tensor):
@@ -263,6 +264,7 @@ class Lowering:
                 shapes=tuple(d.whole for d in inputs),
                 flops_macs=macs if not item else 0,
                 item=item,
+                by_default=meta.is_floating_point() and not any(map(_floats, dtypes)),
             )
             return self.add(op, inputs, weights, meta=meta, reason=reason)
 
@@ -360,6 +362,11 @@ def _refusal(reasons: list[str]) -> CaptureError:
 def _input_of(program: ExportedProgram) -> fx.Node:
     names = set(program.graph_signature.user_inputs)
     return next(n for n in program.graph.nodes if n.op == "placeholder" and n.name in names)
+
+
+def _floats(dtype: torch.dtype | None) -> bool:
+    """Whether a draft's dtype is one of floating point; None is what the session computes in."""
+    return dtype is None or dtype.is_floating_point or dtype.is_complex
 
 
 def shape_of(whole: tuple[int, ...]) -> tuple[int, ...]:

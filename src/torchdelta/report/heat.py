@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from torchdelta.apart import apart
+
 
 class CountedStep(Protocol):
     """What is read of a step: its name and its dense MACs per frame."""
@@ -32,6 +34,7 @@ class CountedPlan(Protocol):
         """The steps, each a `CountedStep`."""
 
 
+@apart
 def heat_map(
     plan: CountedPlan, active: Mapping[str, torch.Tensor], size: tuple[int, int]
 ) -> NDArray[np.float32]:
@@ -56,10 +59,12 @@ def heat_map(
     for step in counted:
         by_resolution[tuple(active[step.name].shape)].append(step)
 
-    picture = torch.zeros(size)
+    picture = torch.zeros(size, dtype=torch.float32)
     for steps in by_resolution.values():
         masks = torch.stack([active[step.name] for step in steps])
-        shares = torch.tensor([step.macs / total_macs for step in steps], device=masks.device)
+        shares = torch.tensor(
+            [step.macs / total_macs for step in steps], dtype=torch.float32, device=masks.device
+        )
         share = torch.tensordot(shares, masks.to(shares.dtype), dims=1)
         # "area" averages what lies under a pixel, whether that is many outputs or part of one
         picture += F.interpolate(share[None, None], size=size, mode="area")[0, 0].cpu()

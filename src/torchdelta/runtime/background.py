@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from torchdelta.apart import apart
+
 T = TypeVar("T")
 
 
@@ -19,7 +21,7 @@ def in_background(work: Callable[[], T], name: str) -> Future[T]:
 
     def run() -> None:
         try:
-            future.set_result(work())
+            future.set_result(apart(work)())
         except BaseException as error:
             future.set_exception(error)
 

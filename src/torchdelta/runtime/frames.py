@@ -138,5 +138,6 @@ def warn_range(frame: Tensor, preprocess: Preprocess) -> None:
         warnings.warn(
             f"frame values run from {low:.3g} to {high:.3g}, the input range is "
             f"{preprocess.lo:g}..{preprocess.hi:g}: pass input_range=(lo, hi) to compile",
-            stacklevel=3,
+            # whoever called `step`, which is wrapped
+            stacklevel=4,
         )

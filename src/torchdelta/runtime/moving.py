@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchdelta.apart import apart
 from torchdelta.engines import Engine
 from torchdelta.errors import CaptureError, FrameError, StreamError
 from torchdelta.motion.align import RELATIVE_TO, Aligner
@@ -211,6 +212,7 @@ class MovingSession:
 
     # ---------------------------------------------------------------------------- streams
 
+    @apart
     def join(self, stream: str) -> int:
         """Take a free slot for a stream; its first frame is computed whole. Returns the slot.
 
@@ -264,6 +266,7 @@ class MovingSession:
         if self._moving is not None and not self._moving.streams:
             self._moving = None
 
+    @apart
     def leave(self, stream: str) -> None:
         """Free a stream's slot. Raises: StreamError for an unknown stream."""
         with self._lock:
@@ -271,6 +274,7 @@ class MovingSession:
             del self._cameras[stream]
             self._close_empty()
 
+    @apart
     def reset(self, stream: str) -> None:
         """Forget everything about a stream; its next frame is a first frame.
 
@@ -285,6 +289,7 @@ class MovingSession:
                 camera.aligner.reset()
             self._session(camera).reset(stream)
 
+    @apart
     def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
         """Recompute everything at the next frame of a stream (or of all), where it is placed then.
 
@@ -297,6 +302,7 @@ class MovingSession:
 
     # ----------------------------------------------------------------------------- frames
 
+    @apart
     def step(
         self,
         frames: Mapping[str, Frame],
@@ -490,6 +496,7 @@ class MovingSession:
 
     # -------------------------------------------------------------------------- questions
 
+    @apart
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together; see `Session.stats`."""
         with self._lock:
@@ -499,21 +506,25 @@ class MovingSession:
                 session.stats()
             return self._total.copy()
 
+    @apart
     def published(self, stream: str) -> Tensor:
         """Copy what the network has been shown of a stream; see `Session.published`."""
         with self._lock:
             return self._session(self._known(stream)).published(stream)
 
+    @apart
     def audit(self, stream: str) -> Audit:
         """Check a stream's state; see `Session.audit`."""
         with self._lock:
             return self._session(self._known(stream)).audit(stream)
 
+    @apart
     def profile(self, stream: str) -> Profile:
         """Give the profile in force, with the scales measured on this stream."""
         with self._lock:
             return self._session(self._known(stream)).profile(stream)
 
+    @apart
     def explain(self) -> str:
         """Return the plans that streams run now as tables: on frames, on windows, or both."""
         with self._lock:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from torchdelta.apart import apart
 from torchdelta.engines import Deferred, SlotReport
 from torchdelta.errors import FrameError
 from torchdelta.motion.aligned import Aligned, Array
@@ -67,6 +68,7 @@ class Result:
         frames: StepFrames = self._or_raise(self._frames)
         return frames
 
+    @apart
     def report(self) -> SlotReport:
         """Give the engine's report; waits for the device. Raises FrameError for a refused frame."""
         if isinstance(self._report, Deferred):
@@ -80,6 +82,7 @@ class Result:
         return what
 
     @property
+    @apart
     def output(self) -> Any:
         """The network's result, same structure as model(frame) with a batch of 1.
 
@@ -90,11 +93,13 @@ class Result:
         return self._or_raise(self._output)
 
     @property
+    @apart
     def changed(self) -> Tensor:
         """Published input pixels, bool [H, W]; raises FrameError for a refused frame."""
         return self._mask(self.plan.input)
 
     @property
+    @apart
     def output_changed(self) -> Any:
         """Published output pixels, like `output`; raises FrameError for a refused frame."""
         leaves: list[Any] = []
@@ -103,6 +108,7 @@ class Result:
         return pytree.tree_unflatten(leaves, self.plan.out_spec)
 
     @property
+    @apart
     def active(self) -> dict[str, Tensor] | None:
         """Active sets by step name, where they were asked for; raises FrameError if refused."""
         if self.error is not None or not self._step().record:
@@ -166,6 +172,7 @@ class Result:
         return Counted(self._step().counted, self.stream)
 
     @property
+    @apart
     def stats(self) -> FrameStats:
         """Counts of this frame; raises FrameError for a refused frame."""
         return self._step().counted.of(self.stream)

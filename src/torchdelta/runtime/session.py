@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
+from torchdelta.apart import apart
 from torchdelta.engines import Deferred, Engine, Move, SlotReport
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.plan import Plan, explain
@@ -66,7 +67,9 @@ class Session:
         )  # fmt: skip
         self._thresholds = Thresholds(engine.plan, tolerance, profile)
         self._to_full_scale = torch.tensor(
-            engine.plan.preprocess.per_full_scale(engine.plan.shape[0]), device=engine.device
+            engine.plan.preprocess.per_full_scale(engine.plan.shape[0]),
+            dtype=torch.float32,
+            device=engine.device,
         )
         self._slots: dict[str, int] = {}
         self._stats: dict[str, StreamStats] = {}
@@ -109,6 +112,7 @@ class Session:
         """Bytes of all slots' state."""
         return self._state.bytes
 
+    @apart
     def join(self, stream: str) -> int:
         """Take a free slot for a stream; its first frame is computed whole. Returns the slot.
 
@@ -138,6 +142,7 @@ class Session:
         check_known(stream, self._slots)
         return self._slots[stream]
 
+    @apart
     def leave(self, stream: str) -> None:
         """Free a stream's slot. Raises: StreamError for an unknown stream."""
         with self._lock:
@@ -150,6 +155,7 @@ class Session:
         self._resting.pop(stream, None)
         self._uncounted.forget(stream)
 
+    @apart
     def hand_over(self, stream: str, to: Session, reason: str) -> None:
         """Let a stream go on in another session of the same network, with its statistics.
 
@@ -166,6 +172,7 @@ class Session:
                 self._uncounted.hand_over(stream, to._uncounted)
             self._leave(stream)
 
+    @apart
     def reset(self, stream: str) -> None:
         """Forget everything about a stream; its next frame is a first frame, its window at (0, 0).
 
@@ -175,6 +182,7 @@ class Session:
             self._known(stream)
             self._start(stream, "reset")
 
+    @apart
     def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
         """Recompute everything at the next frame of a stream (or of all), and measure its scales.
 
@@ -187,6 +195,7 @@ class Session:
                 self._known(name)
                 self._whole.setdefault(name, reason)
 
+    @apart
     def step(
         self,
         frames: Mapping[str, Frame],
@@ -390,6 +399,7 @@ class Session:
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
 
+    @apart
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together.
 
@@ -403,6 +413,7 @@ class Session:
             self._uncounted.raise_late(stream)
             return (self._all if stream is None else self._stats[stream]).copy()
 
+    @apart
     def published(self, stream: str) -> Tensor:
         """Copy what the network has been shown of a stream: [1, C, H, W], as the model sees it.
 
@@ -414,6 +425,7 @@ class Session:
             x = self._state.window(self.plan.input, self._with_frames(stream))
             return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
 
+    @apart
     def explain(self) -> str:
         """Return the plan as a table, with the engine and dtype that run it."""
         engine = self.engine
@@ -422,6 +434,7 @@ class Session:
             engine.notes(),
         )  # fmt: skip
 
+    @apart
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
 
@@ -439,6 +452,7 @@ class Session:
             raise StreamError(f"stream {stream!r} has had no frame yet")
         return slot
 
+    @apart
     def profile(self, stream: str) -> Profile:
         """Give the profile in force, with the scales measured on this stream.
 

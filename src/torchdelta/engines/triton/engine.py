@@ -85,7 +85,7 @@ class TritonEngine(Engine):
         self.normalise = _normalise(plan, device)
         channels = plan.shape[0]
         scale = [f / channels for f in plan.preprocess.per_full_scale(channels)]
-        self.to_full_scale = torch.tensor(scale, device=device)
+        self.to_full_scale = torch.tensor(scale, dtype=torch.float32, device=device)
         self.reported = self._reported()
         sources = [source for step in plan.steps for source in sources_of(plan, step)]
         self.stamped = set(self.reported) | {owner for owner, _ in sources}

@@ -192,7 +192,7 @@ class Frame:
             numbers = max(numbers, rows_px * columns * blocks.width * packed.splits)
         self.bytes += 4 * (numbers + tiles)
         return (
-            torch.zeros(numbers, device=self.device),
+            torch.zeros(numbers, dtype=torch.float32, device=self.device),
             torch.zeros(tiles, dtype=torch.int32, device=self.device),
         )
 

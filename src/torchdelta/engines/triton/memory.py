@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -78,9 +78,10 @@ class Memory:
         self.slots = slots = len(state.input_threshold)
         self.ctl = torch.zeros(MODES_AT + slots * (1 + FRAME_ROW), dtype=torch.int64, device=device)
         self.frames = self.ctl[MODES_AT + slots :]
-        self.thresholds = torch.zeros(slots, len(plan.values), device=device)
+        floats: Any = {"dtype": torch.float32, "device": device}
+        self.thresholds = torch.zeros(slots, len(plan.values), **floats)
         self.limits = torch.zeros_like(self.thresholds)
-        self.input_threshold = torch.zeros(slots, device=device)
+        self.input_threshold = torch.zeros(slots, **floats)
         self.forced = torch.zeros(len(plan.values), dtype=torch.int32, device=device)
         # what results may ask for lies side by side: it is kept in one call
         stamped = [*engine.reported, *sorted(engine.stamped - set(engine.reported))]
@@ -111,8 +112,8 @@ class Memory:
         self.reported = self._stamp_bytes[first : first + sum(reported)]
         begins = itertools.accumulate(reported, initial=0)
         self.reported_at = dict(zip(engine.reported, begins, strict=False))
-        self.difference = torch.zeros(slots * area, device=device)
-        self.excess = torch.zeros(in_cells, device=device)
+        self.difference = torch.zeros(slots * area, **floats)
+        self.excess = torch.zeros(in_cells, **floats)
         self.known = torch.zeros(in_cells, dtype=torch.uint8, device=device)
         self.bad = torch.zeros(slots, dtype=torch.int32, device=device)
         self.given: Sequence[int] = ()
