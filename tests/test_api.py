@@ -346,7 +346,7 @@ class Several(nn.Module):
         (Random(), ["random numbers"]),
         (Counts(), ["keeps state from frame to frame", "`seen`"]),
         (Ignores(), ["no output of the model depends on the frame"]),
-        (Two(), ["fails on such a frame", "forward takes one tensor"]),
+        (Two(), ["forward takes (x, y)", "expected one tensor"]),
         (Several(), ["writes to its buffers", "random numbers"]),
         (lambda x: x, ["expected a torch.nn.Module"]),
     ],

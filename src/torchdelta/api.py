@@ -18,8 +18,9 @@ from torchdelta.apart import apart, default_float32
 from torchdelta.arguments import finite, pair, several
 from torchdelta.capture.export import CAPTURES, export, prepare_copy, twin
 from torchdelta.capture.purity import check_stateless
+from torchdelta.capture.suited import check_capturable, run_model, unwrapped
 from torchdelta.engines import Engine, choose, make
-from torchdelta.engines.torch_engine import ieee_float32
+from torchdelta.engines.torch_engine import ieee_float32, to_layout
 from torchdelta.errors import CaptureError, FrameError
 from torchdelta.motion.homography import check_homography
 from torchdelta.ops.base import Size
@@ -34,7 +35,7 @@ from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.windows import Border
-from torchdelta.verify import check_plan, model_result, model_results, relative_error
+from torchdelta.verify import check_plan, model_results, relative_error
 
 __all__ = ["CompiledModel", "compile", "relative_error"]
 
@@ -81,6 +82,8 @@ def compile(
     """
     if not isinstance(model, nn.Module):
         raise CaptureError(f"model is a {type(model).__name__}, expected a torch.nn.Module")
+    model = unwrapped(model)
+    check_capturable(model)
     tolerance = finite("tolerance", tolerance, least=0)
     example, device = _check_example(model, example)
     tf32 = dtype == "tf32"
@@ -239,7 +242,7 @@ class CompiledModel:
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
         # exporting swaps the parameters of the modules for a while
         model = twin(self._model)
-        alone = model_result(model, x[:1])
+        alone = run_model(model, x[:1])
         if first:
             note = check_stateless(lambda: twin(self._model), x[:1], alone)
             self._notes += (note,) if note else ()
@@ -446,9 +449,7 @@ class CompiledModel:
         with self._making_dense:
             if self._dense is None:
                 dense = copy.deepcopy(self._model)
-                self._dense = dense.to(self.device, self.dtype).to(
-                    memory_format=torch.channels_last
-                )
+                self._dense = to_layout(dense.to(self.device, self.dtype), torch.channels_last)
         with default_float32(), ieee_float32(self.device):
             return self._dense(x.contiguous(memory_format=torch.channels_last))
 

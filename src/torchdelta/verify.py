@@ -23,29 +23,14 @@ MAX_CAPTURE_FLIPS = 0.02
 
 
 @torch.no_grad()
-def model_result(model: nn.Module, x: Tensor) -> Any:
-    """Run the model itself on one frame [1, C, H, W], as it sees frames.
-
-    Raises: CaptureError where it fails.
-    """
-    try:
-        return model(x)
-    except Exception as error:
-        raise CaptureError(
-            f"the model itself fails on such a frame, {list(x.shape)}: "
-            f"{type(error).__name__}: {error}\nCheck the channels, that forward takes one "
-            "tensor [N, C, H, W], and the size (some models need multiples of 32)."
-        ) from error
-
-
-@torch.no_grad()
 def model_results(model: nn.Module, x: Tensor, alone: Any) -> list[Any]:
     """Run the model itself; returns its results one by one, for as many streams as it takes.
 
     x: [2, C, H, W], as the model sees frames;  alone: its result for the first of them
     """
     try:
-        both = model(x)
+        # a copy: some models write to their input
+        both = model(x.clone())
     except Exception:
         return [alone]
     one, two = (pytree.tree_leaves(out) for out in (alone, both))

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchdelta.engines.torch_engine import to_layout
 from torchdelta.errors import EngineError
 
 WARM_UP_RUNS = 3
@@ -60,7 +61,7 @@ class Workload:
 
     def network(self, layout: torch.memory_format) -> nn.Module:
         """Copy the model in the dtype, its weights in a layout."""
-        return copy.deepcopy(self.model).to(self.dtype).to(memory_format=layout)
+        return to_layout(copy.deepcopy(self.model).to(self.dtype), layout)
 
     @cached_property
     def onnx(self) -> bytes:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.bench.peers import peer_settings
-from torchdelta.engines.torch_engine import ieee_float32
+from torchdelta.engines.torch_engine import ieee_float32, to_layout
 from torchdelta.motion.aligned import Aligned
 from torchdelta.plan import Plan
 from torchdelta.quality.compare import (
@@ -48,8 +48,7 @@ class Reference:
         *, tf32: bool = False,
     ) -> None:  # fmt: skip
         self.plan, self.device, self.dtype, self.tf32 = plan, device, dtype, tf32
-        self._model = copy.deepcopy(model).to(device, torch.float32)
-        self._model.to(memory_format=torch.channels_last)
+        self._model = to_layout(copy.deepcopy(model).to(device, torch.float32), torch.channels_last)
 
     def input(self, frames: Sequence[Frame]) -> Tensor:
         """Normalise frames, one per stream: [N, C, H, W] float32."""

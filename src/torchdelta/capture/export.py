@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from torchdelta.capture.suited import unwrap_parts
 from torchdelta.errors import CaptureError, first_lines
 from torchdelta.plan.sizes import is_free
 
@@ -62,7 +63,7 @@ def prepare_copy(model: nn.Module) -> nn.Module:
     elif modules:
         for module in modules:
             module.training = False
-    return twin.cpu().float().requires_grad_(False)
+    return unwrap_parts(twin).cpu().float().requires_grad_(False)
 
 
 def twin(model: nn.Module) -> nn.Module:

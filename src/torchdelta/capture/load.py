@@ -39,8 +39,9 @@ from torchdelta.capture.names import (
     split,
     unknown,
 )
+from torchdelta.capture.suited import check_capturable, unwrapped
 from torchdelta.capture.weights import load_weights
-from torchdelta.errors import ModelError
+from torchdelta.errors import CaptureError, ModelError
 from torchdelta.ops.preprocess import channel_order
 
 
@@ -347,6 +348,11 @@ def _load_callable(spec: str) -> LoadedModel:
         model = target if isinstance(target, nn.Module) else _call(target, spec)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{spec} returned {type(model).__name__}, expected an nn.Module")
+    model = unwrapped(model)
+    try:
+        check_capturable(model)
+    except CaptureError as error:
+        raise CaptureError(f"{spec}: {error}") from error
     loaded = LoadedModel(
         model, spec, channels=_first_channels(model), has_weights=not _is_untrained(model)
     )

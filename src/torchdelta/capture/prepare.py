@@ -19,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from torchdelta.capture.suited import failing_module, run_model
+from torchdelta.errors import CaptureError
+
 GAMMA_RANGE = (0.7, 1.3)
 BETA_RANGE = (-0.3, 0.3)
 RESIDUAL_GAIN = 0.2
@@ -36,6 +39,7 @@ def prepare_untrained(model: nn.Module, frames: Tensor | Sequence[int], seed: in
     frames: [N, C, H, W] float, as the model expects them (normalised); or just that shape, which
             means noise. From 6 frames on each of the three passes sees other frames.
     seed:   of the drawn gammas and betas (and of the noise)
+    Raises: CaptureError where the model does not run on such frames.
     """
     generator = torch.Generator().manual_seed(seed)
     model.eval()
@@ -47,16 +51,30 @@ def prepare_untrained(model: nn.Module, frames: Tensor | Sequence[int], seed: in
     parameter = next(model.parameters(), None)
     if parameter is not None:
         frames = frames.to(device=parameter.device, dtype=parameter.dtype)
-    quiet = {id(norm) for norm in last_residual_norms(model, frames[:1])}
-    with torch.no_grad():
-        for norm in norms:
-            if norm.affine:
-                gamma = torch.empty(norm.num_features).uniform_(*GAMMA_RANGE, generator=generator)
-                beta = torch.empty(norm.num_features).uniform_(*BETA_RANGE, generator=generator)
-                norm.weight.copy_(gamma * RESIDUAL_GAIN if id(norm) in quiet else gamma)
-                norm.bias.copy_(beta)
-        _measure_statistics(model, norms, _batches(frames))
+    try:
+        quiet = {id(norm) for norm in last_residual_norms(model, frames[:1])}
+        with torch.no_grad():
+            for norm in norms:
+                if norm.affine:
+                    _draw(norm, RESIDUAL_GAIN if id(norm) in quiet else 1.0, generator)
+            _measure_statistics(model, norms, _batches(frames))
+    except Exception as error:
+        # where the model itself fails, that says in which layer, and which frames would do
+        run_model(model, frames[:1])
+        where = failing_module(model, error)
+        raise CaptureError(
+            f"the statistics of {len(norms)} batch norms cannot be measured"
+            + (f", in {where}" if where else "")
+            + f": {type(error).__name__}: {error}\nGive the network its weights."
+        ) from error
     return model
+
+
+def _draw(norm: _BatchNorm, gain: float, generator: torch.Generator) -> None:
+    gamma = torch.empty(norm.num_features).uniform_(*GAMMA_RANGE, generator=generator)
+    beta = torch.empty(norm.num_features).uniform_(*BETA_RANGE, generator=generator)
+    norm.weight.copy_(gamma * gain)
+    norm.bias.copy_(beta)
 
 
 def _batches(frames: Tensor) -> list[Tensor]:

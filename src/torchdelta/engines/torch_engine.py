@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchdelta.engines.base import Engine, Move, SlotReport
 from torchdelta.engines.weights import Weights
@@ -91,6 +91,14 @@ def ieee_float32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
+
+
+def to_layout(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Lay out a model's weights, in place; those of 3-D convolutions have no channels_last."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+    return model
 
 
 class TorchEngine(Engine):
