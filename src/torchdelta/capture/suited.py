@@ -138,8 +138,9 @@ def _signature(model: nn.Module) -> Iterator[str]:
     try:
         signature.bind(None)
     except TypeError:
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         yield (
-            f"forward takes {signature}, expected one tensor [N, C, H, W]; wrap the model in a "
+            f"forward takes ({', '.join(map(str, plain))}), expected one tensor [N, C, H, W]; wrap the model in a "
             "module whose forward takes the frame alone"
         )
 
