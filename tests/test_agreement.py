@@ -179,7 +179,10 @@ def test_agreement_is_over_the_frames_after_the_first() -> None:
 def test_streams_share_a_turn_and_the_head_says_so() -> None:
     one = track([1], [2], [0.1])
     assert summary([one], compared=True).title is None
-    assert "of a turn, which 2 streams share" in str(summary([one, one], compared=False).title)
+    shared = summary([one, one], compared=False)
+    assert shared.title == "ms: of a turn, which the 2 streams share, over their number"
+    # one after another
+    assert summary([one, one], compared=False, together=False).title is None
 
 
 @pytest.mark.parametrize(

@@ -114,10 +114,15 @@ def size_advice(name: str, own: Size | None, frames: Size) -> str | None:
     cost = prod(frames) / prod(keeping)
     times = f"{cost:.1f} times the" if cost >= 1 else f"{cost:.0%} of the"
     return (
-        f"{name.rpartition(':')[2]} was made for {own[0]}x{own[1]}, frames are "
+        f"{short_name(name)} was made for {own[0]}x{own[1]}, frames are "
         f"{frames[0]}x{frames[1]} ({times} work, and its answers may be poor); --size "
         f"{keeping[0]}x{keeping[1]} keeps this clip's shape, --size model is {own[0]}x{own[1]}"
     )
+
+
+def short_name(name: str) -> str:
+    """Give a model's name without the collection that it is from."""
+    return name.removeprefix("timm:").removeprefix("torchvision:")
 
 
 def same_shape(frames: Size, shorter: int) -> Size:

@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from torchdelta.arguments import MOST_GRAIN, MOST_SLOTS
+from torchdelta.cli.folders import videos_in
 from torchdelta.cli.options import (
     Border,
     Dtype,
@@ -26,6 +27,7 @@ from torchdelta.cli.options import (
     parse_asked_size,
     parse_size,
 )
+from torchdelta.cli.outputs import is_folder
 from torchdelta.cli.precheck import precheck
 from torchdelta.cli.streams import INTERRUPTED, claim_stdout
 from torchdelta.console import PlainConsole, console
@@ -146,7 +148,8 @@ SourcesArgument = Annotated[
     typer.Argument(
         metavar="SOURCE",
         help="Video file, folder of images, or camera index. Several run as streams of one "
-        "session and must have one size (or give --size).",
+        "session and must have one size (or give --size). A folder of videos runs them one after "
+        "another.",
     ),
 ]
 ModelOption = Annotated[
@@ -206,7 +209,7 @@ SaveOption = Annotated[
         metavar="OUT.mp4",
         help="Video: left the picture with the result, right what was recomputed; between them "
         "with --compare dense's result, with --motion what the camera has shown of the world. "
-        "Several sources make OUT-SOURCE.mp4 each.",
+        "Several sources make OUT-SOURCE.mp4 each; a name without suffix is a folder for them.",
     ),
 ]
 JsonOption = Annotated[
@@ -297,15 +300,19 @@ def run(
 ) -> None:
     """Run a network on video; print time, changed input and share of the work done."""
     with _consoles(json) as (out, log, alone):
-        if save is not None:
+        if save is not None and not is_folder(save):
             check_video_name(save)
+        is_batch = videos_in(sources) is not None
         precheck(
             model,
             sources=sources,
             weights=weights,
             profile=profile,
             # several sources make videos of their own names
-            outputs=[("--save", save if len(sources) == 1 else None), ("--json", json)],
+            outputs=[
+                ("--save", save if len(sources) == 1 and not is_batch else None),
+                ("--json", None if json and is_batch and is_folder(json) else json),
+            ],
         )
         from torchdelta.cli.run import RunOptions
         from torchdelta.cli.run import run as run_all

@@ -13,19 +13,42 @@ from torchdelta.video.suffixes import IMAGE_SUFFIXES
 STREAMS = ("standard input", "standard output", "standard error")
 
 
-def video_paths(path: Path, streams: Sequence[str]) -> dict[str, Path]:
-    """Where each stream's video goes: the path itself, or OUT-STREAM.mp4 where there are several.
+def is_folder(path: Path) -> bool:
+    """Whether a path given for outputs is a folder for them: it is one, or has no suffix."""
+    if names_standard_output(path):
+        return False
+    return path.is_dir() or (not path.suffix and not path.exists())
 
-    Signs that a file name should not have become "_"; a number keeps such names apart.
+
+def video_paths(path: Path, streams: Sequence[str]) -> dict[str, Path]:
+    """Where each stream's video goes.
+
+    The path itself; OUT-STREAM.mp4 where there are several streams; STREAM.mp4 in it where it is a
+    folder.
     """
+    if is_folder(path):
+        return paths_in(path, streams, ".mp4")
     if len(streams) == 1:
         return {streams[0]: path}
+    return _paths(path.parent, f"{path.stem}-", streams, path.suffix)
+
+
+def paths_in(folder: Path, streams: Sequence[str], suffix: str) -> dict[str, Path]:
+    """Name a file for each stream in a folder; the suffix of a stream's own file is left out."""
+    stems = {stream: Path(stream).stem for stream in streams}
+    alone = len(set(stems.values())) == len(streams)
+    named = _paths(folder, "", [stems[s] if alone else s for s in streams], suffix)
+    return dict(zip(streams, named.values(), strict=True))
+
+
+def _paths(folder: Path, start: str, streams: Sequence[str], suffix: str) -> dict[str, Path]:
+    """Name files: signs that a name should not have become "_", a number keeps names apart."""
     paths: dict[str, Path] = {}
     for stream in streams:
         plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in stream)
-        stem, number = f"{path.stem}-{plain}", 2
-        while (target := path.with_name(stem + path.suffix)) in paths.values():
-            stem, number = f"{path.stem}-{plain}-{number}", number + 1
+        stem, number = f"{start}{plain}", 2
+        while (target := folder / f"{stem}{suffix}") in paths.values():
+            stem, number = f"{start}{plain}-{number}", number + 1
         paths[stream] = target
     return paths
 

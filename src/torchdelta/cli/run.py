@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torchdelta.api import CompiledModel
-from torchdelta.capture.cards import AskedSize
+from torchdelta.capture.cards import AskedSize, short_name
 from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.cli.compare import Comparer, Comparison
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.feed import Feed, feeds_of
+from torchdelta.cli.folders import videos_in
 from torchdelta.cli.options import Border, Dtype, Engine, Motion, Task
 from torchdelta.cli.outputs import check_outputs, video_paths
 from torchdelta.cli.panels import Mosaic, Shown, panels
@@ -82,90 +83,128 @@ def run(
     returns the exit code: 0, 1 where a source was damaged or a frame refused, 130 after Ctrl-C,
     143 after SIGTERM
     """
+    # it runs the runners that are made here
+    from torchdelta.cli.batch import run_batch
+
+    videos = videos_in(options.sources)
     loaded = load_model(options.model, options.weights, size=options.size)
     for note in loaded.notes:
         log.say(note)
+    runner = Runner(options, loaded, log)
+    if videos is not None:
+        return run_batch(runner, videos, out, alone)
     with ExitStack() as stack:
-        sources = [
-            stack.enter_context(
-                open_source(spec, gray=loaded.channels == 1, vectors=options.motion in WITH_VECTORS)
-            )
-            for spec in options.sources
-        ]
-        size = loaded.frame_size(options.size)
-        feeds = feeds_of(sources, size, options.limit)
-        advice = loaded.size_advice(feeds[0].size) if size is None else None
-        if advice:
-            log.say(advice)
-        tracks = {feed.name: Track(feed.name) for feed in feeds}
-        videos = video_paths(options.save, list(tracks)) if options.save else {}
-        _check_files(options, videos)
-        compiled = _compiled(options, loaded, feeds)
-        h, w = feeds[0].size
-        log.say(
-            f"{loaded.name} at {h}x{w}, {len(feeds)} stream{'s' if len(feeds) > 1 else ''}, "
-            f"{options.dtype.value}, tolerance {options.tolerance:g}, engine {compiled.engine} "
-            f"on {compiled.device} ({compiled.engine_reason})"
-        )
-        sessions = Sessions(
-            compiled, len(feeds), options.motion, options.border, options.grain,
-            any(spec.isdecimal() for spec in options.sources),
-            log.say,
-        )  # fmt: skip
+        feeds = runner.open(options.sources, stack)
+        paths = video_paths(options.save, [feed.name for feed in feeds]) if options.save else {}
+        outputs = [("--save", path) for path in paths.values()]
+        if options.json is not None:
+            outputs.append(("--json", options.json))
+        runner.check_files(outputs, options.sources)
+        runner.prepare(feeds)
         # before any file is open
         stop = stack.enter_context(stoppable())
         lines = None
         if options.json is not None:
             lines = stack.enter_context(JsonLines(options.json, alone))
-        board = Board(feeds[0].size, 2 + options.shows_dense + options.follows)
-        for feed in feeds:
-            if feed.name in videos:
-                writer = VideoWriter(videos[feed.name], feed.fps, size=board.size)
-                tracks[feed.name].writer = stack.enter_context(writer)
-        totals = [feed.total for feed in feeds]
-        known = sum(n for n in totals if n is not None) if None not in totals else None
-        with Meter(log, known) as meter:
-            _Loop(options, loaded, compiled, sessions, tracks, board, lines, meter, log).run(
-                feeds, stop
-            )
-    _print_results(options, loaded, list(tracks.values()), lines, out, stop)
+        tracks = runner.play(feeds, paths, lines, stop)
+    print_results(runner, tracks, [lines] if lines else [], out, stop)
     if stop.exit_code:
         return stop.exit_code
-    return int(any(track.damage or track.refused for track in tracks.values()))
+    return int(any(track.damage or track.refused for track in tracks))
 
 
-def _compiled(options: RunOptions, loaded: LoadedModel, feeds: Sequence[Feed]) -> CompiledModel:
-    """Compile on the first frames of all feeds."""
-    count = -(-CALIBRATION_FRAMES // len(feeds))
-    return compile_loaded(
-        loaded, np.stack([frame for feed in feeds for frame in feed.peek(count)]),
-        tolerance=options.tolerance, engine=options.engine, dtype=options.dtype,
-        profile=options.profile,
-    )  # fmt: skip
+@dataclass
+class Runner:
+    """What all sources of a run share: options, the model, what it was compiled to."""
+
+    options: RunOptions
+    loaded: LoadedModel
+    log: PlainConsole
+    compiled: CompiledModel | None = None
+    advised: bool = False
+
+    def open(self, specs: Sequence[str], stack: ExitStack) -> list[Feed]:
+        """Open sources that run as streams of one session."""
+        options, loaded = self.options, self.loaded
+        sources = [
+            stack.enter_context(
+                open_source(spec, gray=loaded.channels == 1, vectors=options.motion in WITH_VECTORS)
+            )
+            for spec in specs
+        ]
+        size = loaded.frame_size(options.size)
+        feeds = feeds_of(sources, size, options.limit)
+        advice = loaded.size_advice(feeds[0].size) if size is None else None
+        if advice and not self.advised:
+            self.log.say(advice)
+            self.advised = True
+        return feeds
+
+    def check_files(self, outputs: Sequence[tuple[str, Path]], sources: Sequence[str]) -> None:
+        """Refuse to write to what is read, now that the videos' names are known."""
+        options = self.options
+        inputs = inputs_of(
+            options.model, sources=sources, weights=options.weights, profile=options.profile
+        )
+        check_outputs(outputs, inputs)
+
+    def prepare(self, feeds: Sequence[Feed]) -> None:
+        """Compile on the first frames of all feeds, the first time."""
+        if self.compiled is not None:
+            return
+        options = self.options
+        count = -(-CALIBRATION_FRAMES // len(feeds))
+        compiled = self.compiled = compile_loaded(
+            self.loaded, np.stack([frame for feed in feeds for frame in feed.peek(count)]),
+            tolerance=options.tolerance, engine=options.engine, dtype=options.dtype,
+            profile=options.profile,
+        )  # fmt: skip
+        h, w = feeds[0].size
+        self.log.say(
+            f"{self.loaded.name} at {h}x{w}, {len(feeds)} stream{'s' if len(feeds) > 1 else ''}, "
+            f"{options.dtype.value}, tolerance {options.tolerance:g}, engine {compiled.engine} "
+            f"on {compiled.device} ({compiled.engine_reason})"
+        )
+
+    def play(
+        self, feeds: Sequence[Feed], paths: dict[str, Path], lines: JsonLines | None, stop: Stop
+    ) -> list[Track]:
+        """Run feeds together to their end; paths: of the videos to write, by stream."""
+        options = self.options
+        assert self.compiled is not None
+        sessions = Sessions(
+            self.compiled, len(feeds), options.motion, options.border, options.grain,
+            any(spec.isdecimal() for spec in options.sources), self.log.say,
+        )  # fmt: skip
+        tracks = {feed.name: Track(feed.name, size=feed.size) for feed in feeds}
+        board = Board(feeds[0].size, 2 + options.shows_dense + options.follows)
+        totals = [feed.total for feed in feeds]
+        known = sum(n for n in totals if n is not None) if None not in totals else None
+        with ExitStack() as stack:
+            for feed in feeds:
+                if feed.name in paths:
+                    writer = VideoWriter(paths[feed.name], feed.fps, size=board.size)
+                    tracks[feed.name].writer = stack.enter_context(writer)
+            meter = stack.enter_context(Meter(self.log, known))
+            loop = _Loop(
+                options, self.loaded, self.compiled, sessions, tracks, board, lines, meter, self.log
+            )
+            loop.run(feeds, stop)
+        return list(tracks.values())
 
 
-def _check_files(options: RunOptions, videos: dict[str, Path]) -> None:
-    """Refuse to write to what is read, now that the videos' names are known."""
-    outputs = [("--save", path) for path in videos.values()]
-    if options.json is not None:
-        outputs.append(("--json", options.json))
-    inputs = inputs_of(
-        options.model, sources=options.sources, weights=options.weights, profile=options.profile
-    )
-    check_outputs(outputs, inputs)
+def print_results(
+    runner: Runner, tracks: Sequence[Track], lines: Sequence[JsonLines], out: PlainConsole,
+    stop: Stop, *, together: bool = True,
+) -> None:  # fmt: skip
+    """Print the closing table, what it means, and which files were written.
 
-
-def _print_results(
-    options: RunOptions,
-    loaded: LoadedModel,
-    tracks: Sequence[Track],
-    lines: JsonLines | None,
-    out: PlainConsole,
-    stop: Stop,
-) -> None:
+    lines:    files of JSON lines;  together: the streams have run in one session
+    """
+    options, loaded = runner.options, runner.loaded
     if stop.signal is not None:
         out.say("interrupted; so far:")
-    out.print(summary(tracks, options.compare))
+    out.print(summary(tracks, options.compare, together=together))
     for said in filter(None, map(movements, tracks)):
         out.say(said)
     if options.compare:
@@ -174,8 +213,7 @@ def _print_results(
     of_medians = ", the speed-up is of medians" if options.compare else ""
     out.say(f"medians and means are over the frames after the first{of_medians}")
     written = [track.writer.path for track in tracks if track.writer and track.writer.frames]
-    if lines is not None and lines.lines and not names_standard_output(lines.path):
-        written.append(lines.path)
+    written += [file.path for file in lines if file.lines and not names_standard_output(file.path)]
     for path in written:
         out.say(f"wrote {path}")
 
@@ -284,6 +322,6 @@ class _Loop:
         if comparison is not None:
             speed += f" (dense {comparison.dense_ms:.1f} ms)"
         return (
-            f"{stream}{self.loaded.name.rpartition(':')[2]}  tolerance "
+            f"{stream}{short_name(self.loaded.name)}  tolerance "
             f"{self.options.tolerance:g}  frame {track.frames}{speed}"
         )

@@ -34,6 +34,7 @@ def _floats() -> array[float]:
 class Track:
     """Figures of one stream; a camera may run for days, so a frame costs a few doubles.
 
+    size:    (h, w) that the network ran at, at first
     frames:  frames taken from the source, the refused ones included
     refused: frames that the session did not take
     damage:  why the source broke off
@@ -45,6 +46,7 @@ class Track:
 
     name: str
     writer: VideoWriter | None = None
+    size: tuple[int, int] | None = None
     frames: int = 0
     refused: int = 0
     damage: str | None = None
@@ -97,6 +99,32 @@ class Track:
             self.same_pixels.append(agreement.pixels)
         if agreement.psnr_db is not None:
             self.psnr_db.append(agreement.psnr_db)
+
+    def figures(self) -> dict[str, Any]:
+        """Sum the stream up as a JSON object: medians and means are over frames after the first."""
+        classes = self.classes
+        return {
+            "stream": self.name,
+            "size": self.size,
+            "frames": self.frames,
+            "refused": self.refused,
+            "damage": self.damage,
+            "first_ms": self.first_ms,
+            "median_ms": _median(self.ms),
+            "total_ms": (self.first_ms or 0.0) + sum(self.ms),
+            "changed_input": _mean(self.changed_input),
+            "mac_share": _mean(self.mac_share),
+            "dense_median_ms": _median(self.dense_ms),
+            "speedup": self.speedup,
+            "speedup_doubts": speedup_doubts(self),
+            "error": _mean(self.error),
+            "layer_error": _mean(self.layer_error),
+            "same_class": classes.same_share,
+            "near_ties": classes.near_ties if classes.frames else None,
+            "class_distance": classes.mean_distance,
+            "same_pixels": _mean(self.same_pixels),
+            "psnr_db": _mean(self.psnr_db),
+        }
 
     @property
     def speedup(self) -> float | None:
@@ -212,18 +240,19 @@ def speedup_doubts(track: Track) -> str | None:
     return None
 
 
-def summary(tracks: Sequence[Track], compared: bool) -> Table:
+def summary(tracks: Sequence[Track], compared: bool, *, together: bool = True) -> Table:
     """The closing table, one row per stream: medians and means over the frames after the first.
 
     The speed-up is of the medians. Streams of one session run in the same turns, whose time they
     share.
     """
-    shared = f" (ms: of a turn, which {len(tracks)} streams share, over their number)"
+    title = None
+    if together and len(tracks) > 1:
+        title = f"ms: of a turn, which the {len(tracks)} streams share, over their number"
     # ten columns of figures must fit into 80 characters uncut; only names may wrap
     table = Table(
-        box=box.SIMPLE, pad_edge=False, collapse_padding=True, title_justify="left",
-        title=f"{len(tracks)} streams{shared}" if len(tracks) > 1 else None,
-    )  # fmt: skip
+        box=box.SIMPLE, pad_edge=False, collapse_padding=True, title_justify="left", title=title
+    )
     columns = ["frames", "first\nms", "median\nms", "changed\ninput", "MAC\nshare"]
     if compared:
         columns += ["dense\nms", "speed-\nup", "error", "layer\nerror"]
