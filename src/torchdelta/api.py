@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.apart import apart, default_float32
-from torchdelta.arguments import finite, pair, several
+from torchdelta.arguments import finite, pair, several, shown
 from torchdelta.capture.export import CAPTURES, export, prepare_copy, twin
 from torchdelta.capture.purity import check_stateless
 from torchdelta.capture.suited import check_capturable, run_model, unwrapped
@@ -28,7 +28,7 @@ from torchdelta.ops.gate import DEFAULT_TOLERANCE
 from torchdelta.ops.preprocess import Preprocess, channel_order
 from torchdelta.plan import Plan, build, explain
 from torchdelta.runtime.camera import Motion, check_motion
-from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame
+from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame, plain_tensor
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.once import Once
 from torchdelta.runtime.profile import Profile
@@ -333,10 +333,12 @@ class CompiledModel:
 
     def _rows(self, frame: Any) -> list[Any]:
         if isinstance(frame, np.ndarray):
-            if frame.ndim not in (2, 3):
+            if frame.ndim not in (2, 3) or 0 in frame.shape:
                 raise FrameError(f"numpy frame has shape {frame.shape}, expected [H, W, C]")
             return [frame]
-        if not isinstance(frame, Tensor) or frame.ndim != 4 or not len(frame):
+        if isinstance(frame, Tensor):
+            frame = plain_tensor("frame", frame)
+        if not isinstance(frame, Tensor) or frame.ndim != 4 or 0 in frame.shape:
             got = list(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
             raise FrameError(f"frame is {got}, expected a tensor [N, C, H, W]")
         return list(frame)
@@ -493,6 +495,12 @@ def _goes_on(
 
 
 def _frame_size(frame: Any) -> tuple[int, int]:
+    if isinstance(frame, Tensor):
+        frame = plain_tensor("frame", frame)
+    if not isinstance(frame, (np.ndarray, Tensor)) or frame.ndim < 2 or 0 in frame.shape:
+        raise FrameError(
+            f"frame is {shown(frame)}, expected a numpy array [H, W, C] or a tensor [C, H, W]"
+        )
     shape = tuple(frame.shape)
     h, w = shape[:2] if isinstance(frame, np.ndarray) else shape[-2:]
     return int(h), int(w)

@@ -28,7 +28,7 @@ def check_homography(given: Any, size: Size) -> Homography:
     """
     try:
         matrix = np.array(getattr(given, "tolist", lambda: given)(), np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):
         matrix = np.empty(0)
     if matrix.shape != (3, 3):
         got = list(matrix.shape) if matrix.size else type(given).__name__

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.errors import FrameError
+from torchdelta.errors import FrameError, first_lines
 from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan
 
 Frame = np.ndarray | Tensor
 # of a tensor, in one call
-_KIND = attrgetter("shape", "dtype", "device", "requires_grad")
+_KIND = attrgetter("shape", "dtype", "device", "requires_grad", "layout")
 FRAME_DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -32,9 +32,23 @@ def check_frame(
     trust_device: leave the values of frames that are on a GPU already to the engine: looking at
              them would wait for the GPU
     returns: [H, W, C] where it is, on `device` or on the CPU; same values
-    Raises:  FrameError for another type, size, dtype, channel count or device, and for NaN or
-             infinite values.
+    Raises:  FrameError for another type, size, dtype, channel count or device, for NaN or
+             infinite values, and for what cannot be read at all: a frame comes from outside, and
+             must not fail other streams' step.
     """
+    try:
+        return _checked(frame, plan, device, dtype, trust_device)
+    except (FrameError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise FrameError(
+            f"frame is a {type(frame).__name__} that cannot be read: {first_lines(error)}"
+        ) from error
+
+
+def _checked(
+    frame: Any, plan: Plan, device: torch.device, dtype: torch.dtype, trust_device: bool
+) -> Tensor:
     c, h, w = plan.shape
     if isinstance(frame, np.ndarray):
         x = _from_numpy(frame)
@@ -43,7 +57,7 @@ def check_frame(
     else:
         raise FrameError(
             f"frame is a {type(frame).__name__}, expected a numpy array [H, W, C] or a tensor "
-            "[C, H, W]"
+            "[C, H, W]" + ("; the source gave none" if frame is None else "")
         )
     if x.dtype not in FRAME_DTYPES:
         raise FrameError(
@@ -84,22 +98,61 @@ class Fitting:
     def __init__(self, plan: Plan, device: torch.device, *, trust_device: bool) -> None:
         trusted = FRAME_DTYPES if trust_device and device.type != "cpu" else (torch.uint8,)
         # the likely one comes first
-        self._kinds = [(torch.Size(plan.shape), dtype, device, False) for dtype in trusted]
+        self._kinds = [
+            (torch.Size(plan.shape), dtype, device, False, torch.strided) for dtype in trusted
+        ]
 
     def all(self, frames: Iterable[Any]) -> bool:
         """Whether all are tensors [C, H, W] that `check_frame` would take just as they are."""
         # before a step's launch: whatever is called here, the device waits for
-        return all(
-            type(frame) is Tensor and _KIND(frame) in self._kinds and not frame.is_neg()
-            for frame in frames
-        )
+        try:
+            return all(
+                type(frame) is Tensor and _KIND(frame) in self._kinds and not frame.is_neg()
+                for frame in frames
+            )
+        except RuntimeError:
+            # a nested tensor has no shape
+            return False
+
+
+def plain_tensor(name: str, given: Tensor) -> Tensor:
+    """Give a tensor of which engines can read the memory: of PyTorch's own class, and strided.
+
+    Raises: FrameError for a sparse, nested or quantized one, and where a subclass keeps its data
+    elsewhere (FakeTensor, MaskedTensor …).
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        kind, what = type(given), None
+        if kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            what = f"a {kind.__name__}, whose values lie elsewhere"
+        elif given.is_nested:
+            what = "a nested tensor"
+        elif given.layout != torch.strided:
+            what = f"a tensor of layout {str(given.layout).removeprefix('torch.')}"
+        elif given.is_quantized:
+            what = f"a quantized tensor ({given.dtype})"
+        elif given.is_meta:
+            what = "a tensor on the device meta, which holds no values"
+        if what is not None:
+            raise FrameError(f"{name} is {what}; expected a plain dense tensor")
+        return given if kind is Tensor else given.as_subclass(Tensor)
 
 
 def _from_numpy(frame: np.ndarray) -> Tensor:
+    if isinstance(frame, np.ma.MaskedArray):
+        raise FrameError(
+            "frame is a masked array; hand over its data (`frame.filled()`), and what counts of it "
+            "as the stream's region of interest"
+        )
     if frame.ndim == 2:
         frame = frame[:, :, None]
     if frame.ndim != 3:
         raise FrameError(f"numpy frame has shape {frame.shape}, expected [H, W, C] or [H, W]")
+    if not frame.dtype.isnative:
+        raise FrameError(
+            f"frame has dtype {frame.dtype}, whose bytes are the other way round; convert it: "
+            'frame.astype(frame.dtype.newbyteorder("="))'
+        )
     if frame.dtype not in (np.uint8, np.float32, np.float16):
         raise FrameError(
             f"frame has dtype {frame.dtype}, expected uint8, float32 or float16; convert it first"
@@ -111,6 +164,7 @@ def _from_numpy(frame: np.ndarray) -> Tensor:
 
 
 def _from_tensor(frame: Tensor, device: torch.device) -> Tensor:
+    frame = plain_tensor("frame", frame)
     if frame.ndim == 4 and frame.shape[0] == 1:
         frame = frame[0]
     if frame.ndim != 3:

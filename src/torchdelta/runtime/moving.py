@@ -355,7 +355,7 @@ class MovingSession:
                 try:
                     ready[stream] = _Ready(
                         self._check(stream, frame), self._region(roi.get(stream)),
-                        self._homography(homographies.get(stream)), vectors.get(stream),
+                        self._homography(homographies.get(stream)), _vectors(vectors.get(stream)),
                     )  # fmt: skip
                 except FrameError as error:
                     refused[stream] = FrameError(f"stream {stream!r}: {error}")
@@ -542,6 +542,14 @@ class MovingSession:
                 for e in engines
             ]
             return "\n\n".join([*tables, *self.notes])
+
+
+def _vectors(given: Any) -> Vectors | None:
+    if given is not None and not isinstance(given, Vectors):
+        raise FrameError(
+            f"vectors are a {type(given).__name__}, expected `Source.vectors` of the frame, or None"
+        )
+    return given
 
 
 def _moved(region: Tensor, aligned: Aligned) -> Tensor:

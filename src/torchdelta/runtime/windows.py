@@ -16,6 +16,7 @@ from torchdelta.errors import FrameError
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
 from torchdelta.plan.shift import UNSEEN
+from torchdelta.runtime.frames import plain_tensor
 
 Mask = np.ndarray | Tensor
 Border = Literal["keep", "exact"]
@@ -129,9 +130,16 @@ def _check_window(window: Any, plan: Plan) -> Size:
 
 def check_mask(name: str, mask: Any, plan: Plan, device: torch.device) -> Tensor:
     """Check a mask [H, W] and bring it to a device. Raises: FrameError."""
-    if isinstance(mask, np.ndarray):
+    if isinstance(mask, np.ndarray) and mask.dtype == np.bool_:
         mask = torch.from_numpy(np.require(mask, requirements=["C", "W"]))
-    if not isinstance(mask, Tensor):
+    elif isinstance(mask, Tensor):
+        mask = plain_tensor(name, mask)
+    elif isinstance(mask, np.ndarray):
+        raise FrameError(
+            f"{name} is {mask.dtype} {list(mask.shape)}, expected bool {list(plan.size)}, like "
+            "the frame"
+        )
+    else:
         raise FrameError(
             f"{name} is a {type(mask).__name__}, expected a bool numpy array or tensor [H, W]"
         )
