@@ -247,9 +247,16 @@ class CompiledModel:
             note = check_stateless(lambda: twin(self._model), x[:1], alone)
             self._notes += (note,) if note else ()
         expected = model_results(model, x, alone)
-        captured = export(model, x[: len(expected)])
-        plan = build(captured.program, self._preprocess, self._notes + captured.notes)
-        check_plan(plan, captured, rows, x, expected)
+        captured = export(model, x[: len(expected.rows)])
+
+        def made(weights: torch.dtype) -> Plan:
+            return build(
+                captured.program, self._preprocess, self._notes + captured.notes,
+                per_stream=expected.per_stream, weight_dtype=weights,
+            )  # fmt: skip
+
+        plan = made(torch.float32)
+        check_plan(model, plan, captured, rows, x, expected, lambda: made(torch.float64))
         return plan
 
     def _input(self, frame: Tensor, dtype: torch.dtype) -> Tensor:
@@ -453,7 +460,8 @@ class CompiledModel:
                 dense = copy.deepcopy(self._model)
                 self._dense = to_layout(dense.to(self.device, self.dtype), torch.channels_last)
         with default_float32(), ieee_float32(self.device):
-            return self._dense(x.contiguous(memory_format=torch.channels_last))
+            # a copy: the model may write to its input
+            return self._dense(x.clone(memory_format=torch.channels_last))
 
 
 def _homographies(given: Any, rows: int, size: tuple[int, int]) -> list[Any]:
@@ -510,8 +518,11 @@ def _stack(outputs: list[Any], plan: Plan, views: bool) -> Any:
     """Join the results of N streams along the batch axis; a single stream's views stay views."""
     trees = [pytree.tree_leaves(o) for o in outputs]
     leaves = []
-    for parts, whole in zip(zip(*trees, strict=True), plan.output_shapes, strict=True):
-        if whole is None or (len(parts) == 1 and views):
+    for i, (parts, whole) in enumerate(
+        zip(zip(*trees, strict=True), plan.output_shapes, strict=True)
+    ):
+        single = whole is None and i not in plan.repeated
+        if single or (len(parts) == 1 and views):
             leaves.append(parts[0])
         else:
             leaves.append(torch.cat(parts))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torchdelta.apart import apart
 from torchdelta.capture.export import Captured, find_batch_mixing, in_float64
 from torchdelta.engines.torch_engine import TorchEngine
-from torchdelta.errors import CaptureError
+from torchdelta.errors import CaptureError, first_lines
 from torchdelta.plan import Plan
 from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
@@ -20,52 +24,143 @@ from torchdelta.runtime.session import Session
 MAX_CAPTURE_ERROR = 1e-3
 # and of whole numbers (classes …) a few may flip where two candidates were nearly equal
 MAX_CAPTURE_FLIPS = 0.02
+# two float32 computations of one function may be luckier and unluckier than each other
+MAX_UNLUCKY = 4.0
+
+
+@dataclass(frozen=True)
+class ModelResults:
+    """What the model itself gives for the frames of two streams.
+
+    rows:       one result per stream; a single one where the model takes one frame at a time
+    per_stream: by leaf of a result, whether it has a row per stream; None where that is not known
+    """
+
+    rows: list[Any]
+    per_stream: tuple[bool, ...] | None
 
 
 @torch.no_grad()
-def model_results(model: nn.Module, x: Tensor, alone: Any) -> list[Any]:
-    """Run the model itself; returns its results one by one, for as many streams as it takes.
+def _run(model: nn.Module, x: Tensor) -> Any:
+    # a copy: some models write to their input
+    return model(x.clone(memory_format=torch.preserve_format))
+
+
+def model_results(model: nn.Module, x: Tensor, alone: Any) -> ModelResults:
+    """Run the model itself, for as many streams as it takes.
 
     x: [2, C, H, W], as the model sees frames;  alone: its result for the first of them
     """
+    single = ModelResults([alone], None)
     try:
-        # a copy: some models write to their input
-        both = model(x.clone())
+        both = _run(model, x)
     except Exception:
-        return [alone]
+        return single
     one, two = (pytree.tree_leaves(out) for out in (alone, both))
     if len(one) != len(two) or not all(map(_one_row_each, one, two)):
         # it has written down a batch of 1 somewhere
-        return [alone]
-    return [pytree.tree_map(lambda a, b, n=n: _row(a, b, n), alone, both) for n in range(len(x))]
+        return single
+    per_stream = tuple(map(_has_rows, one, two))
+    rows = [pytree.tree_map(lambda a, b, n=n: _row(a, b, n), alone, both) for n in range(len(x))]
+    if difference(rows[0], alone) and not sees_other_rows(model, x, rows):
+        # it does something else with a batch
+        return single
+    return ModelResults(rows, per_stream)
+
+
+def sees_other_rows(model: nn.Module, x: Tensor, rows: list[Any]) -> bool:
+    """Whether a stream's result hangs on the other rows of the batch, or on its own number there.
+
+    x: [2, C, H, W]; rows: the model's results for them
+    """
+    other = x.min() + x.max() - x[0]
+    try:
+        swapped = _run(model, torch.stack([x[1], other]))
+    except Exception:
+        return False
+    again = pytree.tree_map(lambda a, b: b[:1] if _has_rows(a, b) else b, rows[1], swapped)
+    return difference(again, rows[1]) is not None
 
 
 def check_plan(
-    plan: Plan, captured: Captured, rows: Tensor, x: Tensor, expected: list[Any]
+    model: nn.Module,
+    plan: Plan,
+    captured: Captured,
+    frames: Tensor,
+    x: Tensor,
+    expected: ModelResults,
+    exact_plan: Callable[[], Plan],
 ) -> None:
     """Compare the plan with the model, stream by stream, in float32.
 
-    rows: [2, C, H, W] frames; x: the same as the model sees them; expected: its `model_results`
+    frames: [2, C, H, W]; x: the same as the model sees them; expected: its `model_results`
+    exact_plan: makes the same plan with weights in float64, which decides where float32 differs
     Raises: CaptureError where they differ by more than rounding, or the model mixes streams.
     """
-    engine = TorchEngine(plan, x.device, torch.float32)
-    session = Session(engine, 1, 0.0, Profile())
-    for row, wanted in zip(rows, expected, strict=False):
-        session.refresh()
-        mine = session.step({"check": row})["check"].output
-        wrong = _difference(mine, wanted)
+    mine = _run_plan(plan, frames[: len(expected.rows)], torch.float32)
+    for n, (got, wanted) in enumerate(zip(mine, expected.rows, strict=True)):
+        wrong = difference(got, wanted)
         if wrong is None:
             continue
-        mixing = find_batch_mixing(captured, x)
-        if mixing:
+        again = [_run(model, x[n : n + 1]) for _ in range(2)]
+        if difference(*again) is not None:
             raise CaptureError(
-                f"the model mixes the batch axis, first in {mixing}; the rows of a batch "
-                "are different streams here and must not see each other"
+                f"the plan differs from the model: {wrong}. The model does not give the same "
+                "result twice: take what is random, or remembers, out of it"
             )
-        raise CaptureError(
-            f"the plan differs from the model: {wrong}. The model does not give the same "
-            "result twice, or this is a defect of torchdelta; please report it"
-        )
+        if len(expected.rows) > 1 and sees_other_rows(model, x, expected.rows):
+            first = find_batch_mixing(captured, x)
+            raise CaptureError(
+                f"the model mixes the batch axis{f', first in {first}' if first else ''}: a row's "
+                "result hangs on the other rows, or on its number; the rows of a batch are "
+                "different streams here and must not see each other"
+            )
+        judged = _judge(model, plan, exact_plan, frames[n : n + 1], x[n : n + 1], wanted)
+        if judged is not None:
+            raise CaptureError(f"the plan differs from the model: {wrong}. {judged}")
+
+
+def _run_plan(plan: Plan, frames: Tensor, dtype: torch.dtype) -> list[Any]:
+    session = Session(TorchEngine(plan, frames.device, dtype), 1, 0.0, Profile())
+    results = []
+    for frame in frames:
+        session.refresh()
+        results.append(session.step({"check": frame})["check"].output)
+    return results
+
+
+def _judge(
+    model: nn.Module,
+    plan: Plan,
+    exact_plan: Callable[[], Plan],
+    frame: Tensor,
+    x: Tensor,
+    in_float32: Any,
+) -> str | None:
+    """Let float64 decide whether a plan is wrong or float32 is; says what is wrong, or None.
+
+    frame: [1, C, H, W]; x: the same as the model sees it; in_float32: what the model gives
+    The plan is right where in float64 it gives what the model gives there, and in float32 is about
+    as far from that as the model is.
+    """
+    defect = "This is a defect of torchdelta; please report it"
+    try:
+        exact = _run(copy.deepcopy(model).double(), x.double())
+        (precise,) = _run_plan(exact_plan(), frame, torch.float64)
+    except Exception as error:
+        return f"{defect} (in float64, which could decide, it does not run: {first_lines(error)})"
+    wrong = difference(precise, exact)
+    if wrong is not None:
+        return f"In float64 too: {wrong}. {defect}"
+    (ours,) = _run_plan(plan, frame, torch.float32)
+    theirs = distances(in_float32, exact)
+    for (mine, limit), (other, _) in zip(distances(ours, exact), theirs, strict=True):
+        if not mine <= max(limit, MAX_UNLUCKY * other):
+            return (
+                f"Of float64's result the plan in float32 is {mine:.2g} off, the model in float32 "
+                f"{other:.2g}. {defect}"
+            )
+    return None
 
 
 def _one_row_each(one: Any, two: Any) -> bool:
@@ -75,13 +170,38 @@ def _one_row_each(one: Any, two: Any) -> bool:
     return one.shape == two.shape or (1, *one.shape[1:]) == (two.shape[0] - 1, *two.shape[1:])
 
 
+def _has_rows(one: Any, several: Any) -> bool:
+    return isinstance(one, Tensor) and one.shape != several.shape
+
+
 def _row(one: Any, two: Any, n: int) -> Any:
     """Take stream n's share of a result for two streams; a constant has no share."""
-    return two[n : n + 1] if isinstance(one, Tensor) and one.shape != two.shape else two
+    return two[n : n + 1] if _has_rows(one, two) else two
 
 
-def _difference(mine: Any, expected: Any) -> str | None:
-    """Say how a plan's result differs from the model's by more than rounding, or None."""
+def distances(mine: Any, expected: Any) -> list[tuple[float, float]]:
+    """Give how far each tensor of a result is from what is expected, and how far it may be.
+
+    Relative L2 error, or the share that differs where the numbers are whole; infinite where the
+    shape or the kind differs.
+    """
+    found = []
+    for a, b in zip(pytree.tree_leaves(mine), pytree.tree_leaves(expected), strict=True):
+        if isinstance(b, Tensor):
+            found.append(_distance(a, b))
+    return found
+
+
+def _distance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    if a.shape != b.shape or a.is_complex() != b.is_complex():
+        return math.inf, 0.0
+    if b.is_floating_point() or b.is_complex():
+        return relative_error(a, b), MAX_CAPTURE_ERROR
+    return float((a != b).float().mean()) if b.numel() else 0.0, MAX_CAPTURE_FLIPS
+
+
+def difference(mine: Any, expected: Any) -> str | None:
+    """Say how a result differs from what is expected by more than rounding, or None."""
     for a, b in zip(pytree.tree_leaves(mine), pytree.tree_leaves(expected), strict=True):
         if not isinstance(b, Tensor):
             continue
@@ -89,13 +209,11 @@ def _difference(mine: Any, expected: Any) -> str | None:
             return f"its result has shape {list(a.shape)}, expected {list(b.shape)}"
         if b.is_complex() != a.is_complex():
             return f"its result is {a.dtype}, expected {b.dtype}"
-        if b.is_floating_point() or b.is_complex():
-            error = relative_error(a, b)
-            if not error <= MAX_CAPTURE_ERROR:
-                return f"relative L2 error {error:.2g}, expected <= {MAX_CAPTURE_ERROR}"
-        elif b.numel() and float((a != b).float().mean()) > MAX_CAPTURE_FLIPS:
-            share = float((a != b).float().mean())
-            return f"{share:.1%} of its whole numbers differ"
+        error, limit = _distance(a, b)
+        if not error <= limit:
+            if b.is_floating_point() or b.is_complex():
+                return f"relative L2 error {error:.2g}, expected <= {limit}"
+            return f"{error:.1%} of its whole numbers differ"
     return None
 
 

@@ -74,7 +74,7 @@ class Workload:
         for newer in (False, True):
             try:
                 with _silence():
-                    return _export(model, self.example, newer)
+                    return _export(model, self.example.clone(), newer)
             except Exception as error:
                 errors.append(f"{type(error).__name__}: {first_line(error)}")
         raise EngineError(f"the model cannot be exported to ONNX ({'; then '.join(errors)})")
@@ -191,8 +191,8 @@ class Eager(Peer):
         self._model: Callable[[Tensor], Any] = work.network(layout)
 
     def load(self, x: Tensor) -> Tensor:
-        """Convert dtype and layout."""
-        return x.to(self._dtype).contiguous(memory_format=self._layout)
+        """Convert dtype and layout; a copy, which the model may write to."""
+        return x.to(self._dtype, copy=True, memory_format=self._layout)
 
     @torch.inference_mode()
     def run(self, feed: Tensor) -> Any:

@@ -73,7 +73,8 @@ class Reference:
         """Run the network on [N, C, H, W]."""
         with ieee_float32(self.device):
             x = x.to(self.device, torch.float32)
-            return self._model(x.contiguous(memory_format=torch.channels_last))
+            # a copy: the network may write to its input
+            return self._model(x.clone(memory_format=torch.channels_last))
 
     @torch.no_grad()
     def allowance(self, x: Tensor) -> float:
@@ -82,7 +83,7 @@ class Reference:
             return ROUNDING[self.dtype]
         low = copy.deepcopy(self._model).to(self.dtype)
         with peer_settings(self.device, self.tf32, benchmark=False):
-            rounded = low(x.to(self.dtype))
+            rounded = low(x.to(self.dtype, copy=True))
         usual = TF32_ROUNDING if self.tf32 else ROUNDING[self.dtype]
         return max(usual, 2 * relative_error(rounded, self.dense(x)))
 

@@ -82,7 +82,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
     """
     attempts: list[str] = []
     if len(example) == 1:
-        attempts.append("with a dynamic batch: the model runs with a batch of 1 only")
+        attempts.append("with a dynamic batch: the model takes one frame at a time")
     for batch, dynamic in ((2, True), (1, False))[2 - len(example) :]:
         shapes: Any = ({0: torch.export.Dim.AUTO},) if dynamic else None
         try:

@@ -100,7 +100,8 @@ def _measure_statistics(
         norm.train()
     try:
         for batch in batches:
-            model(batch)
+            # a copy: the model may write to its input
+            model(batch.clone())
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -116,6 +117,7 @@ def last_residual_norms(model: nn.Module, frame: Tensor) -> list[_BatchNorm]:
     that same tensor with more convolutions. Works on any model that runs, whatever its classes.
     """
     flow = _Flow(model)
+    frame = frame.clone()
     with torch.no_grad(), flow:
         flow.enter(frame)
         model(frame)

@@ -73,6 +73,11 @@ def take_rows(x: Pixels, index: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, index)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Give numbers in float32, in which sums of half precision do not overflow, or in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def put_rows(x: Pixels, index: Tensor, rows: Tensor) -> None:
     """Write rows [M, C] to the pixels of x [H, W, C] at flat indices [M]."""
     if isinstance(x, Ring):

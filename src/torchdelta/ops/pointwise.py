@@ -193,8 +193,8 @@ class BinaryConst(Op):
 
     def _apply(self, x: Tensor, const: Tensor | float) -> Tensor:
         if isinstance(const, float):
-            # a tensor without axes takes part in float32 and leaves the result's dtype alone
-            const = torch.tensor(const, dtype=torch.float32)
+            # a tensor without axes takes part in its own dtype and leaves the result's alone
+            const = torch.tensor(const, dtype=torch.promote_types(x.dtype, torch.float32))
         return BINARY[self.fn](const, x) if self.const_first else BINARY[self.fn](x, const)
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:

@@ -28,6 +28,7 @@ from torchdelta.ops.base import (
     WindowOp,
     hwc,
     nchw,
+    wide,
 )
 
 Kind = Literal["avg", "max"]
@@ -106,7 +107,7 @@ class AvgPool2d(_Pool):
 
     def tile(self, x: Tensor, weights: Weights, out: Size) -> Tensor:
         """Sum over the windows, in float32: half precision could overflow; `finish` divides."""
-        return F.avg_pool2d(x.float(), self.kernel, self.stride, divisor_override=1)
+        return F.avg_pool2d(wide(x), self.kernel, self.stride, divisor_override=1)
 
     def _counts(self, axis: int, n_in: int, at: Tensor) -> Tensor:
         k, s, p = self.kernel[axis], self.stride[axis], self.pad[axis]
@@ -194,8 +195,8 @@ class TileReduce(WindowOp):
     def tile(self, x: Tensor, weights: Weights, out: Size) -> Tensor:
         """Reduce gathered tiles in float32, so that half-precision sums cannot overflow."""
         if self.how == "avg":
-            return F.avg_pool2d(x.float(), TILE_PX, divisor_override=1)
-        return F.max_pool2d(x.float(), TILE_PX)
+            return F.avg_pool2d(wide(x), TILE_PX, divisor_override=1)
+        return F.max_pool2d(wide(x), TILE_PX)
 
     def describe(self) -> str:
         """Say what is reduced."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.ops.base import Axis, Footprint, Op, Pixels, Size, Weights, take_rows
+from torchdelta.ops.base import Axis, Footprint, Op, Pixels, Size, Weights, take_rows, wide
 
 
 @lru_cache(maxsize=1024)
@@ -81,7 +81,7 @@ class Bilinear(Op):
 
     def full(self, inputs: Sequence[Tensor], weights: Weights) -> Tensor:
         """Blend columns, then rows, of the whole map, in float32."""
-        x = inputs[0].float()
+        x = wide(inputs[0])
         y0, y1, wy = (v.to(x.device) for v in self.source(0, x.shape[0]))
         x0, x1, wx = (v.to(x.device) for v in self.source(1, x.shape[1]))
         across = _blend(x[:, x0], x[:, x1], wx[None, :, None])
@@ -97,8 +97,8 @@ class Bilinear(Op):
         y0, y1, wy = (v.to(x.device)[at[0]] for v in self.source(0, h))
         x0, x1, wx = (v.to(x.device)[at[1]] for v in self.source(1, w))
         wx, wy = wx.unsqueeze(1), wy.unsqueeze(1)
-        top = _blend(take_rows(x, y0 * w + x0).float(), take_rows(x, y0 * w + x1).float(), wx)
-        low = _blend(take_rows(x, y1 * w + x0).float(), take_rows(x, y1 * w + x1).float(), wx)
+        top = _blend(wide(take_rows(x, y0 * w + x0)), wide(take_rows(x, y0 * w + x1)), wx)
+        low = _blend(wide(take_rows(x, y1 * w + x0)), wide(take_rows(x, y1 * w + x1)), wx)
         return _blend(top, low, wy).to(x.dtype)
 
     def describe(self) -> str:

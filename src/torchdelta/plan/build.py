@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch.export import ExportedProgram
 
 from torchdelta.ops.base import IDENTITY
@@ -20,12 +21,22 @@ from torchdelta.plan.passes import PASSES
 CHEAP_SHARE = 0.01
 
 
-def build(program: ExportedProgram, preprocess: Preprocess, notes: tuple[str, ...] = ()) -> Plan:
+def build(
+    program: ExportedProgram,
+    preprocess: Preprocess,
+    notes: tuple[str, ...] = (),
+    *,
+    per_stream: tuple[bool, ...] | None = None,
+    weight_dtype: torch.dtype = torch.float32,
+) -> Plan:
     """Make a plan from an exported program.
 
+    per_stream:   by leaf of the result, whether the model gives a row of it per stream; None: what
+                  is computed from the frame has one, constants do not
+    weight_dtype: of the plan's weights; float64 to find out what float32 costs
     Raises: CaptureError with all operations that cannot be run as steps.
     """
-    graph = lower(program)
+    graph = lower(program, weight_dtype)
     for run_pass in PASSES:
         run_pass(graph)
     out_spec = program.call_spec.out_spec
@@ -45,6 +56,11 @@ def build(program: ExportedProgram, preprocess: Preprocess, notes: tuple[str, ..
         input=0,
         outputs=tuple(index[o] if isinstance(o, Draft) else o for o in graph.outputs),
         output_shapes=tuple(o.whole if isinstance(o, Draft) else None for o in graph.outputs),
+        repeated=tuple(
+            i
+            for i, rows in enumerate(per_stream or ())
+            if rows and i < len(graph.outputs) and not isinstance(graph.outputs[i], Draft)
+        ),
         out_spec=out_spec,
         notes=tuple(graph.notes) + notes,
     )

@@ -45,11 +45,15 @@ class Draft:
 
 @dataclass
 class DraftGraph:
-    """Operations in order of execution, the input first, and the results by leaf."""
+    """Operations in order of execution, the input first, and the results by leaf.
+
+    weight_dtype: float32, or float64 in a plan that is to decide whether float32 is precise enough
+    """
 
     drafts: list[Draft]
     outputs: list[Any]
     notes: list[str] = field(default_factory=list)
+    weight_dtype: torch.dtype = torch.float32
 
     def uses(self, draft: Draft) -> int:
         """Count how often a result is read, by operations and by the caller."""

@@ -138,6 +138,7 @@ class Plan:
     outputs: leaves of the model's result in order: a value index, or a constant (str, int, None,
              Tensor …) that does not depend on the input; `out_spec` puts them together
     output_shapes: of one stream's result with its batch axis; None for a constant
+    repeated: leaves that are constants with one row per stream
     notes:   what the user should know about the capture
     """
 
@@ -150,6 +151,7 @@ class Plan:
     outputs: tuple[int | Any, ...]
     output_shapes: tuple[tuple[int, ...] | None, ...]
     out_spec: pytree.TreeSpec
+    repeated: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -82,11 +82,17 @@ def pair(value: Any, default: Any = None) -> tuple[Any, Any]:
 class Lowering:
     """Walks the graph; `env` holds for each node a Draft, a constant Tensor, or plain values."""
 
-    def __init__(self, program: ExportedProgram, rules: Mapping[str, Rule], unary: Rule) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        rules: Mapping[str, Rule],
+        unary: Rule,
+        weight_dtype: torch.dtype,
+    ) -> None:
         self.rules, self.unary = rules, unary
         self.program = program
         self.env: dict[fx.Node, Any] = {}
-        self.graph = DraftGraph([], [])
+        self.graph = DraftGraph([], [], weight_dtype=weight_dtype)
         self.refusals: list[str] = []
         self.refused: set[Draft] = set()
         # the first exception behind a refusal
@@ -348,6 +354,11 @@ class Lowering:
         )
         self.graph.drafts.append(draft)
         return draft
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """What weights are kept in."""
+        return self.graph.weight_dtype
 
     @property
     def whole(self) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def fold_affine(graph: DraftGraph) -> None:
         conv = draft.inputs[0]
         if not isinstance(conv.op, CONVOLUTIONS) or conv.epilogue or graph.uses(conv) != 1:
             continue
-        _fold(conv, *scale_shift)
+        _fold(conv, *scale_shift, graph.weight_dtype)
         graph.merge_into_consumer(conv, draft)
 
 
@@ -111,7 +111,11 @@ def _scale_shift(draft: Draft) -> tuple[Tensor, Tensor] | None:
     if not isinstance(draft.op, BinaryConst) or draft.op.per_position:
         return None
     scalar, fn, first = draft.op.scalar, draft.op.fn, draft.op.const_first
-    const = draft.weights["const"].flatten() if scalar is None else torch.tensor([scalar])
+    const = (
+        draft.weights["const"].flatten()
+        if scalar is None
+        else torch.tensor([scalar], dtype=torch.float64)
+    )
     zero, one = torch.zeros(1), torch.ones(1)
     if fn == "mul":
         return const, zero
@@ -124,7 +128,7 @@ def _scale_shift(draft: Draft) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def _fold(conv: Draft, scale: Tensor, shift: Tensor) -> None:
+def _fold(conv: Draft, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
     """Fold into weight [Co, C/g, kh, kw] (transposed: [C, Co/g, kh, kw]) and bias, in float64."""
     weight = conv.weights["weight"].double()
     scale, shift = scale.double(), shift.double()
@@ -140,7 +144,7 @@ def _fold(conv: Draft, scale: Tensor, shift: Tensor) -> None:
         weight = (weight.unflatten(0, (op.groups, -1)) * per_group).flatten(0, 1)
     else:
         weight = weight * scale[:, None, None, None]
-    conv.weights = {"weight": weight.float(), "bias": (bias * scale + shift).float()}
+    conv.weights = {"weight": weight.to(dtype), "bias": (bias * scale + shift).to(dtype)}
 
 
 def fuse_epilogues(graph: DraftGraph) -> None:

@@ -42,13 +42,13 @@ from torchdelta.plan.lowering import (
 )
 
 
-def _tensors(**weights: Any) -> dict[str, Tensor]:
+def _tensors(low: Lowering, **weights: Any) -> dict[str, Tensor]:
     out = {}
     for name, w in weights.items():
         if w is None:
             continue
         need(isinstance(w, Tensor), f"its {name} is computed from the frame")
-        out[name] = w.float()
+        out[name] = w.to(low.weight_dtype)
     return out
 
 
@@ -65,7 +65,7 @@ def _conv(low: Lowering, a: Args) -> Any:
     x, weight = a["input"], a["weight"]
     need(is_map(x), "not a 2-D convolution of one stream")
     need(isinstance(weight, Tensor) and weight.ndim == 4, "its weight is computed from the frame")
-    weights = _tensors(weight=weight, bias=a["bias"])
+    weights = _tensors(low, weight=weight, bias=a["bias"])
     kernel = (weight.shape[2], weight.shape[3])
     stride, dilation = pair(a["stride"], 1), pair(a["dilation"], 1)
     if a.get("transposed") or "transpose" in str(low.node.target):
@@ -87,7 +87,7 @@ def _conv(low: Lowering, a: Args) -> Any:
 def _linear(low: Lowering, a: Args) -> Any:
     x, weight = a["input"], a["weight"]
     need(is_vector(x), "linear on something that is not one vector per stream")
-    weights = _tensors(weight=weight, bias=a["bias"])
+    weights = _tensors(low, weight=weight, bias=a["bias"])
     weights["weight"] = weights["weight"][:, :, None, None]
     return low.add(Conv2d((1, 1)), [x], weights)
 
@@ -116,7 +116,8 @@ def _batch_norm(low: Lowering, a: Args) -> Any:
     value = low.node.meta["val"]
     several = isinstance(value, (tuple, list))
     meta = value[0] if several else value
-    draft = low.add(Affine(), [x], {"scale": scale.float(), "shift": shift.float()}, meta=meta)
+    weights = {"scale": scale.to(low.weight_dtype), "shift": shift.to(low.weight_dtype)}
+    draft = low.add(Affine(), [x], weights, meta=meta)
     return (draft,) if several else draft
 
 
@@ -149,7 +150,7 @@ def _avg_pool(low: Lowering, a: Args) -> Any:
 def _global(low: Lowering, x: Draft, how: Kind, whole: tuple[int, ...] | None = None) -> Draft:
     c, h, w = x.shape
     tiles = (1, c, -(-h // TILE_PX), -(-w // TILE_PX))
-    part = low.add(TileReduce(how), [x], whole=tiles, dtype=torch.float32)
+    part = low.add(TileReduce(how), [x], whole=tiles, dtype=low.weight_dtype)
     if whole is None:
         return low.add(GlobalReduce(how, h * w), [part])
     return low.add(GlobalReduce(how, h * w), [part], whole=whole)
@@ -229,9 +230,9 @@ def _with_const(
     low: Lowering, fn: str, x: Draft, const: Any, alpha: float, const_first: bool
 ) -> Draft:
     need(low.whole == x.whole, "a constant that enlarges the value")
-    t = const if isinstance(const, Tensor) else torch.tensor(float(const))
+    t = const if isinstance(const, Tensor) else torch.tensor(float(const), dtype=torch.float64)
     need(not t.is_complex(), "complex numbers")
-    t = t.float()
+    t = t.to(low.weight_dtype)
     if alpha != 1.0:
         need(not const_first, "a scaled value is taken from a constant")
         t = t * alpha
@@ -273,7 +274,7 @@ def _prelu(low: Lowering, a: Args) -> Any:
     x, slope = a["self"], a["weight"]
     need(is_map(x) or is_vector(x), "prelu of something that is no map or vector")
     need(isinstance(slope, Tensor), "its slope is computed from the frame")
-    return low.add(Pointwise("prelu"), [x], {"slope": slope.float().flatten()})
+    return low.add(Pointwise("prelu"), [x], {"slope": slope.to(low.weight_dtype).flatten()})
 
 
 def _softmax(log: bool) -> Rule:

@@ -56,8 +56,9 @@ def map_strides(plan: Plan) -> MapStrides:
     unknown: list[str] = []
     for step in plan.steps:
         grids[step.output] = _grid_of(plan, step, grids, unknown)
-    for leaf in plan.outputs:
-        found = _of_view(plan, leaf, grids) if isinstance(leaf, int) else []
+    for leaf, shape in zip(plan.outputs, plan.output_shapes, strict=True):
+        # a constant may be a number, too
+        found = [] if shape is None else _of_view(plan, leaf, grids)
         unknown += [grid.lost for grid in found if grid.lost]
     order = {step.name: i for i, step in enumerate(plan.steps)}
     return MapStrides(
