@@ -419,6 +419,8 @@ def test_a_moving_camera_is_followed(
     monkeypatch.setattr(watch.Watch, "_saves_time", lambda self, share: True)
     monkeypatch.setattr(watch, "QUICKEST_MS", 0.0)
     monkeypatch.setattr(watch, "HOPELESS", float("inf"))
+    monkeypatch.setattr(watch.Watch, "_may_look", lambda self: True)
+    monkeypatch.setattr(watch.Watch, "_saves_nothing", lambda self: False)
     source = pan(folder / "pan.mp4", 24, (1, 5))
     args = ("run", source, "--model", "nets:segment", "--task", "segment", "--compare")
     call(*args, "--json", "still.jsonl")

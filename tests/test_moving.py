@@ -665,6 +665,8 @@ def _whatever_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch.Watch, "_saves_time", lambda self, share: True)
     monkeypatch.setattr(watch, "QUICKEST_MS", 0.0)
     monkeypatch.setattr(watch, "HOPELESS", math.inf)
+    monkeypatch.setattr(watch.Watch, "_may_look", lambda self: True)
+    monkeypatch.setattr(watch.Watch, "_saves_nothing", lambda self: False)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -994,7 +996,7 @@ def test_looks_and_first_frames_are_no_part_of_a_still_frames_time() -> None:
             looks += 1
             assert not seen.look(torch.from_numpy(view(90, 90)), None)
             ms += (time.perf_counter() - begin) * 1e3
-        stats = SimpleNamespace(first=False, changed_input=0.5, ms=ms)
+        stats = SimpleNamespace(first=False, changed_input=0.5, mac_share=0.5, ms=ms)
         seen.saw(SimpleNamespace(ready=True, stats=stats))  # type: ignore[arg-type]
         if len(seen._frames_ms) > 4:
             assert 1.0 <= median_low(seen._frames_ms) < SLOW_S * 1e3
@@ -1018,8 +1020,9 @@ def test_looks_are_few_where_following_cannot_pay(
             assert not seen.look(torch.from_numpy(view(90, 90 + 4 * (n % 40))), None)
         # ten times as much change after a while does not call for a look either
         stats = SimpleNamespace(
-            first=n == 0, changed_input=0.09 if n < 20 else 0.9, ms=frame_ms + seen._look_ms
-        )
+            first=n == 0, changed_input=0.09 if n < 20 else 0.9, mac_share=0.5,
+            ms=frame_ms + seen._look_ms,
+        )  # fmt: skip
         seen.saw(SimpleNamespace(ready=True, stats=stats))  # type: ignore[arg-type]
     assert begun == looks
     assert (seen.slow is not None) == (looks > 0)

@@ -450,8 +450,7 @@ class MovingSession:
                 f"stream {stream!r}: its camera moves and is not followed: {watch.slow}"
             )
         begin = time.perf_counter()
-        # what waits does so only for what is wanted
-        ready = (wanted or (watch.sees_motion and not self.waits)) and self._window_ready()
+        ready = wanted and self._window_ready()
         spent_s += time.perf_counter() - begin
         if wanted and ready:
             self._switch(stream, self._new_aligner(), THE_CAMERA_MOVES)
@@ -490,7 +489,7 @@ class MovingSession:
             camera.watch.saw(result.counted)
             return
         assert result.aligned is not None
-        reason = camera.watch.rests(camera.aligner, result.aligned)
+        reason = camera.watch.rests(camera.aligner, result.aligned, result.counted)
         if reason is not None:
             self._switch(stream, None, reason)
 

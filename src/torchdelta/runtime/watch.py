@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchdelta.motion.align import Aligner, Limits
 from torchdelta.motion.aligned import Aligned
-from torchdelta.motion.choice import Choice, Costs
+from torchdelta.motion.choice import LEAST_LOOKS, LOOK_EVERY, Choice, Costs
 from torchdelta.motion.estimate import STILL_PX, Estimator
 from torchdelta.motion.homography import farthest_px
 from torchdelta.motion.thumb import Thumb
@@ -43,7 +43,18 @@ TIMED = 9
 QUICKEST_MS = 1.0
 # an estimate that takes so many times as long as the whole frame cannot pay; where the time speaks
 # against following, this share of a stream's time may go into looking again
-HOPELESS, SPENT_LOOKING = 2.0, 0.02
+HOPELESS, SPENT_LOOKING = 1.0, 0.02
+# looks in all may take this share of the time of the frames seen and of those expected; a stream
+# is expected to go on for as many frames as it has been seen, and for AHEAD at least. So looks cost
+# a clip of 70 frames no more than 3.5 %, and two switches must pay within what is left of it
+LOOKING, AHEAD = 0.02, 50
+# an estimate of which none was timed yet, ms: corners at 384x640 on one slow core
+FIRST_ESTIMATE_MS = 5.0
+# frames with which a look decides: the first, and what `Choice` takes
+DECIDES_AFTER = 1 + LOOK_EVERY * LEAST_LOOKS
+# followed frames whose times are compared with the still ones' before; the slowest, which may
+# compile kernels or be new references, are left out
+CHECKED, LEFT_OUT = 16, 2
 
 
 class Watch:
@@ -51,7 +62,8 @@ class Watch:
 
     Each switch costs a frame computed whole, so both decisions take several frames. Following must
     save more time than estimating the motion takes: where a small network runs on a fast GPU it
-    never does.
+    never does. What looks may take is rationed from the first frame on, switching must pay for its
+    whole frames, and frames that are followed and take as long as still ones are so no longer.
 
     growth: the window's pixels over the frame's: what following costs more
     grains: sides of the input gate's cells while the camera stays still and while it is followed,
@@ -69,12 +81,16 @@ class Watch:
         grains: tuple[int, ...] = (1, 1),
     ) -> None:
         self._estimator, self._range = estimator, value_range
+        self._price_px = growth
         self._price = growth * (IN_CELLS if grains[1] > grains[0] == 1 else 1.0)
         self._limits = Limits()
         self._choice = Choice(self._limits.scale, self._limits.turn_degrees)
         # frames, and the time that looking at them took
         self._counted: deque[tuple[Counted, float]] = deque()
         self._frames_ms: deque[float] = deque(maxlen=TIMED)
+        # frames of a followed camera, and the times of the last ones
+        self._followed: deque[Counted] = deque()
+        self._followed_ms: deque[float] = deque(maxlen=CHECKED)
         self.reset()
 
     def reset(self) -> None:
@@ -82,6 +98,10 @@ class Watch:
         self._changed, self._pause, self._next_pause, self._at_pause = 0.0, 0, PAUSE, 0.0
         self._frames_ms.clear()
         self._estimate_ms, self._estimates = 0.0, 0
+        self._seen, self._seen_ms, self._spent_ms = 0, 0.0, 0.0
+        self._expected_ms, self._mac_share = FIRST_ESTIMATE_MS, 1.0
+        self._followed.clear()
+        self._followed_ms.clear()
         self.slow: str | None = None
         self._counted.clear()
         self._look_ms, self.suspicious = 0.0, False
@@ -103,14 +123,26 @@ class Watch:
             stats = counted.stats
             if not stats.first:
                 self._changed += NEWEST * (stats.changed_input - self._changed)
+                self._mac_share += NEWEST * (stats.mac_share - self._mac_share)
                 self._frames_ms.append(stats.ms - look_ms)
+                self._seen += 1
+                self._seen_ms += stats.ms - look_ms
         self.suspicious = self.looking or self._is_suspicious()
 
     def _is_suspicious(self) -> bool:
         self._pause -= 1
         if self._changed < SUSPICIOUS or self._frame_ms < QUICKEST_MS:
             return False
-        return self._pause <= 0 or self._changed > MUCH_MORE * self._at_pause
+        if self._pause > 0 and self._changed <= MUCH_MORE * self._at_pause:
+            return False
+        return self._may_look()
+
+    def _may_look(self) -> bool:
+        """Say whether the time of frames, seen and expected, pays for one more look."""
+        wanted_ms = self._spent_ms + DECIDES_AFTER * self._expected_ms
+        # once a graph was captured, frames are quicker than on average
+        seen_ms = min(self._seen_ms, self._seen * self._frame_ms)
+        return wanted_ms <= LOOKING * (seen_ms + AHEAD * self._frame_ms)
 
     @property
     def _frame_ms(self) -> float:
@@ -122,11 +154,6 @@ class Watch:
         """Whether a look has begun and is not over."""
         return self._previous is not None
 
-    @property
-    def sees_motion(self) -> bool:
-        """Whether a look has begun, and has found that the camera moves."""
-        return self.looking and self._confirmed
-
     def look(self, frame: Tensor, vectors: Vectors | None) -> bool:
         """Look at a suspicious frame [h, w, C]; True: the camera is to be followed from here on."""
         begin = time.perf_counter()
@@ -134,6 +161,7 @@ class Watch:
             return self._look(frame, vectors)
         finally:
             self._look_ms = (time.perf_counter() - begin) * 1e3
+            self._spent_ms += self._look_ms
 
     def _look(self, frame: Tensor, vectors: Vectors | None) -> bool:
         begin = time.perf_counter()
@@ -149,6 +177,7 @@ class Watch:
         self._estimates += 1
         # the fastest: the first one may have something to prepare
         self._estimate_ms = min(self._estimate_ms, (time.perf_counter() - begin) * 1e3)
+        self._expected_ms = self._estimate_ms
         moves = farthest_px(motion.homography, current.size) >= STILL_PX
         if not self._confirmed:
             self._confirmed = moves and motion.confidence >= self._limits.confidence
@@ -173,6 +202,9 @@ class Watch:
             return False
         self._stop_looking()
         self._idle = 0
+        # what comes before it is done says nothing of frames that are followed
+        self._followed.clear()
+        self._followed_ms.clear()
         return True
 
     def _give_up(self) -> None:
@@ -192,24 +224,53 @@ class Watch:
 
     def _saves_time(self, share: float) -> bool:
         """Whether a share of a still frame's time is more than estimating its motion takes."""
-        if share * self._frame_ms > self._estimate_ms:
+        saved_ms = share * self._frame_ms - self._estimate_ms
+        if saved_ms > 0:
             self.slow = None
-            return True
+            return saved_ms * max(self._seen, AHEAD) > self._switching_ms
         self.slow = (
             f"estimating its motion takes {self._estimate_ms:.2g} ms a frame, and would save "
             f"{share:.0%} of {self._frame_ms:.2g} ms"
         )
         return False
 
-    def rests(self, aligner: Aligner, aligned: Aligned) -> str | None:
+    @property
+    def _switching_ms(self) -> float:
+        """What two switches cost: a window and, when the camera rests, a frame computed whole."""
+        whole_ms = self._frame_ms / max(self._mac_share, 0.01)
+        return (self._price_px + 1) * max(0.0, whole_ms - self._frame_ms)
+
+    def _saves_nothing(self) -> bool:
+        """Say whether followed frames have taken as long as still ones did before them."""
+        if len(self._followed_ms) < CHECKED or not self._frames_ms:
+            return False
+        usual = sorted(self._followed_ms)[:-LEFT_OUT]
+        return sum(usual) / len(usual) > HARDLY_LESS * self._frame_ms
+
+    def rests(self, aligner: Aligner, aligned: Aligned, counted: Counted) -> str | None:
         """Take a followed frame into account; says why the camera need not be followed any more."""
+        self._followed.append(counted)
+        while self._followed and self._followed[0].ready:
+            stats = self._followed.popleft().stats
+            self._seen += 1
+            self._seen_ms += min(stats.ms, self._frame_ms)
+            self._followed_ms.append(stats.ms)
+        if self._saves_nothing():
+            self._leave(LONGEST_PAUSE)
+            return "following the camera saves nothing"
         still = farthest_px(aligned.motion.homography, aligned.frame) < STILL_PX
         costs = aligner.choice.costs
         useless = costs is not None and self._price * costs.least > HARDLY_LESS * costs.still
         self._idle = self._idle + 1 if (still or useless) and not aligned.anchored else 0
         if self._idle < RESTED:
             return None
-        self._changed, self._pause, self._at_pause = 0.0, self._next_pause, 1.0
+        self._leave(self._next_pause)
+        return "the camera rests" if still else "following the camera saves nothing"
+
+    def _leave(self, pause: int) -> None:
+        """Follow no longer, and do not look for some frames."""
+        self._changed, self._pause, self._at_pause = 0.0, pause, 1.0
         self._next_pause = min(LONGER * self._next_pause, LONGEST_PAUSE)
         self._counted.clear()
-        return "the camera rests" if still else "following the camera saves nothing"
+        self._followed.clear()
+        self._followed_ms.clear()
