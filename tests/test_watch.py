@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from torchdelta.motion import choice
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.estimate import Motion
 from torchdelta.motion.homography import shift
@@ -18,6 +21,7 @@ from torchdelta.runtime import watch
 from torchdelta.runtime.watch import Watch
 
 SIZE = (48, 64)
+DEVELOPING = Path(__file__).parents[1] / "docs" / "developing.md"
 
 
 class Clock:
@@ -123,3 +127,20 @@ def test_following_that_takes_as_long_is_given_up(followed_ms: float, stops: boo
     assert said[:-1] == [None] * (watch.CHECKED - 1)
     assert said[-1] == ("following the camera saves nothing" if stops else None)
     assert (seen._pause == watch.LONGEST_PAUSE) is stops
+
+
+def test_every_number_of_auto_is_in_its_table() -> None:
+    _, table = DEVELOPING.read_text().split("### What auto decides by")
+    named: dict[str, float] = {}
+    for row in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", table.split("\n## ")[0], re.M):
+        names = re.findall(r"`(\w+)`", row[0])
+        named |= dict(zip(names, map(float, row[1].split(", ")), strict=True))
+    for name, value in named.items():
+        assert value == getattr(watch, name, getattr(choice, name, None)), name
+    found = {
+        name
+        for module in (watch, choice)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, int | float)
+    } - {"STILL_PX"}
+    assert found == set(named)

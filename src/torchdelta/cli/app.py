@@ -233,7 +233,7 @@ MotionOption = Annotated[
         "--motion",
         case_sensitive=False,
         help="Follow moving cameras: by corners (features), the decoder's motion vectors (codec), "
-        "or shifts alone (translation); auto: follow them while that pays.",
+        "or shifts alone (translation); auto (experimental): follow them while that pays.",
     ),
 ]
 GrainOption = Annotated[
