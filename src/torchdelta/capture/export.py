@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from torchdelta.capture.functional import make_functional
 from torchdelta.capture.suited import unwrap_parts
 from torchdelta.errors import CaptureError, first_lines
 from torchdelta.plan.sizes import is_free
@@ -93,7 +94,8 @@ def export(model: nn.Module, example: Tensor) -> Captured:
                 if dynamic and not _has_dynamic_batch(program):
                     attempts.append("with a dynamic batch: the model fixes its batch size")
                     continue
-                program = program.run_decompositions({})
+                if not make_functional(program):
+                    program = program.run_decompositions({})
         except Exception as error:
             what = "with a dynamic batch" if dynamic else "with batch 1"
             attempts.append(f"{what}: {first_lines(error)}")
