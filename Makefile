@@ -1,11 +1,11 @@
-# make demo | test | test-long | test-gpu | test-gpu-long | sanitize-gpu | test-native | test-asan
-# | test-arm | mutants | lint
+# make demo | test | test-long | test-oldest | test-newest | test-gpu | test-gpu-long | sanitize-gpu
+# | test-native | test-asan | test-arm | mutants | lint
 # each sets up .venv first; make native rebuilds the cpu engine's library (docs/developing.md)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
-NATIVE := $(wildcard native/*.txt native/inplace/*.txt native/src/* native/src/isa/*)
+NATIVE := $(wildcard native/*.txt native/*.map native/inplace/*.txt native/src/* native/src/isa/*)
 LIBRARY := src/torchdelta/engines/cpu/libtorchdelta_native.so
 # the CMake and Ninja of .venv, where the system has none
 CMAKE := PATH="$$PATH:$(abspath $(BIN))" cmake
@@ -15,8 +15,8 @@ ARM_CXX := aarch64-linux-gnu-g++
 ARM_QEMU := qemu-aarch64-static
 COMMA := ,
 
-.PHONY: venv native demo test test-long test-gpu test-gpu-long sanitize-gpu test-native test-asan \
-	test-arm arm-tools mutants lint clean
+.PHONY: venv native demo test test-long test-oldest test-newest test-gpu test-gpu-long sanitize-gpu \
+	test-native test-asan test-arm arm-tools mutants lint clean
 
 venv: $(VENV)/.installed $(LIBRARY)
 
@@ -28,8 +28,12 @@ HAS_CXX := command -v $(CXX) >/dev/null || command -v c++ >/dev/null
 
 # --no-compile: what is imported is compiled then; PyTorch and its companions hold far more.
 # wheel.cmake=false: the native library is built here, where this machine has CMake and Ninja while
-# pip unpacks PyTorch (what goes wrong is said below, where it is built again)
-$(VENV)/.installed: pyproject.toml
+# pip unpacks PyTorch (what goes wrong is said below, where it is built again). scikit-build-core comes
+# first: pip would take any version of it to build with, whatever the constraints say
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	--constraint constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1 || true), torchdelta needs Python 3.11 or newer:" \
 		"make PYTHON=python3.12" >&2; exit 1; }
@@ -37,8 +41,8 @@ $(VENV)/.installed: pyproject.toml
 	@if [ ! -e $(LIBRARY) ] && command -v cmake >/dev/null && command -v ninja >/dev/null && \
 		{ $(HAS_CXX); }; then { $(build_native); } >/dev/null 2>&1 & fi; \
 	echo "installing torchdelta and its tools into $(VENV)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
-		--config-settings=wheel.cmake=false -e ".[dev]" && wait
+	$(PIP_INSTALL) scikit-build-core && \
+	$(PIP_INSTALL) --no-build-isolation --config-settings=wheel.cmake=false -e ".[dev]" && wait
 	touch $@
 
 $(LIBRARY): $(NATIVE) | $(VENV)/.installed
@@ -59,7 +63,8 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive ONEDNN_MAX_CPU_ISA=AVX51
 
 # Triton's interpreter is chosen before Triton is imported: a process of its own. pytest exits with 5
 # where all was skipped, for want of Triton; TORCHDELTA_REQUIRE=triton-interpreter makes that an error
-INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py || test $$? = 5
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py tests/test_weights.py || \
+	test $$? = 5
 
 test: venv
 	$(ONE_THREAD) $(PYTEST)
@@ -68,6 +73,11 @@ test: venv
 test-long: venv
 	$(ONE_THREAD) TORCHDELTA_LONG=1 $(PYTEST)
 	$(ONE_THREAD) TORCHDELTA_LONG=1 $(INTERPRETED)
+
+# a cross-section of the tests in an environment of its own, which is taken away afterwards: with the
+# oldest versions that pyproject.toml allows, with the newest that pip finds
+test-oldest test-newest: test-%:
+	$(ONE_THREAD) $(PYTHON) tools/other_versions.py $*
 
 # whatever runs on a GPU; no GPU is an error. Compiling the kernels takes the CPU most of the time
 GPU_WORKERS ?= 8

@@ -11,6 +11,7 @@ import pytest
 
 from conftest import require
 from support import LONG
+from torchdelta.engines.cpu import bind
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "torchdelta/engines/cpu/libtorchdelta_native.so"
@@ -55,8 +56,10 @@ def pip(*args: str, **env: str) -> None:
 
 
 def build_wheel(folder: Path, **env: str) -> Path:
+    """Build a wheel into a folder, with the objects in its `objects`."""
     require("scikit_build_core")
     options = ["--no-build-isolation", "--no-deps", "--wheel-dir", str(folder)]
+    options.append(f"--config-settings=build-dir={folder / 'objects'}")
     if not LONG:
         # kernels compile in a quarter of the time, and what they compute does not change
         options.append("--config-settings=cmake.define.CMAKE_CXX_FLAGS_RELEASE=-O0")
@@ -79,9 +82,34 @@ def run_installed(wheel: Path, folder: Path, code: str, *args: str) -> str:
     return done.stdout
 
 
-def test_wheel_holds_all_and_runs_on_the_cpu_engine(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
+
+
+def defined(file: Path, *options: str) -> list[str]:
+    """Name what an object or a library defines for others."""
+    command = ["nm", "--extern-only", "--defined-only", "--demangle", *options, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line.split(maxsplit=2)[2] for line in done.stdout.splitlines()]
+
+
+def test_code_of_one_instruction_set_is_called_by_that_one_alone(
+    wheel: Path, tmp_path: Path
+) -> None:
+    """The linker keeps one copy of a template: it must not be one that only some CPUs run."""
+    objects = {p.stem.removeprefix("isa_"): p for p in wheel.parent.rglob("isa_*.o")}
+    assert set(bind.isas()) <= set(objects)
+    for isa, file in objects.items():
+        assert defined(file) == [f"td::kernels_{isa}(bool)"]
+    zipfile.ZipFile(wheel).extract(LIBRARY, tmp_path)
+    exported = defined(tmp_path / LIBRARY, "--dynamic")
+    assert "td_step" in exported
+    assert [name for name in exported if not name.startswith("td_")] == []
+
+
+def test_wheel_holds_all_and_runs_on_the_cpu_engine(wheel: Path, tmp_path: Path) -> None:
     """Package, library and license; installed, it runs."""
-    wheel = build_wheel(tmp_path)
     assert wheel.name.startswith("torchdelta-")
     assert "-py3-none-" in wheel.name
     assert not wheel.name.endswith("-any.whl")
@@ -117,5 +145,6 @@ def test_sdist_holds_the_native_sources(tmp_path: Path) -> None:
     with tarfile.open(archive) as tar:
         names = {n.partition("/")[2] for n in tar.getnames()}
     sources = {str(p.relative_to(ROOT)) for p in (ROOT / "native" / "src").rglob("*.*")}
-    assert sources | {"native/CMakeLists.txt", "LICENSE", "pyproject.toml"} <= names
+    sources |= {"native/CMakeLists.txt", "native/exports.map", "LICENSE", "pyproject.toml"}
+    assert sources <= names
     assert not [n for n in names if n.endswith((".so", ".o"))]
