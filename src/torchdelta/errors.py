@@ -1,5 +1,9 @@
 """Every error that torchdelta raises for its users, so that one `except` catches them all."""
 
+from __future__ import annotations
+
+from typing import TypeVar
+
 
 class TorchdeltaError(Exception):
     """Base of all errors that a user of torchdelta can cause and mend."""
@@ -38,6 +42,20 @@ class SinkError(TorchdeltaError):
 
 class ModelError(TorchdeltaError):
     """A model spec cannot be resolved, or its weights cannot be read or do not fit."""
+
+
+T = TypeVar("T")
+
+
+def involved(error: BaseException, kind: type[T]) -> T | None:
+    """Give what an exception is about: the deepest local variable of a kind in its traceback."""
+    found: T | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        here = [v for v in trace.tb_frame.f_locals.values() if isinstance(v, kind)]
+        found = here[-1] if here else found
+        trace = trace.tb_next
+    return found
 
 
 def first_lines(error: BaseException, lines: int = 4) -> str:

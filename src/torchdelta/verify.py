@@ -15,8 +15,8 @@ from torch.utils import _pytree as pytree
 from torchdelta.apart import apart
 from torchdelta.capture.export import Captured, find_batch_mixing, in_float64
 from torchdelta.engines.torch_engine import TorchEngine
-from torchdelta.errors import CaptureError, first_lines
-from torchdelta.plan import Plan
+from torchdelta.errors import CaptureError, first_lines, involved
+from torchdelta.plan import Plan, Step
 from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
 
@@ -125,7 +125,14 @@ def _run_plan(plan: Plan, frames: Tensor, dtype: torch.dtype) -> list[Any]:
     results = []
     for frame in frames:
         session.refresh()
-        results.append(session.step({"check": frame})["check"].output)
+        try:
+            results.append(session.step({"check": frame})["check"].output)
+        except Exception as error:
+            step = involved(error, Step)
+            raise CaptureError(
+                f"the plan does not run{f', at {step.name}' if step else ''}: "
+                f"{first_lines(error)}. This is a defect of torchdelta; please report it"
+            ) from error
     return results
 
 

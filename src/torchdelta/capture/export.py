@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchdelta.capture.functional import make_functional
-from torchdelta.capture.suited import unwrap_parts
+from torchdelta.capture.suited import failing_module, unwrap_parts
 from torchdelta.errors import CaptureError, first_lines
 from torchdelta.plan.sizes import is_free
 
@@ -44,8 +45,15 @@ def prepare_copy(model: nn.Module) -> nn.Module:
 
     Raises: CaptureError where the model cannot be copied.
     """
+    # what was computed from parameters, as `torch.nn.utils.weight_norm` does, is copied as numbers
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
     try:
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(model, computed)
     except Exception as error:
         raise CaptureError(
             f"the model cannot be copied ({type(error).__name__}: {error}); torchdelta works on a "
@@ -82,6 +90,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
     Raises: CaptureError with all reasons, where neither a dynamic nor a fixed batch exports.
     """
     attempts: list[str] = []
+    cause: Exception | None = None
     if len(example) == 1:
         attempts.append("with a dynamic batch: the model takes one frame at a time")
     for batch, dynamic in ((2, True), (1, False))[2 - len(example) :]:
@@ -96,18 +105,54 @@ def export(model: nn.Module, example: Tensor) -> Captured:
                     continue
                 if not make_functional(program):
                     program = program.run_decompositions({})
+                    # tracing it anew may fix what was free before
+                    if dynamic and not _has_dynamic_batch(program):
+                        attempts.append("with a dynamic batch: the model fixes its batch size")
+                        continue
         except Exception as error:
             what = "with a dynamic batch" if dynamic else "with batch 1"
-            attempts.append(f"{what}: {first_lines(error)}")
+            where = failing_module(model, error)
+            attempts.append(f"{what}{f', in {where}' if where else ''}: {first_lines(error)}")
+            cause = cause or error
             continue
         notes = () if dynamic else ("captured with batch 1: " + attempts[0],)
         return Captured(program, dynamic, notes)
+    written = _written_parameters(model, example[:1])
+    if written:
+        attempts.append(
+            f"it writes to its parameters while it runs: {', '.join(written)}; do that once, "
+            "before it is compiled, or without `.data`, as in `weight.copy_(…)` under torch.no_grad()"
+        )
     raise CaptureError(
         "the model cannot be captured by torch.export:\n  - "
         + "\n  - ".join(attempts)
         + "\nCapture needs a forward(frame) of one tensor [N, C, H, W], without control flow that "
         "depends on values; move such code (NMS, decoding) out of the model."
-    )
+    ) from cause
+
+
+@torch.no_grad()
+def _written_parameters(model: nn.Module, frame: Tensor) -> list[str]:
+    """Name the parameters that a run writes to in place."""
+    names = {p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()}
+    found: dict[str, None] = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            for argument, value in zip(func._schema.arguments, args, strict=False):
+                if argument.is_write and isinstance(value, Tensor):
+                    name = names.get(value.untyped_storage().data_ptr())
+                    found.update({name: None} if name else {})
+            return func(*args, **(kwargs or {}))
+
+    try:
+        with Watch():
+            model(frame.clone())
+    except Exception:
+        return []
+    return list(found)
 
 
 @contextmanager

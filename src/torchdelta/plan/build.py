@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch.export import ExportedProgram
 
+from torchdelta.errors import CaptureError, first_lines, involved
 from torchdelta.ops.base import IDENTITY
 from torchdelta.ops.move import state_shape
 from torchdelta.ops.preprocess import Preprocess
@@ -36,6 +37,25 @@ def build(
     weight_dtype: of the plan's weights; float64 to find out what float32 costs
     Raises: CaptureError with all operations that cannot be run as steps.
     """
+    try:
+        return _build(program, preprocess, notes, per_stream, weight_dtype)
+    except CaptureError:
+        raise
+    except Exception as error:
+        draft = involved(error, Draft)
+        raise CaptureError(
+            f"no plan can be made of the graph{f', at {draft.name}' if draft else ''}: "
+            f"{first_lines(error)}. This is a defect of torchdelta; please report it"
+        ) from error
+
+
+def _build(
+    program: ExportedProgram,
+    preprocess: Preprocess,
+    notes: tuple[str, ...],
+    per_stream: tuple[bool, ...] | None,
+    weight_dtype: torch.dtype,
+) -> Plan:
     graph = lower(program, weight_dtype)
     for run_pass in PASSES:
         run_pass(graph)
