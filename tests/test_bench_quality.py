@@ -41,6 +41,19 @@ class Net(nn.Module):
 
 def classify():
     return Net()
+
+
+class Film(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.film = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv3d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.film(self.first(x).unsqueeze(2)).squeeze(2)
+
+
+def film():
+    return Film()
 """
 
 
@@ -213,3 +226,11 @@ def test_the_table_has_both(folder: Path) -> None:
     out.print(operations_table(by_operation(steps)))
     assert isinstance(out.file, io.StringIO)
     assert out.file.getvalue().count("permute (dense)") == 2
+
+
+def test_weights_of_five_dimensions_run_on_both_sides(folder: Path) -> None:
+    call("--model", "bench_nets:film", "--source", "clip", "--peers", "torch", "--frames", "3",
+         "--json", "out.json")  # fmt: skip
+    record = json.loads(Path("out.json").read_text())
+    assert set(record["peers"]) == {"torch"}
+    assert record["quality"]["error"]["mean"] < 0.5
