@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +21,7 @@ from torchdelta.motion.homography import shift
 from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime import watch
+from torchdelta.runtime.background import MAKES_WAY, in_background
 from torchdelta.runtime.watch import Watch
 
 SIZE = (48, 64)
@@ -127,6 +131,16 @@ def test_following_that_takes_as_long_is_given_up(followed_ms: float, stops: boo
     assert said[:-1] == [None] * (watch.CHECKED - 1)
     assert said[-1] == ("following the camera saves nothing" if stops else None)
     assert (seen._pause == watch.LONGEST_PAUSE) is stops
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities of threads are Linux's")
+def test_a_window_is_made_behind_the_frames_that_run() -> None:
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = niceness()
+    assert in_background(niceness, "test", makes_way=True).result(60) == max(before, MAKES_WAY)
+    assert in_background(niceness, "test").result(60) == before == niceness()
 
 
 def test_every_number_of_auto_is_in_its_table() -> None:

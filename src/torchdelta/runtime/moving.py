@@ -196,7 +196,9 @@ class MovingSession:
         if self._moving_engine is not None or self._only_still is not None:
             return self._moving_engine is not None
         if self._making is None:
-            self._making = in_background(self._make_window, "torchdelta window")
+            self._making = in_background(
+                self._make_window, "torchdelta window", makes_way=not self.waits
+            )
         if not self.waits and not self._making.done():
             return False
         try:
