@@ -151,7 +151,7 @@ class Setup:
         size = self.size or NETWORKS[row.network][2]
         if row.clip is not None:
             return Clip(
-                self.clip(row.clip), gray=loaded.channels == 1, size=size, streams=row.streams,
+                self.clip(row.clip), channels=loaded.channels, size=size, streams=row.streams,
                 frames=row.frames,
             )  # fmt: skip
         assert size is not None
@@ -167,7 +167,7 @@ class Setup:
             return material.peek(CALIBRATION_FRAMES * len(CLIPS))
         clips = [
             Clip(
-                self.clip(name), gray=loaded.channels == 1, size=material.size, streams=1,
+                self.clip(name), channels=loaded.channels, size=material.size, streams=1,
                 frames=CALIBRATION_FRAMES,
             )
             for name in CLIPS

@@ -38,6 +38,7 @@ from torchdelta.video.sink import VideoWriter
 KEYS = [
     "stream",
     "frame",
+    "pts_s",
     "ms",
     "dense_ms",
     "changed_input",

@@ -120,9 +120,9 @@ def test_options_are_those_of_the_command_line() -> None:
         name: {o for p in command.params for o in p.opts if o.startswith("--")} - {"--help"}
         for name, command in commands.items()
     }
-    written = set(re.findall(r"(?<!\w)(--\w+)", text("README.md") + text("docs/usage.md")))
+    written = set(re.findall(r"(?<!\w)(--\w+(?:-\w+)*)", text("README.md") + text("docs/usage.md")))
     assert written <= set().union(*real.values())
-    assert real["run"] <= set(re.findall(r"--\w+", section("README.md", "Command line")))
+    assert real["run"] <= set(re.findall(r"--\w+(?:-\w+)*", section("README.md", "Command line")))
     assert real["demo"] <= written
     assert set(commands) == set(re.findall(r"torchdelta (\w+)", text("README.md"))) & set(commands)
 

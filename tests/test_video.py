@@ -105,7 +105,7 @@ def test_images_come_as_rgb_and_as_luma(tmp_path, suffix):
     assert frames[0][15, 8, 0] == pytest.approx(0.299 * 250, abs=4)
 
 
-def test_image_with_alpha_or_16_bits_becomes_8_bit_rgb(tmp_path):
+def test_image_with_alpha_or_16_bits_becomes_what_the_first_one_is(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), np.full((5, 5, 4), (10, 20, 30, 128), np.uint8))
     cv2.imwrite(str(tmp_path / "b.png"), np.full((5, 5), 0x8000, np.uint16))
     frames, error = read(tmp_path)
@@ -349,9 +349,11 @@ def test_mp4_cut_between_two_frames_is_noticed(tmp_path):
         tmp_path / "clip.mp4", mux={"movflags": "faststart"}, options={"tune": "zerolatency"}
     )
     os.truncate(path, sum(packets_of(path)[19]))
-    frames, error = read(path)
-    assert len(frames) == 20
-    assert "damaged at frame 20 (2.00 s): the file ends early, it promises 30 frames" in error
+    with open_source(path) as source:
+        assert sum(1 for _ in source) == 20
+    (remark,) = source.remarks
+    assert remark.kind == "missed"
+    assert "ends early, it promises 30 frames and holds 20" in remark.text
 
 
 @pytest.mark.parametrize("case", ["avi mpeg4", "mov mpeg4", "mp4 h264"])

@@ -79,15 +79,34 @@ class LoadedModel:
         """Say that frames (h, w) are far from what the model was made for, or None."""
         return size_advice(self.name, self.size, frames)
 
+    def taking(self, limits: tuple[float, float] | None) -> LoadedModel:
+        """The same model for frames whose values lo..hi stand for what its input range stands for.
+
+        limits: (lo, hi), or None: frames are as the model expects them
+        """
+        if limits is None:
+            return self
+        # a value v of such a frame is scale * v + offset of the model's own range
+        scale = (self.input_range[1] - self.input_range[0]) / (limits[1] - limits[0])
+        offset = self.input_range[0] - scale * limits[0]
+        mean, std = self.mean or (0.0,) * self.channels, self.std or (1.0,) * self.channels
+        return replace(
+            self,
+            input_range=limits,
+            mean=tuple((m - offset) / scale for m in mean),
+            std=tuple(s / scale for s in std),
+        )
+
     def model_input(self, frames: np.ndarray) -> Tensor:
         """What the model is given for these frames.
 
-        frames: [N, H, W, C] uint8, RGB or grey
+        frames: [N, H, W, C] uint8, or float in the input range; RGB, grey, with alpha or without
         returns [N, C, H, W] float32
         """
         low, high = self.input_range
         values = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-        values = low + (high - low) / 255 * values
+        if frames.dtype == np.uint8:
+            values = low + (high - low) / 255 * values
         if self.color == "bgr":
             values = values[:, channel_order(self.color, self.channels)]
         mean = torch.tensor(self.mean or (0.0,)).view(1, -1, 1, 1)
@@ -425,8 +444,11 @@ def _with_preprocess(loaded: LoadedModel, stated: Mapping[str, Any], where: str)
 
 
 def _check_preprocess(stated: Mapping[str, Any], channels: int, where: str) -> None:
-    if channels not in (1, 3):
-        raise ModelError(f"{where}: frames have 1 or 3 channels, not {channels}")
+    if channels not in (1, 2, 3, 4):
+        raise ModelError(
+            f"{where}: frames have 1 (grey), 2 (grey and alpha), 3 (RGB) or 4 channels (RGBA), not "
+            f"{channels}"
+        )
     limits = stated.get("input_range", (0.0, 1.0))
     if len(limits) != 2 or not limits[0] < limits[1]:
         raise ModelError(f"{where}: input_range is {limits}, expected (low, high) with low < high")

@@ -22,9 +22,11 @@ from torchdelta.cli.options import (
     FrameSize,
     Motion,
     Task,
+    ValueRange,
     check_finite,
     check_share,
     parse_asked_size,
+    parse_range,
     parse_size,
 )
 from torchdelta.cli.outputs import is_folder
@@ -147,9 +149,9 @@ SourcesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE",
-        help="Video file, folder of images, or camera index. Several run as streams of one "
-        "session and must have one size (or give --size). A folder of videos runs them one after "
-        "another.",
+        help="Video file, folder of images, or camera index (also camera:0). Several run as "
+        "streams of one session and must have one size (or give --size). A folder of videos runs "
+        "them one after another.",
     ),
 ]
 ModelOption = Annotated[
@@ -159,6 +161,29 @@ ModelOption = Annotated[
         metavar="SPEC",
         help="timm:NAME, torchvision:NAME, FILE.pt2 (a torch.export archive), or "
         "package.module:callable, which returns an nn.Module.",
+    ),
+]
+RangeOption = Annotated[
+    ValueRange | None,
+    typer.Option(
+        "--range",
+        parser=parse_range,
+        metavar="LO,HI",
+        help="Of pictures of more than 8 bits: the values that the model takes for its full range; "
+        "default: the least and the largest of the first frame.",
+    ),
+]
+SkipOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-damaged",
+        help="Go on after a damaged picture or packet, count it, and exit with 1 at the end.",
+    ),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Exit with 1 where a source holds less than it promises, not only warn."
     ),
 ]
 TaskOption = Annotated[
@@ -297,6 +322,9 @@ def run(
     motion: MotionOption = Motion.none,
     border: BorderOption = Border.keep,
     grain: GrainOption = None,
+    limits: RangeOption = None,
+    skip_damaged: SkipOption = False,
+    strict: StrictOption = False,
 ) -> None:
     """Run a network on video; print time, changed input and share of the work done."""
     with _consoles(json) as (out, log, alone):
@@ -334,6 +362,9 @@ def run(
             motion=motion,
             border=border,
             grain=grain,
+            limits=limits,
+            skip_damaged=skip_damaged,
+            strict=strict,
         )
         raise typer.Exit(run_all(options, out, log, alone))
 
@@ -443,6 +474,8 @@ def bench(
     border: BorderOption = Border.keep,
     steps: StepsOption = False,
     json: RecordOption = None,
+    limits: RangeOption = None,
+    skip_damaged: SkipOption = False,
 ) -> None:
     """Measure speed and quality against other runtimes, in one run on the same frames."""
     if (source is None) == (active is None):
@@ -482,6 +515,8 @@ def bench(
             border=border,
             steps=steps,
             json=json,
+            limits=limits,
+            skip_damaged=skip_damaged,
         )
         measure(options, out, log, alone)
 

@@ -71,7 +71,8 @@ def run_batch(
     out.say(f"{done} in {seconds:.1f} s, {sum(track.frames for track in tracks)} frames")
     if stop.exit_code:
         return stop.exit_code
-    return int(bool(failures) or any(track.damage or track.refused for track in tracks))
+    strict = runner.options.strict
+    return int(bool(failures) or any(track.failed(strict=strict) for track in tracks))
 
 
 def _record(

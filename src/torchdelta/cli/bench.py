@@ -76,6 +76,8 @@ class BenchOptions:
     border: Border = Border.keep
     steps: bool = False
     json: Path | None = None
+    limits: tuple[float, float] | None = None
+    skip_damaged: bool = False
 
 
 def bench(
@@ -101,6 +103,9 @@ def bench(
         )
     loaded = load_model(options.model, options.weights, size=options.size)
     material = _material(options, loaded)
+    loaded = loaded.taking(material.limits)
+    for text in material.notes:
+        log.say(text)
     log.say(f"compiling {loaded.name} at {material.size[0]}x{material.size[1]}")
     compiled = compile_loaded(
         loaded, material.peek(CALIBRATION_FRAMES), tolerance=options.tolerance,
@@ -143,7 +148,7 @@ def measure(
     state_bytes = session.state_bytes + sum(engine.scratch_bytes for engine in ran)
     following = report.following(session, times) if isinstance(session, MovingSession) else None
     steps = _slowest_steps(options, compiled, race, material, log) if options.steps else None
-    notes = [*loaded.notes, *left_out]
+    notes = [*loaded.notes, *material.notes, *left_out]
     if options.engine is Engine.auto and compiled.engine == SLOWEST:
         notes.append(f"ours ran on the {SLOWEST} engine: {compiled.engine_reason}")
     figures = report.figures(times, by_median=options.active is not None)
@@ -184,7 +189,8 @@ def _right(
 def _material(options: BenchOptions, loaded: LoadedModel) -> Material:
     if options.source is not None:
         return Clip(
-            options.source, gray=loaded.channels == 1,
+            options.source, channels=loaded.channels, limits=options.limits,
+            skip_damaged=options.skip_damaged,
             size=loaded.frame_size(options.size),
             streams=options.streams, frames=options.frames,
             vectors=options.motion in (Motion.codec, Motion.auto),

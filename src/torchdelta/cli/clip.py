@@ -9,16 +9,15 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchdelta.bench.forced import changed_inside, disc_mask, made_frame
 from torchdelta.bench.measure import Moment
-from torchdelta.cli.feed import Size, resized
+from torchdelta.cli.feed import Size, common_range, range_note, resized
 from torchdelta.errors import SourceError
 from torchdelta.motion.vectors import Vectors
+from torchdelta.video.names import resolve
+from torchdelta.video.pixels import Frame, Range
 from torchdelta.video.source import Source, open_source
-
-Picture = NDArray[np.uint8]
 
 # several streams play a clip from memory where it takes no more
 KEPT_BYTES = 4 * 2**30
@@ -30,14 +29,18 @@ class Material(Protocol):
     """Frames for N streams, the same ones each time.
 
     name: of the source, None for made frames;  size: (h, w);  count: frames of each stream
+    limits: (lo, hi) of the values of float32 frames, None: frames are uint8
+    notes:  what the source has said about itself
     """
 
     name: str | None
     size: Size
     count: int
+    limits: Range | None
+    notes: tuple[str, ...]
 
-    def peek(self, count: int) -> Picture:
-        """Give up to `count` frames of the first stream: [n, H, W, C] uint8."""
+    def peek(self, count: int) -> Frame:
+        """Give up to `count` frames of the first stream: [n, H, W, C]."""
 
     def moments(self) -> Iterator[Moment]:
         """Play all streams from their beginnings, `count` frames of each."""
@@ -46,7 +49,7 @@ class Material(Protocol):
 class Played(NamedTuple):
     """A decoded picture, what decoding and resizing it took, and its motion vectors."""
 
-    picture: Picture
+    picture: Frame
     ms: float
     vectors: Vectors | None
 
@@ -64,28 +67,46 @@ class Clip:
         self,
         spec: str,
         *,
-        gray: bool,
+        channels: int,
         size: Size | None,
         streams: int,
         frames: int | None,
         vectors: bool = False,
+        limits: Range | None = None,
+        skip_damaged: bool = False,
     ) -> None:
-        if spec.isdecimal():
+        found = resolve(spec)
+        if found.camera is not None or found.is_pipe:
+            what = f"camera {found.camera}" if found.camera is not None else f"{spec}, a pipe,"
             raise SourceError(
-                f"camera {spec} cannot be played twice; record a clip (run --save) and give that"
+                f"{what} cannot be played twice; record a clip (run --save) and give that"
             )
-        self._spec, self._gray, self._streams = spec, gray, streams
-        self._vectors = vectors
-        with open_source(spec, gray=gray, vectors=vectors) as source:
+        self._spec, self._channels, self._streams = spec, channels, streams
+        self._vectors, self._skip_damaged = vectors, skip_damaged
+        # the same values each time that the clip is opened
+        self.limits: Range | None = None
+        with self._opened() as source:
+            self.limits = common_range([source], limits)
             self.name: str | None = source.name
             self.size = size or source.size
             # several streams begin all over the clip, so they need its whole length
             end = frames if streams == 1 else None
             self._kept: list[Played] | None = [] if streams > 1 else None
             self._length = self._count(source, end)
+            said = (range_note(self.limits, limits), *(remark.text for remark in source.remarks))
+            self.notes = tuple(note for note in said if note is not None)
         self.count = min(frames or self._length, self._length)
         if self.count < 2:
             raise SourceError(f"{spec}: one frame only; the first one is computed whole and apart")
+
+    def _opened(self) -> Source:
+        return open_source(
+            self._spec,
+            channels=self._channels,
+            vectors=self._vectors,
+            value_range=self.limits,
+            skip_damaged=self._skip_damaged,
+        )
 
     def _count(self, source: Source, end: int | None) -> int:
         """Count the frames, and keep them where they are wanted and fit."""
@@ -116,12 +137,12 @@ class Clip:
             if self._kept is not None:
                 yield from self._kept[start:]
             else:
-                with open_source(self._spec, gray=self._gray, vectors=self._vectors) as source:
+                with self._opened() as source:
                     yield from islice(self._decode(source), start, None)
             start = 0
 
-    def peek(self, count: int) -> Picture:
-        """Give the first frames of the clip: [n, H, W, C] uint8."""
+    def peek(self, count: int) -> Frame:
+        """Give the first frames of the clip: [n, H, W, C]."""
         played = islice(self._play(0), min(count, self.count))
         return np.stack([one.picture for one in played])
 
@@ -147,13 +168,15 @@ class Made:
         self, *, channels: int, size: Size, streams: int, share: float, frames: int | None
     ) -> None:
         self.name: str | None = None
+        self.limits: Range | None = None
+        self.notes: tuple[str, ...] = ()
         self.size, self.count = size, frames or MADE_FRAMES
         self._channels = channels
         mask = disc_mask(size, share)
         still = [made_frame(size, channels, n) for n in range(streams)]
         self._turns = (still, [changed_inside(frame, mask) for frame in still])
 
-    def peek(self, count: int) -> Picture:
+    def peek(self, count: int) -> Frame:
         """Give different made frames: [n, H, W, C] uint8."""
         return np.stack([made_frame(self.size, self._channels, n) for n in range(count)])
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import torchdelta
 from torchdelta.api import CompiledModel
 from torchdelta.capture.load import LoadedModel
 from torchdelta.capture.prepare import prepare_untrained
 from torchdelta.cli.options import Dtype, Engine
+from torchdelta.video.pixels import Frame
 
 # frames on which an untrained network's batch norms are measured
 CALIBRATION_FRAMES = 6
@@ -20,7 +19,7 @@ CALIBRATION_FRAMES = 6
 
 def compile_loaded(
     loaded: LoadedModel,
-    frames: NDArray[np.uint8],
+    frames: Frame,
     *,
     tolerance: float,
     engine: Engine,
@@ -30,7 +29,7 @@ def compile_loaded(
     """Compile for the first frame; a network without weights is prepared on all of them.
 
     loaded: its model is prepared and moved to the device in place
-    frames: [N, H, W, C] uint8
+    frames: [N, H, W, C] uint8, or float32 in the model's input range
     """
     if not loaded.has_weights:
         prepare_untrained(loaded.model, loaded.model_input(frames))

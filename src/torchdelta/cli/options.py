@@ -79,6 +79,27 @@ def parse_asked_size(text: str) -> FrameSize | Literal["model"]:
         raise typer.BadParameter(f"{error.message}; or: model") from error
 
 
+class ValueRange(NamedTuple):
+    """Least and largest value that pictures may have; a plain tuple would be two arguments."""
+
+    low: float
+    high: float
+
+
+def parse_range(text: str) -> ValueRange:
+    """'7000,8000' as (7000.0, 8000.0)."""
+    parts = text.split(",")
+    try:
+        low, high = (float(part) for part in parts)
+    except ValueError:
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise typer.BadParameter(
+            f"{text!r} is no range; expected LO,HI with LO below HI, such as 7000,8000"
+        )
+    return ValueRange(low, high)
+
+
 def check_finite(value: float) -> float:
     """Refuse NaN and infinity, which pass every range."""
     if not math.isfinite(value):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torchdelta.capture.names import check_model, check_weights
 from torchdelta.cli.outputs import check_not_open, check_outputs
-from torchdelta.errors import SourceError
 from torchdelta.runtime.profile import Profile
+from torchdelta.video.names import files_of, resolve
 
 
 def precheck(
@@ -25,7 +25,7 @@ def precheck(
     Raises: ModelError, SourceError, ProfileError, SinkError.
     """
     for source in sources:
-        _check_source(source)
+        resolve(source)
     check_model(model)
     given = [(name, path) for name, path in outputs if path is not None]
     check_not_open(given)
@@ -39,8 +39,8 @@ def precheck(
 def inputs_of(
     model: str, *, sources: Sequence[str], weights: Path | None, profile: Path | None
 ) -> list[tuple[str, Path]]:
-    """What a command reads, and must not write to; camera indices are no files."""
-    inputs = [("the source", Path(spec)) for spec in sources if not spec.isdecimal()]
+    """What a command reads, and must not write to; cameras are no files."""
+    inputs = [("the source", path) for path in files_of(sources)]
     if model.endswith(".pt2"):
         inputs.append(("the model", Path(model)))
     if weights is not None:
@@ -48,11 +48,3 @@ def inputs_of(
     if profile is not None:
         inputs.append(("the profile", profile))
     return inputs
-
-
-def _check_source(spec: str) -> None:
-    if not spec.isdecimal() and not Path(spec).exists():
-        raise SourceError(
-            f"{spec}: no such file or folder; a source is a video file, a folder of images "
-            "or a camera index"
-        )

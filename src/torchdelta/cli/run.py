@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from torchdelta.api import CompiledModel
 from torchdelta.capture.cards import AskedSize, short_name
 from torchdelta.capture.load import LoadedModel, load_model
 from torchdelta.cli.compare import Comparer, Comparison
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
-from torchdelta.cli.feed import Feed, feeds_of
+from torchdelta.cli.feed import Feed, common_range, feeds_of, range_note
 from torchdelta.cli.folders import videos_in
 from torchdelta.cli.options import Border, Dtype, Engine, Motion, Task
 from torchdelta.cli.outputs import check_outputs, video_paths
@@ -34,10 +33,10 @@ from torchdelta.runtime.result import Result
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.targets import names_standard_output
 from torchdelta.video.board import Board
+from torchdelta.video.pixels import Frame, Range, as_rgb
 from torchdelta.video.sink import JsonLines, VideoWriter
-from torchdelta.video.source import open_source
+from torchdelta.video.source import Source, open_source
 
-Picture = NDArray[np.uint8]
 ANSWERS = {Task.classify: "classes", Task.segment: "classes", Task.image: "pictures"}
 WITH_VECTORS = (Motion.auto, Motion.codec)
 
@@ -62,6 +61,9 @@ class RunOptions:
     motion: Motion = Motion.none
     border: Border = Border.keep
     grain: int | None = None
+    limits: Range | None = None
+    skip_damaged: bool = False
+    strict: bool = False
 
     @property
     def follows(self) -> bool:
@@ -110,7 +112,7 @@ def run(
     print_results(runner, tracks, [lines] if lines else [], out, stop)
     if stop.exit_code:
         return stop.exit_code
-    return int(any(track.damage or track.refused for track in tracks))
+    return int(any(track.failed(strict=options.strict) for track in tracks))
 
 
 @dataclass
@@ -122,23 +124,48 @@ class Runner:
     log: PlainConsole
     compiled: CompiledModel | None = None
     advised: bool = False
+    # of the values of float frames; None: frames are uint8
+    limits: Range | None = None
 
     def open(self, specs: Sequence[str], stack: ExitStack) -> list[Feed]:
         """Open sources that run as streams of one session."""
-        options, loaded = self.options, self.loaded
+        options = self.options
         sources = [
             stack.enter_context(
-                open_source(spec, gray=loaded.channels == 1, vectors=options.motion in WITH_VECTORS)
+                open_source(
+                    spec,
+                    channels=self.loaded.channels,
+                    vectors=options.motion in WITH_VECTORS,
+                    skip_damaged=options.skip_damaged,
+                )
             )
             for spec in specs
         ]
+        self._settle_range(sources)
+        loaded = self.loaded
         size = loaded.frame_size(options.size)
-        feeds = feeds_of(sources, size, options.limit)
+        feeds = feeds_of(sources, size, options.limit, self.limits)
         advice = loaded.size_advice(feeds[0].size) if size is None else None
         if advice and not self.advised:
             self.log.say(advice)
             self.advised = True
         return feeds
+
+    def _settle_range(self, sources: Sequence[Source]) -> None:
+        """Give sources of more than 8 bits one range, that of the first ones."""
+        if self.compiled is None:
+            self.limits = common_range(sources, self.options.limits)
+            self.loaded = self.loaded.taking(self.limits)
+            said = range_note(self.limits, self.options.limits)
+            if said is not None:
+                self.log.say(said)
+            return
+        for source in sources:
+            if source.value_range is not None and self.limits is None:
+                raise SourceError(
+                    f"{source.name}: has more than 8 bits, unlike those before it; run it alone"
+                )
+            source.value_range = source.value_range and self.limits
 
     def check_files(self, outputs: Sequence[tuple[str, Path]], sources: Sequence[str]) -> None:
         """Refuse to write to what is read, now that the videos' names are known."""
@@ -174,7 +201,7 @@ class Runner:
         assert self.compiled is not None
         sessions = Sessions(
             self.compiled, len(feeds), options.motion, options.border, options.grain,
-            any(spec.isdecimal() for spec in options.sources), self.log.say,
+            any(feed.is_live for feed in feeds), self.log.say,
         )  # fmt: skip
         tracks = {feed.name: Track(feed.name, size=feed.size) for feed in feeds}
         board = Board(feeds[0].size, 2 + options.shows_dense + options.follows)
@@ -258,12 +285,14 @@ class _Loop:
         """Until every feed has ended or the run is asked to stop."""
         live = list(feeds)
         while live and stop.signal is None:
-            frames: dict[str, Picture] = {}
+            frames: dict[str, Frame] = {}
             vectors: dict[str, Vectors | None] = {}
+            times_s: dict[str, float | None] = {}
             for feed in list(live):
                 frame = self._next(feed)
                 if frame is not None:
                     frames[feed.name], vectors[feed.name] = frame, feed.vectors
+                    times_s[feed.name] = feed.pts_s
                     continue
                 live.remove(feed)
                 self.sessions.leave(feed.name)
@@ -271,20 +300,27 @@ class _Loop:
                 record = self.options.save is not None
                 results = self.sessions.step(frames, vectors, record=record)
                 for name, frame in frames.items():
-                    self._take(self.tracks[name], frame, results[name])
+                    self._take(self.tracks[name], frame, results[name], times_s[name])
 
-    def _next(self, feed: Feed) -> Picture | None:
+    def _next(self, feed: Feed) -> Frame | None:
+        track = self.tracks[feed.name]
         try:
             return feed.next()
         except SourceError as damage:
-            self.tracks[feed.name].damage = str(damage)
+            track.damage = str(damage)
             self._complain(str(damage))
             return None
+        finally:
+            for remark in feed.remarks():
+                track.skipped += remark.kind == "damage"
+                track.missed += remark.kind == "missed"
+                text = remark.text if remark.kind == "note" else f"warning: {remark.text}"
+                self.log.say(text)
 
     def _complain(self, message: str) -> None:
         self.log.say(f"error: {message}", style="red")
 
-    def _take(self, track: Track, frame: Picture, result: Result) -> None:
+    def _take(self, track: Track, frame: Frame, result: Result, pts_s: float | None) -> None:
         """Measure, write and count one frame."""
         stats: FrameStats | None = None
         comparison: Comparison | None = None
@@ -303,15 +339,17 @@ class _Loop:
         if self.lines is not None:
             answer = dense.result if dense else None
             self.lines.write(
-                track.record(stats, comparison, reading.result, result.aligned, answer)
+                track.record(stats, comparison, reading.result, result.aligned, answer, pts_s)
             )
         if track.writer is not None:
             agreement = comparison.agreement if comparison else None
-            shown = Shown(frame, result, reading, dense, str(agreement) if agreement else None)
+            rgb = as_rgb(frame, self.loaded.input_range)
+            shown = Shown(rgb, result, reading, dense, str(agreement) if agreement else None)
             parts = panels(
                 shown, compared=self.options.shows_dense, mosaic=self.mosaics.get(track.name)
             )
-            track.writer.write(self.board.draw(self._title(track, stats, comparison), parts))
+            picture = self.board.draw(self._title(track, stats, comparison), parts)
+            track.writer.write(picture, pts_s)
         track.frames += 1
         self.meter.add(stats)
 

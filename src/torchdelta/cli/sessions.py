@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from torchdelta.api import CompiledModel
 from torchdelta.cli.options import Border, Motion
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
+from torchdelta.video.pixels import Frame
 
-Picture = NDArray[np.uint8]
 Size = tuple[int, int]
 
 
@@ -53,13 +50,13 @@ class Sessions:
 
     def step(
         self,
-        frames: Mapping[str, Picture],
+        frames: Mapping[str, Frame],
         vectors: Mapping[str, Vectors | None],
         *,
         record: bool,
     ) -> dict[str, Result]:
         """Run one frame [H, W, C] of each stream that has one."""
-        by_size: dict[Size, dict[str, Picture]] = {}
+        by_size: dict[Size, dict[str, Frame]] = {}
         for stream, frame in frames.items():
             size = (frame.shape[0], frame.shape[1])
             self._settle(stream, size)

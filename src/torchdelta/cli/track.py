@@ -38,6 +38,8 @@ class Track:
     frames:  frames taken from the source, the refused ones included
     refused: frames that the session did not take
     damage:  why the source broke off
+    skipped: damaged pictures and packets that were left out
+    missed:  promises that the source did not keep
     moves:   frames with which the window of a followed camera moved
     reasons: why frames after the first were computed whole, and how many
     estimated: frames whose camera's motion was estimated;  by_corners: those of them for which
@@ -50,6 +52,8 @@ class Track:
     frames: int = 0
     refused: int = 0
     damage: str | None = None
+    skipped: int = 0
+    missed: int = 0
     moves: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     estimated: int = 0
@@ -65,6 +69,10 @@ class Track:
     classes: ClassTally = field(default_factory=ClassTally)
     same_pixels: array[float] = field(default_factory=_floats)
     psnr_db: array[float] = field(default_factory=_floats)
+
+    def failed(self, *, strict: bool) -> bool:
+        """Whether something was wrong with the stream; strict: a promise missed counts as well."""
+        return bool(self.damage or self.refused or self.skipped or (strict and self.missed))
 
     def add(
         self, stats: FrameStats, comparison: Comparison | None, aligned: Aligned | None = None
@@ -138,12 +146,14 @@ class Track:
         result: Any,
         aligned: Aligned | None = None,
         dense_result: Any = None,
+        pts_s: float | None = None,
     ) -> dict[str, Any]:
         """The frame's JSON object; what was not measured is None."""
         agreement = comparison.agreement if comparison else None
         return {
             "stream": self.name,
             "frame": self.frames,
+            "pts_s": pts_s,
             "ms": stats.ms if stats else None,
             "dense_ms": comparison.dense_ms if comparison else None,
             "changed_input": stats.changed_input if stats else None,
@@ -191,6 +201,9 @@ def movements(track: Track) -> str | None:
             f"{track.estimated - track.by_corners} of {_frames(track.estimated)}, from corners in "
             f"the picture with the other {track.by_corners} ({why})"
         )
+    if track.skipped:
+        places = "place" if track.skipped == 1 else "places"
+        parts.append(f"left out what is damaged in {track.skipped} {places}")
     return f"{track.name}: {'; '.join(parts)}" if parts else None
 
 

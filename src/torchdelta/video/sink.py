@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torchdelta.arguments import finite
 from torchdelta.errors import FrameError, SinkError
 from torchdelta.targets import Target, target_of, write_all
+from torchdelta.video.names import ffmpeg_url
 from torchdelta.video.suffixes import check_video_name
 
 # Suffix -> FFmpeg's name of the container, and its options while the run goes on: every frame is a
@@ -34,6 +35,8 @@ CONTAINERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 # Matroska is an ordinary file as soon as it is closed; these are rewritten.
 INDEX_IN_FRONT = frozenset({"mp4", "mov"})
+# per second: rates from NTSC's 24000/1001 to 60 are whole numbers of them
+TICKS = 120_000
 BT709 = 1  # ITU-T H.273: matrix, primaries and transfer of HD video
 
 
@@ -42,7 +45,7 @@ class VideoWriter:
 
     path: ends in .mp4, .mov or .mkv; missing parent folders are created; an older file is replaced
           when the first frame is written, and stays as it was where none ever is
-    fps:  frames per second
+    fps:  frames per second, where a frame comes without a time
     size: (h, w) of the pictures; an odd side is made even by repeating the last row or column
 
     A context manager: frames reach the file as they are written, two at most wait in memory. A
@@ -65,6 +68,9 @@ class VideoWriter:
             raise SinkError(f"{self.path}: fps is {fps}, expected a number from 0.001 up")
         if min(size) < 1:
             raise SinkError(f"{self.path}: size is {size[0]}x{size[1]}, expected at least 1x1")
+        self._last_ticks: int | None = None
+        # of the frame before the last one to the last one
+        self._step_ticks = max(1, round(TICKS / self._rate))
         self._format, options = CONTAINERS[self.path.suffix.lower()]
         _make_parent(self.path)
         target = target_of(self.path)
@@ -82,7 +88,7 @@ class VideoWriter:
         try:
             # FFmpeg opens the file in start_encoding, the encoder here
             self._container: Any = av.open(
-                str(self._file), "w", format=self._format, options=options
+                ffmpeg_url(self._file), "w", format=self._format, options=options
             )
             self._stream = self._add_stream()
             self._stream.codec_context.open()
@@ -103,12 +109,18 @@ class VideoWriter:
             "g": str(max(1, round(self._rate))),
         }
         codec = stream.codec_context
+        codec.time_base = Fraction(1, TICKS)
         codec.color_range = ColorRange.MPEG
         codec.colorspace = codec.color_primaries = codec.color_trc = BT709
         return stream
 
-    def write(self, rgb: NDArray[np.uint8]) -> None:
-        """Append one picture, uint8 [H, W, 3] in RGB order."""
+    def write(self, rgb: NDArray[np.uint8], pts_s: float | None = None) -> None:
+        """Append one picture.
+
+        rgb:   uint8 [H, W, 3] in RGB order
+        pts_s: when it is shown, seconds from any beginning; None, or not after the one before: as
+               long after that as that was after its own predecessor
+        """
         h, w = self.size
         if rgb.dtype != np.uint8 or rgb.shape != (h, w, 3):
             raise FrameError(
@@ -126,10 +138,23 @@ class VideoWriter:
             src_color_range=ColorRange.JPEG,
             dst_color_range=ColorRange.MPEG,
         )
-        frame.pts = self.frames
-        frame.time_base = 1 / self._rate
+        frame.pts = self._ticks(pts_s)
+        frame.time_base = Fraction(1, TICKS)
         self._mux(self._container, frame)
         self.frames += 1
+
+    def _ticks(self, pts_s: float | None) -> int:
+        """When the next frame is shown: the first one at 0, the others after those before them."""
+        if self._last_ticks is None:
+            self._first_s = pts_s or 0.0
+            ticks = 0
+        else:
+            ticks = round((pts_s - self._first_s) * TICKS) if pts_s is not None else 0
+            if ticks <= self._last_ticks:
+                ticks = self._last_ticks + self._step_ticks
+            self._step_ticks = ticks - self._last_ticks
+        self._last_ticks = ticks
+        return ticks
 
     def _mux(self, container: Any, frame: av.VideoFrame | None) -> None:
         try:
@@ -191,8 +216,8 @@ def _copy_packets(source: Path, target: Path, container_format: str) -> None:
     """Copy the video stream of one file into an ordinary file with its index in front."""
     options = {"movflags": "faststart"}
     with (
-        av.open(str(source)) as given,
-        av.open(str(target), "w", format=container_format, options=options) as made,
+        av.open(ffmpeg_url(source)) as given,
+        av.open(ffmpeg_url(target), "w", format=container_format, options=options) as made,
     ):
         stream_in = given.streams.video[0]
         stream_out = made.add_stream_from_template(stream_in)

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from torchdelta.errors import SinkError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .bmp .webp .gif .tif .tiff .jp2 .j2k .pgm .ppm .pnm .exr "
+    ".hdr".split()
+)
 # of videos that can be written
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 
