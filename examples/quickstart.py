@@ -1,14 +1,19 @@
-"""Segment a video with the demo's network, computing only what changed from frame to frame."""
+"""Run a network on a video file and compute only what changed: quickstart.py VIDEO."""
+
+import sys
 
 import torch
 
 import torchdelta
-from torchdelta.demo import net, scene
+from torchdelta.demo import net
 
-video = scene.Scene(size=(480, 640), seed=7)  # stands for your video, as the net does for yours
-example = torch.from_numpy(video.frame(0)).permute(2, 0, 1)[None]  # [1, 3, 480, 640] uint8
-fast = torchdelta.compile(net.load_demo_net(), example, **net.DEMO_PREPROCESS)
-for frame in map(video.frame, range(20)):
-    scores = fast(frame)  # [1, 4, 480, 640], as the network itself gives them
+with torchdelta.open_source(sys.argv[1]) as video:
+    frame = next(video)  # uint8 [H, W, 3], RGB
+    example = torch.from_numpy(frame).permute(2, 0, 1)[None]  # [1, 3, H, W]
+    # the demo's network, with its weights, stands for yours
+    fast = torchdelta.compile(net.load_demo_net(), example, **net.DEMO_PREPROCESS)
+    scores = fast(frame)  # [1, 4, H, W], as the network itself gives them
+    for frame in video:
+        scores = fast(frame)
 print(fast.stats)
 print("error", round(torchdelta.relative_error(scores, fast.dense(fast.preprocess(frame))), 3))

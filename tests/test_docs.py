@@ -19,11 +19,13 @@ from typer.main import get_command
 import torchdelta
 from torchdelta.cli.app import app
 from torchdelta.cli.track import Track
+from torchdelta.demo.scene import Scene
 from torchdelta.ops import OPS
 from torchdelta.ops.pointwise import POINTWISE
 from torchdelta.plan.rules_compute import COMPUTE
 from torchdelta.plan.rules_move import MOVE
 from torchdelta.runtime.session import Session
+from torchdelta.video.sink import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart.py"
@@ -137,7 +139,14 @@ def test_readme_shows_the_quickstart() -> None:
     assert blocks("README.md", "python") == [QUICKSTART.read_text(encoding="utf-8")]
 
 
-def test_quickstart_prints_what_the_readme_shows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quickstart_prints_what_the_readme_shows(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    video = Scene(size=(480, 640), seed=7)
+    with VideoWriter(tmp_path / "clip.mp4", 25, (480, 640)) as writer:
+        for index in range(20):
+            writer.write(video.frame(index))
+    monkeypatch.setattr("sys.argv", [str(QUICKSTART), str(tmp_path / "clip.mp4")])
     runpy.run_path(str(QUICKSTART))
     printed = capsys.readouterr().out
     (shown,) = [block for block in blocks("README.md", "") if "frames, first" in block]

@@ -48,7 +48,12 @@ PARTS = (
     Part("command line", ("tests/test_cli.py",)),
     Part(
         "Triton's interpreter",
-        ("tests/test_triton.py", "tests/test_weights.py", "-k", "conv-same or max or lists or gate"),
+        (
+            "tests/test_triton.py",
+            "tests/test_weights.py",
+            "-k",
+            "conv-same or max or lists or gate",
+        ),
         interpreted=True,
     ),
 )

@@ -35,6 +35,7 @@ from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.windows import Border
+from torchdelta.stages import stage
 from torchdelta.verify import check_plan, model_results, relative_error
 
 __all__ = ["CompiledModel", "compile", "relative_error"]
@@ -229,7 +230,10 @@ class CompiledModel:
         """Make a plan for frames like the example [N, C, H, W], and what runs it."""
         with default_float32():
             with CAPTURES:
+                h, w = example.shape[2:]
+                stage(f"capturing the network at {h}x{w}")
                 plan = self._make_plan(example, first=first)
+            stage(f"packing its weights for the {self.engine} engine")
             return make(self._engine_type, plan, self.device, self.dtype, tf32=self.tf32)
 
     def _make_plan(self, example: Tensor, *, first: bool) -> Plan:
@@ -256,6 +260,7 @@ class CompiledModel:
             )  # fmt: skip
 
         plan = made(torch.float32)
+        stage("checking the plan against the model")
         check_plan(model, plan, captured, rows, x, expected, lambda: made(torch.float64))
         return plan
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, ParamSpec
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from torchdelta.arguments import MOST_GRAIN, MOST_SLOTS
 from torchdelta.cli.folders import videos_in
@@ -32,20 +32,33 @@ from torchdelta.cli.options import (
 from torchdelta.cli.outputs import is_folder
 from torchdelta.cli.precheck import precheck
 from torchdelta.cli.streams import INTERRUPTED, claim_stdout
-from torchdelta.console import PlainConsole, console
+from torchdelta.console import PlainConsole, console, doing
 from torchdelta.errors import TorchdeltaError
 from torchdelta.targets import names_standard_output
 from torchdelta.video.suffixes import check_video_name
 
+# a flag takes no value, and help should not name the type of one
+FLAG = " "
 
-class _Group(TyperGroup):
+
+class _Help:
     """Gives `--help` a default, for want of which typer imports pydantic, as slow as all else."""
 
     def get_help_option(self, ctx: Any) -> Any:
-        option = super().get_help_option(ctx)
+        """Give the option that every command has."""
+        option = super().get_help_option(ctx)  # type: ignore[misc]
         if option is not None and option.default is None:
             option.default = False
+            option.metavar = FLAG
         return option
+
+
+class _Group(_Help, TyperGroup):
+    """The command that has commands."""
+
+
+class _Command(_Help, TyperCommand):
+    """One command."""
 
 
 app = typer.Typer(
@@ -57,6 +70,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# the panels of help, in the order in which they are met in a command's options
+NETWORK, SPEED, OUTPUT = "Network", "Speed and precision", "Output"
+MATERIAL, MEASURED = "What it is measured on", "What is measured"
+CAMERA, FINE = "Moving cameras", "Fine tuning"
 
 P = ParamSpec("P")
 
@@ -104,7 +122,11 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print it and exit."
+            "--version",
+            metavar=FLAG,
+            callback=_print_version,
+            is_eager=True,
+            help="Print it and exit.",
         ),
     ] = False,
 ) -> None:
@@ -121,6 +143,7 @@ SizeOption = Annotated[
     Any,
     typer.Option(
         "--size",
+        rich_help_panel=NETWORK,
         parser=parse_asked_size,
         metavar="HxW|model",
         help="Resize frames to HEIGHTxWIDTH first, or to the size that the model was made for; "
@@ -131,6 +154,7 @@ WeightsOption = Annotated[
     Path | None,
     typer.Option(
         "--weights",
+        rich_help_panel=NETWORK,
         metavar="FILE",
         help="State dict (.pth, .pt, .bin, .safetensors). Without it: random weights, drawn with "
         "seed 0; nothing is ever downloaded.",
@@ -140,6 +164,7 @@ DtypeOption = Annotated[
     Dtype,
     typer.Option(
         "--dtype",
+        rich_help_panel=SPEED,
         help="What the network computes in; tf32: float32 with TF32 products (triton engine).",
         case_sensitive=False,
     ),
@@ -158,6 +183,7 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
+        rich_help_panel=NETWORK,
         metavar="SPEC",
         help="timm:NAME, torchvision:NAME, FILE.pt2 (a torch.export archive), or "
         "package.module:callable, which returns an nn.Module.",
@@ -190,6 +216,7 @@ TaskOption = Annotated[
     Task,
     typer.Option(
         "--task",
+        rich_help_panel=NETWORK,
         case_sensitive=False,
         help="How to read the output: the best class, a class per pixel, an image.",
     ),
@@ -198,6 +225,7 @@ EngineOption = Annotated[
     Engine,
     typer.Option(
         "--engine",
+        rich_help_panel=SPEED,
         case_sensitive=False,
         help="What executes the network: triton on an NVIDIA GPU, cpu in native code on the CPU, "
         "torch anywhere; auto: the first of them that can run.",
@@ -207,21 +235,30 @@ ToleranceOption = Annotated[
     float,
     typer.Option(
         "--tolerance",
+        rich_help_panel=SPEED,
         min=0.0,
         callback=check_finite,
         metavar="T",
-        help="How small a change is passed over, relative to each layer's usual values. "
-        "0 is exact; more is faster.",
+        help="How small a change is passed over: of each layer relative to its usual values, and "
+        "of the picture (8/255 at the default). 0 is exact; more is faster.",
     ),
 ]
 LimitOption = Annotated[
     int | None,
-    typer.Option("--limit", min=1, metavar="N", help="Stop after N frames of each source."),
+    typer.Option(
+        "--limit",
+        rich_help_panel=OUTPUT,
+        min=1,
+        metavar="N",
+        help="Stop after N frames of each source.",
+    ),
 ]
 CompareOption = Annotated[
     bool,
     typer.Option(
         "--compare",
+        metavar=FLAG,
+        rich_help_panel=OUTPUT,
         help="Also run the dense network on every frame: its time, the error against it on "
         "the same frame, and the layer error, against it on what the input gate let through. Of "
         "a camera that is followed, both errors are against it on the window.",
@@ -231,6 +268,7 @@ SaveOption = Annotated[
     Path | None,
     typer.Option(
         "--save",
+        rich_help_panel=OUTPUT,
         metavar="OUT.mp4",
         help="Video: left the picture with the result, right what was recomputed; between them "
         "with --compare dense's result, with --motion what the camera has shown of the world. "
@@ -241,21 +279,27 @@ JsonOption = Annotated[
     Path | None,
     typer.Option(
         "--json",
+        rich_help_panel=OUTPUT,
         metavar="OUT.jsonl",
-        help="One JSON object per frame: stream, frame, ms, dense_ms, changed_input, "
+        help="One JSON object per frame (-: on standard output, alone there): stream, frame, ms, "
+        "dense_ms, changed_input, "
         "mac_share, error, layer_error, reason, motion, result, dense_result, agreement; null "
         "where not measured.",
     ),
 ]
 ProfileOption = Annotated[
     Path | None,
-    typer.Option("--profile", metavar="FILE", help="Thresholds from a profile (JSON)."),
+    typer.Option(
+        "--profile", rich_help_panel=FINE, metavar="FILE", help="Thresholds from a profile (JSON)."
+    ),
 ]
 
 MotionOption = Annotated[
     Motion,
     typer.Option(
         "--motion",
+        metavar="HOW",
+        rich_help_panel=CAMERA,
         case_sensitive=False,
         help="Follow moving cameras: by corners (features), the decoder's motion vectors (codec), "
         "or shifts alone (translation); auto (experimental): follow them while that pays.",
@@ -265,6 +309,7 @@ GrainOption = Annotated[
     int | None,
     typer.Option(
         "--grain",
+        rich_help_panel=FINE,
         min=1,
         max=MOST_GRAIN,
         metavar="PX",
@@ -276,9 +321,10 @@ BorderOption = Annotated[
     Border,
     typer.Option(
         "--border",
+        rich_help_panel=CAMERA,
         case_sensitive=False,
-        help="Of a camera that is followed: keep what is known at the window's edges until it is "
-        "computed again, or compute it with every move (exact).",
+        help="With --motion, of a camera that is followed: keep what is known at the window's "
+        "edges until it is computed again, or compute it with every move (exact).",
     ),
 ]
 
@@ -303,7 +349,7 @@ RUN_EPILOG = "\n\n".join(
 )
 
 
-@app.command(epilog=RUN_EPILOG)
+@app.command(cls=_Command, epilog=RUN_EPILOG)
 @guarded
 def run(
     sources: SourcesArgument,
@@ -342,8 +388,9 @@ def run(
                 ("--json", None if json and is_batch and is_folder(json) else json),
             ],
         )
-        from torchdelta.cli.run import RunOptions
-        from torchdelta.cli.run import run as run_all
+        with doing(log, "loading PyTorch"):
+            from torchdelta.cli.run import RunOptions
+            from torchdelta.cli.run import run as run_all
 
         options = RunOptions(
             sources=sources,
@@ -398,25 +445,40 @@ BENCH_EPILOG = "\n\n".join(
 
 ClipOption = Annotated[
     str | None,
-    typer.Option("--source", metavar="CLIP", help="Video file or folder of images to measure on."),
+    typer.Option(
+        "--source",
+        rich_help_panel=MATERIAL,
+        metavar="CLIP",
+        help="Video file or folder of images to measure on; this or --active must be given.",
+    ),
 ]
 ActiveOption = Annotated[
     float | None,
     typer.Option(
         "--active",
+        rich_help_panel=MATERIAL,
         callback=check_share,
         metavar="SHARE",
-        help="Instead of a clip: force this share of every map active, 0.05 for 5 %; 0: the same "
+        help="Instead of --source: force this share of every map active, 0.05 for 5 %; 0: the same "
         "frame again and again, nothing forced.",
     ),
 ]
 StreamsOption = Annotated[
-    int, typer.Option("--streams", min=1, max=MOST_SLOTS, metavar="N", help="Streams run together.")
+    int,
+    typer.Option(
+        "--streams",
+        rich_help_panel=MATERIAL,
+        min=1,
+        max=MOST_SLOTS,
+        metavar="N",
+        help="Streams run together.",
+    ),
 ]
 PeersOption = Annotated[
     str | None,
     typer.Option(
         "--peers",
+        rich_help_panel=MEASURED,
         metavar="LIST",
         help="Of torch,compile,onnxruntime,openvino (on a GPU: torch,cudagraph,compile,"
         "cudnn-fp32), or none. Default: all that are installed, cudnn-fp32 unless --dtype is fp32.",
@@ -426,6 +488,7 @@ FramesOption = Annotated[
     int | None,
     typer.Option(
         "--frames",
+        rich_help_panel=MATERIAL,
         min=2,
         metavar="N",
         help="Frames of each stream; default: the whole clip, 31 with --active.",
@@ -435,6 +498,7 @@ SampleOption = Annotated[
     int,
     typer.Option(
         "--sample",
+        rich_help_panel=MEASURED,
         min=1,
         metavar="N",
         help="Frames of a clip, evenly spaced, on which the peers run and quality is measured; of "
@@ -444,16 +508,24 @@ SampleOption = Annotated[
 StepsOption = Annotated[
     bool,
     typer.Option(
-        "--steps", help="Also time each step of ours, in a pass of its own; sums by operation."
+        "--steps",
+        metavar=FLAG,
+        rich_help_panel=MEASURED,
+        help="Also time each step of ours, in a pass of its own; sums by operation.",
     ),
 ]
 RecordOption = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="All figures as one JSON object."),
+    typer.Option(
+        "--json",
+        rich_help_panel=OUTPUT,
+        metavar="FILE",
+        help="All figures as one JSON object; -: on standard output, alone there.",
+    ),
 ]
 
 
-@app.command(epilog=BENCH_EPILOG)
+@app.command(cls=_Command, epilog=BENCH_EPILOG)
 @guarded
 def bench(
     model: ModelOption,
@@ -493,8 +565,9 @@ def bench(
             profile=profile,
             outputs=[("--json", json)],
         )
-        from torchdelta.cli.bench import BenchOptions
-        from torchdelta.cli.bench import bench as measure
+        with doing(log, "loading PyTorch"):
+            from torchdelta.cli.bench import BenchOptions
+            from torchdelta.cli.bench import bench as measure
 
         options = BenchOptions(
             model=model,
@@ -528,7 +601,7 @@ torchdelta explain torchvision:resnet18 --size 480x640
 torchdelta explain examples.denoise:DnCNN --weights dncnn.pth --dtype fp16"""
 
 
-@app.command(epilog=EXPLAIN_EPILOG)
+@app.command(cls=_Command, epilog=EXPLAIN_EPILOG)
 @guarded
 def explain(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for [bold]run --model[/bold].")],
@@ -537,6 +610,7 @@ def explain(
         Any,
         typer.Option(
             "--size",
+            rich_help_panel=NETWORK,
             parser=parse_asked_size,
             metavar="HxW|model",
             help="HEIGHTxWIDTH of the frames; default: what the model was made for, else 224x224.",
@@ -547,6 +621,7 @@ def explain(
         Motion,
         typer.Option(
             "--motion",
+            rich_help_panel=CAMERA,
             case_sensitive=False,
             help="Any but none: also what each step does when a moving camera's window moves.",
         ),
@@ -554,9 +629,9 @@ def explain(
 ) -> None:
     """Print a network's plan, step by step, sparse or dense and why, and what may be expected."""
     precheck(model, weights=weights)
-    from torchdelta.cli.info import explain as print_plan
-
-    print_plan(model, weights, size, dtype, motion, console())
+    with doing(console(stderr=True), "loading PyTorch"):
+        from torchdelta.cli.info import explain as print_plan
+    print_plan(model, weights, size, dtype, motion, console(), console(stderr=True))
 
 
 DEMO_EPILOG = """[bold]Examples[/bold]
@@ -566,14 +641,20 @@ torchdelta demo
 torchdelta demo --frames 300 --size 480x640 --pan"""
 
 
-@app.command(epilog=DEMO_EPILOG)
+@app.command(cls=_Command, epilog=DEMO_EPILOG)
 @guarded
 def demo(
-    frames: Annotated[int, typer.Option("--frames", min=2, help="Length of the video.")] = 120,
+    frames: Annotated[
+        int, typer.Option("--frames", min=2, metavar="N", help="Length of the video.")
+    ] = 120,
     size: Annotated[
         FrameSize | None,
         typer.Option(
-            "--size", parser=parse_size, metavar="HxW", help="Default: 480x640, height x width."
+            "--size",
+            rich_help_panel=NETWORK,
+            parser=parse_size,
+            metavar="HxW",
+            help="Default: 480x640, height x width.",
         ),
     ] = None,
     seed: Annotated[
@@ -583,7 +664,7 @@ def demo(
         ),
     ] = None,
     tolerance: ToleranceOption = 0.04,
-    pan: Annotated[bool, typer.Option("--pan", help="Let the camera pan.")] = False,
+    pan: Annotated[bool, typer.Option("--pan", metavar=FLAG, help="Let the camera pan.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder of demo.mp4.")] = Path("out"),
 ) -> None:
     """Render a scene, segment it dense and by what changed, and compare both with the truth.
@@ -604,7 +685,7 @@ def demo(
     )
 
 
-@app.command()
+@app.command(cls=_Command)
 @guarded
 def env() -> None:
     """Print versions, devices, and which engines work here; for the others, why not."""

@@ -33,11 +33,12 @@ from torchdelta.cli.options import Border, Dtype, Engine, Motion
 from torchdelta.cli.outputs import check_outputs
 from torchdelta.cli.precheck import inputs_of
 from torchdelta.cli.progress import Meter
-from torchdelta.console import PlainConsole
+from torchdelta.console import PlainConsole, doing
 from torchdelta.engines import PREFERENCE
 from torchdelta.errors import EngineError
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Session
+from torchdelta.stages import stage
 
 # frames that ours runs before anything is timed
 WARM_UP_FRAMES = 4
@@ -101,16 +102,17 @@ def bench(
                 profile=options.profile,
             ),
         )
-    loaded = load_model(options.model, options.weights, size=options.size)
-    material = _material(options, loaded)
-    loaded = loaded.taking(material.limits)
-    for text in material.notes:
-        log.say(text)
-    log.say(f"compiling {loaded.name} at {material.size[0]}x{material.size[1]}")
-    compiled = compile_loaded(
-        loaded, material.peek(CALIBRATION_FRAMES), tolerance=options.tolerance,
-        engine=options.engine, dtype=options.dtype, profile=options.profile,
-    )  # fmt: skip
+    with doing(log, f"loading {options.model}"):
+        loaded = load_model(options.model, options.weights, size=options.size)
+        stage("reading the clip")
+        material = _material(options, loaded)
+        loaded = loaded.taking(material.limits)
+        for text in material.notes:
+            log.say(text)
+        compiled = compile_loaded(
+            loaded, material.peek(CALIBRATION_FRAMES), tolerance=options.tolerance,
+            engine=options.engine, dtype=options.dtype, profile=options.profile,
+        )  # fmt: skip
     record = measure(options, loaded, compiled, material, Lineup(kinds, asked, log.say), log)
     report.show(record, out)
     if alone is not None:

@@ -16,7 +16,7 @@ from torchdelta import engines
 from torchdelta.capture.cards import AskedSize
 from torchdelta.capture.load import load_model
 from torchdelta.cli.options import Dtype, Motion
-from torchdelta.console import PlainConsole
+from torchdelta.console import PlainConsole, doing
 from torchdelta.engines.cpu import bind
 from torchdelta.errors import TorchdeltaError
 from torchdelta.runtime.windows import window_size
@@ -53,30 +53,32 @@ def explain(
     dtype: Dtype,
     motion: Motion,
     out: PlainConsole,
+    log: PlainConsole,
 ) -> None:
     """Print the plan of a model at `size`, else at its own size, else at 224x224.
 
     motion: with any but none, what concerns cameras that move is printed too
     """
-    loaded = load_model(model, weights, size=size)
-    h, w = loaded.frame_size(size) or loaded.size or DEFAULT_SIZE
-    # weights decide nothing about a plan, so what they are is not worth a line here
-    notes = loaded.notes if weights is not None else loaded.notes[:-1]
-    loaded = replace(loaded, notes=notes)
-    # noise: on a black frame a wrong plan may agree with the model
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randint(
-        0, 256, (1, loaded.channels, h, w), dtype=torch.uint8, generator=generator
-    )
-    compiled = torchdelta.compile(
-        loaded.model,
-        example,
-        dtype=dtype.value,
-        input_range=loaded.input_range,
-        mean=loaded.mean,
-        std=loaded.std,
-        color=loaded.color,
-    )
+    with doing(log, f"loading {model}"):
+        loaded = load_model(model, weights, size=size)
+        h, w = loaded.frame_size(size) or loaded.size or DEFAULT_SIZE
+        # weights decide nothing about a plan, so what they are is not worth a line here
+        notes = loaded.notes if weights is not None else loaded.notes[:-1]
+        loaded = replace(loaded, notes=notes)
+        # noise: on a black frame a wrong plan may agree with the model
+        generator = torch.Generator().manual_seed(0)
+        example = torch.randint(
+            0, 256, (1, loaded.channels, h, w), dtype=torch.uint8, generator=generator
+        )
+        compiled = torchdelta.compile(
+            loaded.model,
+            example,
+            dtype=dtype.value,
+            input_range=loaded.input_range,
+            mean=loaded.mean,
+            std=loaded.std,
+            color=loaded.color,
+        )
     for note in loaded.notes:
         out.say(note)
     out.say(f"{loaded.name} at {h}x{w}, {dtype.value}")

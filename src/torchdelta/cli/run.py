@@ -26,7 +26,7 @@ from torchdelta.cli.sessions import Sessions
 from torchdelta.cli.stop import Stop, stoppable
 from torchdelta.cli.tasks import Reading, read, read_output
 from torchdelta.cli.track import Track, agreements, movements, speedup_doubts, summary
-from torchdelta.console import PlainConsole
+from torchdelta.console import PlainConsole, doing
 from torchdelta.errors import SourceError
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.result import Result
@@ -89,7 +89,8 @@ def run(
     from torchdelta.cli.batch import run_batch
 
     videos = videos_in(options.sources)
-    loaded = load_model(options.model, options.weights, size=options.size)
+    with doing(log, f"loading {options.model}"):
+        loaded = load_model(options.model, options.weights, size=options.size)
     for note in loaded.notes:
         log.say(note)
     runner = Runner(options, loaded, log)
@@ -180,12 +181,14 @@ class Runner:
         if self.compiled is not None:
             return
         options = self.options
-        count = -(-CALIBRATION_FRAMES // len(feeds))
-        compiled = self.compiled = compile_loaded(
-            self.loaded, np.stack([frame for feed in feeds for frame in feed.peek(count)]),
-            tolerance=options.tolerance, engine=options.engine, dtype=options.dtype,
-            profile=options.profile,
-        )  # fmt: skip
+        # batch norms without weights are set on more frames than one
+        count = 1 if self.loaded.has_weights else -(-CALIBRATION_FRAMES // len(feeds))
+        with doing(self.log, "reading the first frames"):
+            compiled = self.compiled = compile_loaded(
+                self.loaded, np.stack([frame for feed in feeds for frame in feed.peek(count)]),
+                tolerance=options.tolerance, engine=options.engine, dtype=options.dtype,
+                profile=options.profile,
+            )  # fmt: skip
         h, w = feeds[0].size
         self.log.say(
             f"{self.loaded.name} at {h}x{w}, {len(feeds)} stream{'s' if len(feeds) > 1 else ''}, "
