@@ -86,7 +86,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "quantized": (
         lambda: torch.quantize_per_tensor(FLOAT, 0.01, 0, torch.quint8), "a quantized tensor",
     ),
-    "meta": (lambda: TENSOR.to("meta"), "on the device meta, which holds no values"),
+    "meta": (lambda: TENSOR.to("meta"), "frame is on meta, where tensors hold no values"),
     "fake": (fake, "frame is a FakeTensor, whose values lie elsewhere"),
     "objects": (lambda: ARRAY.astype(object), "frame has dtype object, expected uint8"),
     "structured": (lambda: np.zeros(SIZE, "u1,u1,u1"), "frame has dtype .*, expected uint8"),

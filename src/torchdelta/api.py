@@ -34,6 +34,7 @@ from torchdelta.runtime.once import Once
 from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
+from torchdelta.runtime.unpicklable import Unpicklable
 from torchdelta.runtime.windows import Border
 from torchdelta.stages import stage
 from torchdelta.verify import check_plan, model_results, relative_error
@@ -169,13 +170,18 @@ def _guess_range(example: Tensor, normalised: bool) -> tuple[float, float, str]:
     return low, high, note
 
 
-class CompiledModel:
+class CompiledModel(Unpicklable):
     """A model ready for video; make one with `torchdelta.compile`.
 
     Call it with a frame [N, C, H, W] whose rows are N different cameras (not successive frames).
     Attributes: plan (of the example's size), engine and engine_reason, device, dtype, tf32 (whether
     float32 is multiplied in TF32), tolerance.
     """
+
+    instead = (
+        "it belongs to this process and its devices; save the model and the profile "
+        "(`session.profile(stream).save(path)`), and compile again where they are loaded"
+    )
 
     def __init__(
         self,
@@ -314,7 +320,7 @@ class CompiledModel:
             else:
                 known = {str(n): one for n, one in enumerate(given or ()) if one is not None}
                 results = session.step(frames, homographies=known, relative_to=relative_to)
-            outputs = [results[stream].output for stream in frames]
+            outputs = [results[stream].unwrap() for stream in frames]
             return _stack(outputs, results["0"].plan, views)
 
     def _session_for(

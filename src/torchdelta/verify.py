@@ -126,7 +126,7 @@ def _run_plan(plan: Plan, frames: Tensor, dtype: torch.dtype) -> list[Any]:
     for frame in frames:
         session.refresh()
         try:
-            results.append(session.step({"check": frame})["check"].output)
+            results.append(session.step({"check": frame})["check"].unwrap())
         except Exception as error:
             step = involved(error, Step)
             raise CaptureError(

@@ -132,7 +132,7 @@ def plain_tensor(name: str, given: Tensor) -> Tensor:
         elif given.is_quantized:
             what = f"a quantized tensor ({given.dtype})"
         elif given.is_meta:
-            what = "a tensor on the device meta, which holds no values"
+            what = "on meta, where tensors hold no values"
         if what is not None:
             raise FrameError(f"{name} is {what}; expected a plain dense tensor")
         return given if kind is Tensor else given.as_subclass(Tensor)

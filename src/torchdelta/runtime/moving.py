@@ -38,6 +38,7 @@ from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
+from torchdelta.runtime.unpicklable import Unpicklable
 from torchdelta.runtime.watch import Watch
 from torchdelta.runtime.windows import Border, Mask, Window, check_mask, snug_size, window_size
 
@@ -56,7 +57,7 @@ class _Ready:
     vectors: Vectors | None
 
 
-class MovingSession:
+class MovingSession(Unpicklable):
     """N slots for streams whose cameras may move.
 
     A stream whose camera is followed runs on a window of the world a little larger than the frame;
@@ -75,6 +76,11 @@ class MovingSession:
                compiled for it, as suits recordings. Default: it stays still meanwhile, and the
                network is compiled in the background. May be set at any time
     """
+
+    instead = (
+        "it holds the state of its streams; its results and statistics can be, and another session "
+        "of the model begins with a first frame"
+    )
 
     def __init__(
         self,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +17,7 @@ from torchdelta.engines import Deferred, SlotReport
 from torchdelta.errors import FrameError
 from torchdelta.motion.aligned import Aligned, Array
 from torchdelta.motion.homography import Points
+from torchdelta.motion.warp import Scratch
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
 from torchdelta.runtime.outputs import Together
@@ -32,8 +35,12 @@ class StepFrames(NamedTuple):
 class Result:
     """What one stream's frame gave.
 
+    Of a refused frame all but `stream` and `error` is None; `unwrap` raises the error. A result can
+    be pickled and copied; what comes out has all but `plan` and `counted`.
+
     stream:         its name
     error:          why the frame was refused, else None; the stream's state is then as it was
+    ok:             whether it was not refused
     changed:        bool [H, W], the input pixels that were published
     output_changed: like `output`, a bool [Ho, Wo] mask per tensor ([1, 1] for what is no map)
     active:         bool [Ho, Wo] per step name, where `record=True` asked for it, else None
@@ -44,8 +51,8 @@ class Result:
     """
 
     __slots__ = (
-        "__weakref__", "_frames", "_output", "_report", "_slot", "aligned", "error", "origin",
-        "stream",
+        "__weakref__", "_frames", "_kept", "_output", "_report", "_slot", "aligned", "error",
+        "origin", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -63,71 +70,103 @@ class Result:
         self.stream, self.error, self.origin = stream, error, origin
         self.aligned: Aligned | None = None
         self._slot, self._frames, self._report, self._output = slot, frames, report, output
+        # of a result that was pickled: what it held, by name
+        self._kept: dict[str, Any] | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the frame was not refused."""
+        return self.error is None
+
+    def unwrap(self) -> Any:
+        """Give the output. Raises: FrameError where the frame was refused."""
+        if self.error is not None:
+            raise self.error
+        return self.output
 
     def _step(self) -> StepFrames:
-        frames: StepFrames = self._or_raise(self._frames)
-        return frames
+        if self.error is not None:
+            raise self.error
+        if self._frames is None:
+            raise TypeError(
+                "a result that was pickled or copied has left its session's plan behind"
+            )
+        return self._frames
 
     @apart
     def report(self) -> SlotReport:
         """Give the engine's report; waits for the device. Raises FrameError for a refused frame."""
+        self._step()
         if isinstance(self._report, Deferred):
             self._report = self._report.get(self._slot)
-        report: SlotReport = self._or_raise(self._report)
-        return report
+        assert self._report is not None
+        return self._report
 
-    def _or_raise(self, what: Any) -> Any:
+    def _get(self, name: str, make: Callable[[], Any]) -> Any:
+        """Give what a property holds: None of a refused frame, what was pickled, or what it is."""
         if self.error is not None:
-            raise self.error
-        return what
+            return None
+        return make() if self._kept is None else self._kept[name]
 
     @property
     @apart
     def output(self) -> Any:
-        """The network's result, same structure as model(frame) with a batch of 1.
+        """The network's result, same structure as model(frame) with a batch of 1."""
+        return self._get("output", self._make_output)
 
-        Raises: FrameError where the frame was refused.
-        """
+    def _make_output(self) -> Any:
         if isinstance(self._output, Together):
             self._output = self._output.of(self._slot)
-        return self._or_raise(self._output)
+        return self._output
 
     @property
     @apart
-    def changed(self) -> Tensor:
-        """Published input pixels, bool [H, W]; raises FrameError for a refused frame."""
-        return self._mask(self.plan.input)
+    def changed(self) -> Tensor | Any:
+        """Published input pixels, bool [H, W]."""
+        return self._get("changed", lambda: self._mask(self._plan.input))
 
     @property
     @apart
     def output_changed(self) -> Any:
-        """Published output pixels, like `output`; raises FrameError for a refused frame."""
+        """Published output pixels, like `output`."""
+        return self._get("output_changed", self._make_output_changed)
+
+    def _make_output_changed(self) -> Any:
+        plan = self._plan
         leaves: list[Any] = []
-        for out, whole in zip(self.plan.outputs, self.plan.output_shapes, strict=True):
+        for out, whole in zip(plan.outputs, plan.output_shapes, strict=True):
             leaves.append(self._mask(out) if whole is not None else out)
-        return pytree.tree_unflatten(leaves, self.plan.out_spec)
+        return pytree.tree_unflatten(leaves, plan.out_spec)
 
     @property
     @apart
     def active(self) -> dict[str, Tensor] | None:
-        """Active sets by step name, where they were asked for; raises FrameError if refused."""
-        if self.error is not None or not self._step().record:
+        """Active sets by step name, where they were asked for."""
+        found: dict[str, Tensor] | None = self._get("active", self._make_active)
+        return found
+
+    def _make_active(self) -> dict[str, Tensor] | None:
+        if not self._step().record:
             return None
-        found = self.report().active
+        found, plan = self.report().active, self._plan
         active = {}
-        for i, step in enumerate(self.plan.steps):
-            size = self.plan.values[step.output].size
+        for i, step in enumerate(plan.steps):
+            size = plan.values[step.output].size
             active[step.name] = found[i] if i in found else self._none(size)
         return active
 
     @property
-    def plan(self) -> Plan:
-        """The network as it ran, on the frame or on a window; raises FrameError if refused."""
+    def plan(self) -> Plan | Any:
+        """The network as it ran, a `Plan` of the frame or of a window; None once pickled."""
+        return None if self._frames is None else self._plan
+
+    @property
+    def _plan(self) -> Plan:
         return self._step().counted.plan
 
     def _mask(self, value: int) -> Tensor:
         """Unite the change masks of a value's owners: bool [H, W]."""
-        v, changed = self.plan.values[value], self.report().changed
+        v, changed = self._plan.values[value], self.report().changed
         masks = [changed[owner] for owner in v.owners if owner in changed]
         if not masks:
             return self._none(v.size)
@@ -138,7 +177,10 @@ class Result:
         return torch.from_numpy(np.zeros(size, np.bool_)).to(self._step().device)
 
     def _placed(self) -> Aligned:
-        return self.aligned or Aligned(self.plan.size, self.plan.size)
+        if self.error is not None:
+            raise self.error
+        size: Size = self._get("size", lambda: self._plan.size)
+        return self.aligned or Aligned(size, size)
 
     def to_frame_points(self, points: Any, stride: float = 1) -> Points:
         """Bring points of the output into the frame's pixels.
@@ -167,15 +209,47 @@ class Result:
         return self._placed().to_frame_map(values, stride, fill)
 
     @property
-    def counted(self) -> Counted:
-        """What statistics are made of; raises FrameError for a refused frame."""
-        return Counted(self._step().counted, self.stream)
+    def counted(self) -> Counted | Any:
+        """What statistics are made of, a `Counted`; None once pickled."""
+        return None if self._frames is None else Counted(self._frames.counted, self.stream)
 
     @property
     @apart
-    def stats(self) -> FrameStats:
-        """Counts of this frame; raises FrameError for a refused frame."""
-        return self._step().counted.of(self.stream)
+    def stats(self) -> FrameStats | Any:
+        """Counts of this frame, a `FrameStats`."""
+        return self._get("stats", lambda: self._step().counted.of(self.stream))
+
+    @apart
+    def __getstate__(self) -> dict[str, Any]:
+        aligned, kept = self.aligned, None
+        if aligned is not None:
+            aligned = replace(aligned, scratch=Scratch())
+        if self.error is None:
+            kept = {name: _compact(getattr(self, name)) for name in KEPT}
+            kept["size"] = self._get("size", lambda: self._plan.size)
+        return {
+            "stream": self.stream, "error": self.error, "origin": self.origin, "aligned": aligned,
+            "_kept": kept,
+        }  # fmt: skip
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self._slot, self._frames, self._report, self._output = 0, None, None, None
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def __repr__(self) -> str:
         return f"Result({self.stream!r}, {self.error or self.stats})"
+
+
+# what is left of a result that is pickled, beside `size`, of what ran
+KEPT = ("output", "changed", "output_changed", "active", "stats")
+
+
+def _compact(tree: Any) -> Any:
+    """Copy the tensors of a tree: pickled views bring along all that they look at."""
+    return pytree.tree_map(
+        lambda leaf: (
+            leaf.clone(memory_format=torch.contiguous_format) if isinstance(leaf, Tensor) else leaf
+        ),
+        tree,
+    )

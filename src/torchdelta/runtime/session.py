@@ -31,10 +31,11 @@ from torchdelta.runtime.result import Result, StepFrames
 from torchdelta.runtime.state import State
 from torchdelta.runtime.stats import CountedStep, StreamStats
 from torchdelta.runtime.uncounted import Uncounted
+from torchdelta.runtime.unpicklable import Unpicklable
 from torchdelta.runtime.windows import Mask, Placement, Window, place
 
 
-class Session:
+class Session(Unpicklable):
     """N slots for streams of one plan. All methods may be called from any thread, one at a time.
 
     views: True hands out outputs as views of the state, valid until the stream's next frame (of a
@@ -45,6 +46,11 @@ class Session:
     grain: side in pixels of the cells in which the input gate counts, see `ops.gate.input_gate`;
            None: what suits the network, see `default_grain`
     """
+
+    instead = (
+        "it holds the state of its streams; its results and statistics can be, and another session "
+        "of the model begins with a first frame"
+    )
 
     def __init__(
         self,
@@ -81,6 +87,8 @@ class Session:
         # streams whose window has moved with border="keep" since they were last computed whole
         self._kept: set[str] = set()
         self._all = StreamStats(engine.plan) if total is None else total
+        # what shares are relative to
+        self._network = self._all.plan or engine.plan
         self._uncounted = Uncounted(self._stats, self._all, asynchronous=engine.asynchronous)
         self._forced: Mapping[int, Tensor] | None = None
         self._outputs = Outputs(self._state, views=views)
@@ -135,7 +143,7 @@ class Session:
         self._whole[stream] = reason
         self._resting.pop(stream, None)
         self._uncounted.forget(stream)
-        self._stats[stream] = StreamStats(self._all.plan)
+        self._stats[stream] = StreamStats(self._network)
         self._frames[stream] = 0
 
     def _known(self, stream: str) -> int:
@@ -220,10 +228,10 @@ class Session:
                  session's device, used and published whole instead of what really changed
         spent_ms: stream -> time that its frame has taken already, for the statistics
         returns: stream -> Result, for the streams given
-        A frame, region or window that does not fit is refused (`Result.error`, raised when its
-        output is read), its stream stays as it was, and the others run. All are checked before
-        any is run; only whether a float frame on a GPU is finite is found out there: then nothing
-        of it is published, and the stream's next result says so (or its statistics do).
+        A frame, region or window that does not fit is refused (`Result.error`), its stream stays as
+        it was, and the others run. All are checked before any is run; only whether a float frame on
+        a GPU is finite is found out there: then nothing of it is published, and the stream's next
+        result says so; its statistics count it (`late_errors`).
         Raises: StreamError where a new stream finds no free slot, or where a region or a window
         is of a stream without a frame, ValueError for a forced active set that does not fit;
         nothing has run then.
@@ -365,7 +373,7 @@ class Session:
                 rest_ms = (time.perf_counter() - begin) * 1e3 - sum(r.ms for r in reports.values())
                 shared_ms = rest_ms / len(frames)
         counted = CountedStep(
-            self.plan, self._all.plan, numbers, slots,
+            self.plan, self._network, numbers, slots,
             [self._stats[s] for s in slots], [self._frames[s] for s in slots], whole,
             [s for s, slot in slots.items() if slot in moved] if moved else (), shared_ms, spent_ms,
         )  # fmt: skip
@@ -403,14 +411,13 @@ class Session:
     def stats(self, stream: str | None = None) -> StreamStats:
         """Copy a stream's statistics, or those of all streams together.
 
-        Raises: StreamError for an unknown stream, FrameError where a device found out that a frame
-        was not finite (once; nothing of the frame was published).
+        Frames that a device refused after all count as `late_errors`.
+        Raises: StreamError for a stream that is not in.
         """
         with self._lock:
             if stream is not None:
                 self._known(stream)
             self._uncounted.count(wait=True)
-            self._uncounted.raise_late(stream)
             return (self._all if stream is None else self._stats[stream]).copy()
 
     @apart

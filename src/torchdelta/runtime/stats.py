@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import prod
 from operator import add, mul
+from typing import Any
 
 import numpy as np
 
@@ -67,12 +68,13 @@ class StepStats:
 class StreamStats:
     """Running statistics of one stream (or of all streams of a session together).
 
-    plan:    the network on a frame, which all shares are relative to
+    plan:    the network on a frame, which all shares are relative to; None once pickled
     reasons: how often everything was recomputed, by reason;  moves: frames with which its window
     moved
+    late_errors: frames that a device refused after `step` had returned; late_error: the last one's
     """
 
-    plan: Plan = field(repr=False)
+    plan: Plan | None = field(repr=False, compare=False)
     frames: int = 0
     last: FrameStats | None = None
     first_ms: float | None = None
@@ -82,6 +84,26 @@ class StreamStats:
     sums: dict[str, float] = field(default_factory=dict, repr=False)
     active_px: list[int] = field(default_factory=list, repr=False)
     step_ms: list[float] = field(default_factory=list, repr=False)
+    late_errors: int = 0
+    late_error: str | None = None
+    # what remains of the plan once pickled, for `per_step`
+    _steps: tuple[tuple[str, str, tuple[int, ...], int, int], ...] = field(
+        default=(), repr=False, compare=False
+    )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a plan holds all weights
+        return {**self.__dict__, "plan": None, "_steps": self._each_step()}
+
+    def _each_step(self) -> tuple[tuple[str, str, tuple[int, ...], int, int], ...]:
+        """Give name, operation, shape, MACs and pixels of each step."""
+        if self.plan is None:
+            return self._steps
+        outputs = [self.plan.values[step.output] for step in self.plan.steps]
+        return tuple(
+            (step.name, step.op.name, out.shape, step.macs, prod(out.size))
+            for step, out in zip(self.plan.steps, outputs, strict=True)
+        )
 
     def add(self, stats: FrameStats, report: SlotReport) -> None:
         """Count one frame; frames that recompute everything stay out of the means."""
@@ -155,20 +177,13 @@ class StreamStats:
 
     def per_step(self) -> list[StepStats]:
         """List the means per step of the plan."""
-        out = []
-        for i, step in enumerate(self.plan.steps):
-            value = self.plan.values[step.output]
-            area = prod(value.size) * max(1, self.later)
+        out, steps = [], self._each_step()
+        whole = sum(macs for _, _, _, macs, _ in steps) or 1
+        for i, (name, op, shape, macs, px) in enumerate(steps):
+            area = px * max(1, self.later)
             share = self.active_px[i] / area if self.active_px else 0.0
-            whole = self.plan.macs or 1
             ms = self.step_ms[i] / max(1, self.later) if self.step_ms else None
-            out.append(
-                StepStats(
-                    step.name, step.op.name, value.shape, step.macs, share,
-                    share * step.macs / whole, ms, step.dense,
-                    step.op.describe().split(".")[0] if step.dense else step.op.name,
-                )
-            )  # fmt: skip
+            out.append(StepStats(name, op, shape, macs, share, share * macs / whole, ms))
         return out
 
     def __str__(self) -> str:

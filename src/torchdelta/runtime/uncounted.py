@@ -60,6 +60,9 @@ class Uncounted:
             step = self._in_doubt.popleft()
             for stream, error in step.errors().items():
                 k = list(step.slots).index(stream)
+                for stats in (step.stats[k], self._total):
+                    stats.late_errors += 1
+                    stats.late_error = f"stream {stream!r}: frame {step.frames[k]}: {error}"
                 if self._stats.get(stream) is step.stats[k]:
                     text = f"stream {stream!r}: frame {step.frames[k]}: {error}; it was left out"
                     self._late[stream] = FrameError(text)
@@ -71,12 +74,6 @@ class Uncounted:
             self.count(wait=False)
         self._note_refused(wait=False)
         return {s: self._late.pop(s) for s in streams if s in self._late} if self._late else {}
-
-    def raise_late(self, stream: str | None) -> None:
-        """Raise a stream's such error, or that of any stream. Raises: FrameError."""
-        late = next((s for s in self._late if stream in (None, s)), None)
-        if late is not None:
-            raise self._late.pop(late)
 
     def forget(self, stream: str) -> None:
         """Drop what is known of a stream that begins anew, or is gone."""
