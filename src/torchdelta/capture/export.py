@@ -121,7 +121,7 @@ def export(model: nn.Module, example: Tensor) -> Captured:
     if written:
         attempts.append(
             f"it writes to its parameters while it runs: {', '.join(written)}; do that once, "
-            "before it is compiled, or without `.data`, as in `weight.copy_(…)` under torch.no_grad()"
+            "before it is compiled, or without `.data`: `weight.copy_(…)` under torch.no_grad()"
         )
     raise CaptureError(
         "the model cannot be captured by torch.export:\n  - "
