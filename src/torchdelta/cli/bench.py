@@ -267,7 +267,7 @@ def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
             if results[stream].aligned is not None:
                 seen = race.session.published(stream)
             dense = race.reference.dense(seen)
-            wrong = difference(results[stream].output, dense, allowance)
+            wrong = difference(results[stream].unwrap(), dense, allowance)
             if wrong is not None:
                 raise EngineError(
                     f"the {race.session.engine.name} engine's first frame of stream {stream} is "

@@ -174,7 +174,7 @@ def run_demo(
             found, dense_ms = _timed_dense(fast, picture)
             dense.add(dense_ms, truth, found)
             result = session.step({_STREAM: picture}, record=True)[_STREAM]
-            found = _labels(result.output)
+            found = _labels(result.unwrap())
             stats = result.stats
             delta.add(stats.ms, truth, found)
 
