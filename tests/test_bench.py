@@ -512,7 +512,7 @@ def test_difference_tells_wrong_from_rounded() -> None:
 def test_streams_begin_all_over_the_clip_and_go_round(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = Clip("clip", gray=False, size=None, streams=2, frames=None)
+    clip = Clip("clip", channels=3, size=None, streams=2, frames=None)
     moments = list(clip.moments())
     assert clip.count == len(moments) == 9
     pictures = [frame(i)[..., ::-1] for i in range(9)]
@@ -528,15 +528,15 @@ def test_streams_begin_all_over_the_clip_and_go_round(
     shutil.move("gone", "clip")
     # what does not fit is decoded for each stream
     monkeypatch.setattr(clip_module, "KEPT_BYTES", 5 * H * W * 3)
-    large = list(Clip("clip", gray=False, size=None, streams=2, frames=4).moments())
+    large = list(Clip("clip", channels=3, size=None, streams=2, frames=4).moments())
     assert len(large) == 4
     for moment, other in zip(large, moments, strict=False):
         assert all(map(np.array_equal, moment.frames, other.frames))
-    short = Clip("clip", gray=True, size=(24, 32), streams=1, frames=3)
+    short = Clip("clip", channels=1, size=(24, 32), streams=1, frames=3)
     assert [m.frames[0].shape for m in short.moments()] == [(24, 32, 1)] * 3
     assert short.peek(5).shape == (3, 24, 32, 1)
     with pytest.raises(SourceError, match="one frame only"):
-        Clip("clip/0.png", gray=False, size=None, streams=1, frames=None)
+        Clip("clip/0.png", channels=3, size=None, streams=1, frames=None)
 
 
 # ----------------------------------------------------------------------------------- the command
