@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from torchdelta.bench import report
-from torchdelta.bench.measure import Times
+from torchdelta.bench.measure import SAMPLES, Times
 from torchdelta.bench.operations import by_operation, dense_line
 from torchdelta.bench.quality import Quality
+from torchdelta.cli import app as cli
 from torchdelta.cli.app import app
+from torchdelta.cli.bench import BenchOptions
 
 H, W, FRAMES = 24, 32, 7
 NETS = """
@@ -215,6 +218,11 @@ def test_sampled_frames_and_steps_of_a_clip(folder: Path) -> None:
     untrained = call("--model", net, "--source", "clip", "--peers", "none", "--sample", "2").stdout
     assert "same class" not in untrained
     assert "its weights are random" in untrained
+
+
+def test_the_command_samples_as_many_frames_as_python() -> None:
+    command = inspect.signature(cli.bench).parameters["sample"].default
+    assert command == SAMPLES == BenchOptions(model="").sample
 
 
 def test_the_table_has_both(folder: Path) -> None:

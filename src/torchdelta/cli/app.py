@@ -430,10 +430,13 @@ BENCH_EPILOG = "\n\n".join(
         "[dim]One peer only, the first 100 frames, and where our time goes:[/dim]",
         "torchdelta bench --model mynets.denoise:build --weights w.pth --source clip.mp4 "
         "--frames 100 --peers openvino --steps",
+        "[dim]A moving camera that ours follows; PyTorch runs on the frame:[/dim]",
+        "torchdelta bench --model timm:resnet50 --source drive.mp4 --size 384x640 "
+        "--motion features --peers torch",
         "[bold]What is compared[/bold]",
         "Ours runs on every frame, preprocessing and copy of the output included; the peers run "
-        "on 20 frames of a clip, right after ours, on inputs made beforehand. All use torch's "
-        "number of threads (OMP_NUM_THREADS).",
+        "on 20 frames of a clip (--sample), right after ours, on inputs made beforehand. All use "
+        "torch's number of threads (OMP_NUM_THREADS).",
         "On a GPU all frames and inputs lie in its memory beforehand, and a time ends when the "
         "GPU is done. cudnn-fp32 is what the papers compare with, cuDNN in float32 without TF32: "
         "it is float32 whatever --dtype says, so it is never the best peer and has a line of its "
@@ -598,7 +601,7 @@ EXPLAIN_EPILOG = """[bold]Examples[/bold]
 
 torchdelta explain torchvision:resnet18 --size 480x640
 
-torchdelta explain examples.denoise:DnCNN --weights dncnn.pth --dtype fp16"""
+torchdelta explain timm:resnet50 --size 384x640 --motion features"""
 
 
 @app.command(cls=_Command, epilog=EXPLAIN_EPILOG)
