@@ -42,15 +42,25 @@ FLAG = " "
 
 
 class _Help:
-    """Gives `--help` a default, for want of which typer imports pydantic, as slow as all else."""
+    """What typer's help lacks.
+
+    Without a default of `--help` typer imports pydantic, which takes as long as all else.
+    """
 
     def get_help_option(self, ctx: Any) -> Any:
         """Give the option that every command has."""
         option = super().get_help_option(ctx)  # type: ignore[misc]
         if option is not None and option.default is None:
             option.default = False
-            option.metavar = FLAG
         return option
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Give the parameters; flags without the name of a type."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = FLAG
+        return parameters
 
 
 class _Group(_Help, TyperGroup):
@@ -74,7 +84,7 @@ app = typer.Typer(
 # the panels of help, in the order in which they are met in a command's options
 NETWORK, SPEED, OUTPUT = "Network", "Speed and precision", "Output"
 MATERIAL, MEASURED = "What it is measured on", "What is measured"
-CAMERA, FINE = "Moving cameras", "Fine tuning"
+CAMERA, FINE, SOURCES = "Moving cameras", "Fine tuning", "Sources that are unusual or damaged"
 
 P = ParamSpec("P")
 
@@ -123,7 +133,6 @@ def _root(
         bool,
         typer.Option(
             "--version",
-            metavar=FLAG,
             callback=_print_version,
             is_eager=True,
             help="Print it and exit.",
@@ -193,6 +202,7 @@ RangeOption = Annotated[
     ValueRange | None,
     typer.Option(
         "--range",
+        rich_help_panel=SOURCES,
         parser=parse_range,
         metavar="LO,HI",
         help="Of pictures of more than 8 bits: the values that the model takes for its full range; "
@@ -203,13 +213,16 @@ SkipOption = Annotated[
     bool,
     typer.Option(
         "--skip-damaged",
+        rich_help_panel=SOURCES,
         help="Go on after a damaged picture or packet, count it, and exit with 1 at the end.",
     ),
 ]
 StrictOption = Annotated[
     bool,
     typer.Option(
-        "--strict", help="Exit with 1 where a source holds less than it promises, not only warn."
+        "--strict",
+        rich_help_panel=SOURCES,
+        help="Exit with 1 where a source holds less than it promises, not only warn.",
     ),
 ]
 TaskOption = Annotated[
@@ -257,7 +270,6 @@ CompareOption = Annotated[
     bool,
     typer.Option(
         "--compare",
-        metavar=FLAG,
         rich_help_panel=OUTPUT,
         help="Also run the dense network on every frame: its time, the error against it on "
         "the same frame, and the layer error, against it on what the input gate let through. Of "
@@ -512,7 +524,6 @@ StepsOption = Annotated[
     bool,
     typer.Option(
         "--steps",
-        metavar=FLAG,
         rich_help_panel=MEASURED,
         help="Also time each step of ours, in a pass of its own; sums by operation.",
     ),
@@ -667,7 +678,7 @@ def demo(
         ),
     ] = None,
     tolerance: ToleranceOption = 0.04,
-    pan: Annotated[bool, typer.Option("--pan", metavar=FLAG, help="Let the camera pan.")] = False,
+    pan: Annotated[bool, typer.Option("--pan", help="Let the camera pan.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder of demo.mp4.")] = Path("out"),
 ) -> None:
     """Render a scene, segment it dense and by what changed, and compare both with the truth.
