@@ -9,15 +9,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
+from torchdelta.console import PlainConsole
 from torchdelta.demo import DEMO_SEED, TRAIN_SEEDS
 from torchdelta.demo.net import WEIGHTS_PATH, DemoNet, load_demo_net, normalise
 from torchdelta.demo.run import run_demo
 from torchdelta.demo.scene import CLASSES, Scene
 from torchdelta.demo.score import Agreement
 from torchdelta.errors import FrameError, ModelError
+from torchdelta.video.board import Board
 
 SMALL = (96, 144)
 
@@ -176,11 +177,11 @@ def test_agreement_counts_pixels():
 def test_demo_runs(tmp_path, pan):
     text = io.StringIO()
     report = run_demo(
-        tmp_path / "new", 4, size=SMALL, tolerance=0.0, pan=pan, console=Console(file=text)
+        tmp_path / "new", 4, size=SMALL, tolerance=0.0, pan=pan, console=PlainConsole(file=text)
     )
     with av.open(str(tmp_path / "new" / "demo.mp4")) as video:
         shapes = [(f.height, f.width) for f in video.decode(video=0)]
-    assert shapes == [(SMALL[0], 2 * SMALL[1])] * 4
+    assert shapes == [tuple(side + side % 2 for side in Board(SMALL, 2).size)] * 4
     assert 0 < report.mac_share <= 1
     assert 0 < report.changed_input <= 1
     assert report.delta.iou == pytest.approx(report.dense.iou, abs=1e-3)
@@ -189,7 +190,7 @@ def test_demo_runs(tmp_path, pan):
 
 
 def test_delta_finds_what_dense_finds_at_the_default_tolerance(tmp_path):
-    report = run_demo(tmp_path, 12, size=(160, 240), console=Console(file=io.StringIO()))
+    report = run_demo(tmp_path, 12, size=(160, 240), console=PlainConsole(file=io.StringIO()))
     assert report.dense.mean_iou > 0.5
     assert report.delta.mean_iou == pytest.approx(report.dense.mean_iou, abs=0.02)
     assert report.mac_share < 1

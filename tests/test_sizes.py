@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import cv2
@@ -127,3 +128,10 @@ def test_run_says_it_once_and_takes_the_models_size(folder: Path) -> None:
     assert "--size HxW" in run("run", "frames", "--model", "sizes_net:unknown", "--size", "model",
                                code=1)  # fmt: skip
     run("explain", "sizes_net:net", "--size", "model")
+
+
+def test_bench_says_it_too_and_takes_the_models_size(folder: Path) -> None:
+    args = ("bench", "--model", "sizes_net:net", "--source", "frames", "--peers", "none")
+    assert run(*args).count("net was made for 32x40, frames are 96x160") == 1
+    assert "made for" not in run(*args, "--size", "model", "--json", "o.json")
+    assert json.loads(Path("o.json").read_text())["size"] == [32, 40]

@@ -345,7 +345,7 @@ RUN_EPILOG = "\n\n".join(
         "[bold]Examples[/bold]",
         "[dim]Classify a clip, and compare time and output with the dense network:[/dim]",
         "torchdelta run clip.mp4 --model timm:tf_efficientnet_lite0 --weights lite0.pth "
-        "--task classify --compare",
+        "--task classify --size 224x384 --compare",
         "[dim]Two cameras in one session, 100 frames of each, with videos:[/dim]",
         "torchdelta run 0 1 --model torchvision:lraspp_mobilenet_v3_large --task segment "
         "--size 480x640 --limit 100 --save out/cameras.mp4",

@@ -109,6 +109,9 @@ def bench(
         loaded = loaded.taking(material.limits)
         for text in material.notes:
             log.say(text)
+        advice = loaded.size_advice(material.size)
+        if advice is not None and options.size is None:
+            log.say(advice)
         compiled = compile_loaded(
             loaded, material.peek(CALIBRATION_FRAMES), tolerance=options.tolerance,
             engine=options.engine, dtype=options.dtype, profile=options.profile,

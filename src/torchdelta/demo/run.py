@@ -23,10 +23,13 @@ from torchdelta.demo.score import Agreement
 from torchdelta.errors import FrameError
 from torchdelta.report import heat_map
 from torchdelta.video import overlay
+from torchdelta.video.board import Board, Panel
 from torchdelta.video.sink import VideoWriter
 
 _FPS = 25
 _STREAM = "demo"
+# the background is not coloured
+_LEGEND = tuple((overlay.colour_of(n), name) for n, name in enumerate(CLASSES) if n)
 
 
 def _pct(share: float) -> str:
@@ -111,6 +114,18 @@ def _labels(logits: torch.Tensor) -> NDArray[np.uint8]:
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
+def _recomputed(
+    fast: torchdelta.CompiledModel, picture: NDArray[np.uint8], result: torchdelta.Result, note: str
+) -> Panel:
+    """Show where the network's work was done again."""
+    size = picture.shape[:2]
+    if result.stats.first:
+        nothing = overlay.heat(picture, np.zeros(size, np.float32))
+        return Panel(nothing, note, note="first frame: all computed", is_heat=True)
+    heat = heat_map(fast.plan, result.active or {}, (size[0], size[1]))
+    return Panel(overlay.heat(picture, heat), note, is_heat=True)
+
+
 def _timed_dense(
     fast: torchdelta.CompiledModel, picture: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], float]:
@@ -163,11 +178,12 @@ def run_demo(
     )
     session = fast.session(size=size)
     path = Path(out_dir) / "demo.mp4"
+    board = Board(size, panels=2)
 
     dense, delta = _Track(), _Track()
     with (
         _progress(console, frames) as (progress, task),
-        VideoWriter(path, _FPS, size=(size[0], 2 * size[1])) as writer,
+        VideoWriter(path, _FPS, size=board.size) as writer,
     ):
         for index in range(frames):
             picture, truth = scene.frame(index), scene.mask(index)
@@ -179,11 +195,12 @@ def run_demo(
             delta.add(stats.ms, truth, found)
 
             note = f"changed {_pct(stats.changed_input)}  MACs {_pct(stats.mac_share)}"
-            heat = heat_map(fast.plan, result.active or {}, size)
-            times = f"{stats.ms:.1f} ms, dense {dense_ms:.1f} ms"
-            left = overlay.caption(overlay.segmentation(picture, found), times)
-            right = overlay.caption(overlay.heat(picture, heat), note)
-            writer.write(overlay.side_by_side(left, right))
+            title = (
+                f"demo  tolerance {tolerance:g}  frame {index}  {stats.ms:.1f} ms "
+                f"(dense {dense_ms:.1f} ms)"
+            )
+            mine = Panel(overlay.segmentation(picture, found), "torchdelta", legend=_LEGEND)
+            writer.write(board.draw(title, [mine, _recomputed(fast, picture, result, note)]))
             fps = 1000 / stats.ms if stats.ms else math.inf
             progress.update(task, advance=1, note=f"{fps:.0f} FPS  {note}")
 
