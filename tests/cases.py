@@ -338,6 +338,16 @@ OP_CASES: dict[str, tuple[str, Callable[[], nn.Module], Shape]] = {
     "pad-crop": ("remap", lambda: Fn(lambda x: F.pad(x, (-1, 2, 1, -2))), (5, 9, 7)),
     "slice-space": ("remap", lambda: Fn(lambda x: x[:, :, 1::2, ::3]), (5, 9, 7)),
     "slice-channels-step": ("remap", lambda: Fn(lambda x: x[:, ::2]), (5, 9, 7)),
+    "pick-mask": (
+        "remap", lambda: Fn(lambda x: x[:, torch.tensor([True, False, True, False, True])]),
+        (5, 9, 7),
+    ),
+    "pick-rows": (
+        "remap", lambda: Fn(lambda x: x[:, :, torch.tensor([8, 0, -2, 0, 3])]), (5, 9, 7),
+    ),
+    "pick-columns": (
+        "remap", lambda: Fn(lambda x: x.index_select(3, torch.tensor([6, 1, 1]))), (5, 9, 7),
+    ),
     "flip": ("remap", lambda: Fn(lambda x: x.flip(2, 3)), (5, 9, 7)),
     "channel-shuffle": ("remap", lambda: Fn(_shuffle), (6, 9, 7)),
     "channel-shuffle-module": ("remap", lambda: nn.ChannelShuffle(3), (6, 9, 7)),

@@ -144,6 +144,73 @@ def test_instance_norm_is_what_the_message_says() -> None:
     assert torchdelta.relative_error(fast(FRAME), batch(FRAME)) < 1e-5
 
 
+class Measures(nn.Module):
+    """Batch statistics without a batch norm's module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(self.conv(x), None, None, training=True)
+
+
+def test_batch_statistics_in_a_function_are_refused() -> None:
+    message = refusal(Measures().eval())
+    assert "statistics are taken over all rows of a batch" in message
+    assert "instance_norm" in message
+
+
+class Masked(nn.Module):
+    """Picks channels by a mask, which the exporter takes for something that depends on values."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.tail = nn.Conv2d(3, 4, 3), nn.Conv2d(2, 3, 1)
+        mask = torch.tensor([True, False, False, True])
+        self.mask: Any = mask.tolist() if kind == "list" else mask
+        if kind == "buffer":
+            del self.mask
+            self.register_buffer("mask", mask)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        if self.kind == "plane":
+            line = torch.arange(60) % 3 == 0
+            return y[:, :, line.view(6, 10)]
+        if self.kind == "inline":
+            return y[:, torch.tensor([False, True, True, False])].relu()
+        y = y[:, self.mask]
+        return y if self.kind == "last" else self.tail(y).relu()
+
+
+@pytest.mark.parametrize("kind", ["attribute", "buffer", "list", "inline", "last", "plane"])
+def test_constant_masks_pick(kind: str) -> None:
+    model = Masked(kind).eval()
+    fast = torchdelta.compile(model, FRAME, tolerance=0, input_range=(0, 1))
+    for frame in (FRAME, 1 - FRAME):
+        with torch.no_grad():
+            assert torchdelta.relative_error(fast(frame), model(frame)) < 1e-5
+    dense = [step.op.describe() for step in fast.plan.steps if step.reason]
+    assert bool(dense) == (kind == "plane")
+    # each run would look for the places again
+    weights = [w for step in fast.plan.steps for w in step.weights.values()]
+    assert all(w.dtype != torch.bool for w in weights)
+
+
+def test_masks_of_the_frame_say_what_to_do() -> None:
+    class Selects(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0.5] * 2
+
+    message = refusal(Selects().eval())
+    assert "its size depends on the frame's values" in message
+    assert "torch.where" in message
+    assert message.count("\n  - ") == 1
+
+
 def compiled_part() -> nn.Module:
     model = plain()
     model[0] = torch.compile(model[0])

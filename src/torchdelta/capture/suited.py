@@ -140,8 +140,8 @@ def _signature(model: nn.Module) -> Iterator[str]:
     except TypeError:
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
         yield (
-            f"forward takes ({', '.join(map(str, plain))}), expected one tensor [N, C, H, W]; wrap the model in a "
-            "module whose forward takes the frame alone"
+            f"forward takes ({', '.join(map(str, plain))}), expected one tensor [N, C, H, W]; wrap "
+            "the model in a module whose forward takes the frame alone"
         )
 
 

@@ -8,6 +8,7 @@ these may be computed from the frame.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from torchdelta.errors import CaptureError
-from torchdelta.plan.sizes import Sizes
+from torchdelta.plan.sizes import NotSparse, Sizes
 
 # by ATen name: the arguments whose numbers are never read
 SHAPE_ONLY = {
@@ -54,6 +55,33 @@ def fold_constants(program: ExportedProgram, sizes: Sizes) -> Constants:
                 found.values[node] = _compute(node, found, sizes)
             except Exception as error:
                 found.failed[node] = error
+        elif aten_name(node.target) == "index":
+            _learn_size(node, found, sizes)
+    return found
+
+
+def _learn_size(node: fx.Node, found: Constants, sizes: Sizes) -> None:
+    """Count what constant masks pick; the exporter does not look at their values."""
+    args: Any = node.args
+    source, indices = args[:2]
+    if not all(index is None or index in found.values for index in indices):
+        return
+    try:
+        whole = torch.empty(()).expand(sizes.shape(source.meta["val"]))
+    except NotSparse:
+        # what stands before it is refused
+        return
+    target: Any = node.target
+    at = [None if index is None else found.values[index] for index in indices]
+    sizes.learn(node.meta["val"], target(whole, at).shape)
+
+
+def whole_numbers(indices: Sequence[Any]) -> list[Any]:
+    """Write the constant masks of an index as the places that they pick."""
+    found: list[Any] = []
+    for index in indices:
+        is_mask = isinstance(index, Tensor) and index.dtype == torch.bool
+        found += index.nonzero(as_tuple=True) if is_mask else [index]
     return found
 
 

@@ -26,6 +26,7 @@ from torchdelta.plan.constants import (
     bind,
     draws_random_numbers,
     fold_constants,
+    whole_numbers,
     written_state,
 )
 from torchdelta.plan.draft import Draft, DraftGraph
@@ -166,12 +167,12 @@ class Lowering:
         if node in self.env:
             return
         try:
-            if node in self.constants.failed:
-                raise self.constants.failed[node]
             args, kwargs = pytree.tree_map(self._value, (list(node.args), dict(node.kwargs)))
             drafts = [a for a in pytree.tree_leaves((args, kwargs)) if isinstance(a, Draft)]
             if any(d in self.refused for d in drafts):
                 self.env[node] = self._stand_in(node)
+            elif node in self.constants.failed:
+                raise self.constants.failed[node]
             elif node.target is operator.getitem:
                 self.env[node] = self._getitem(args[0], args[1])
             elif not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
@@ -205,6 +206,8 @@ class Lowering:
         self.op_name = name
         if not hasattr(target, "_schema"):
             raise CaptureError("control flow inside the graph; only ATen operations can run")
+        if name == "index":
+            args = [args[0], whole_numbers(args[1])]
         bound = bind(target, args, kwargs)
         if draws_random_numbers(target, bound):
             raise CaptureError("it draws random numbers; remove it or seed it outside the model")
@@ -235,6 +238,11 @@ class Lowering:
         dims = bound.get("dim", bound.get("dims"))
         given = [dims] if isinstance(dims, int) else list(dims or [])
         along = {d % value.ndim for d in given} & set(axes)
+        if "batch_norm" in name and axes and takes_statistics(bound):
+            raise CaptureError(
+                "its statistics are taken over all rows of a batch, which are different streams "
+                "here; instance_norm takes them of each row alone"
+            )
         if name == "slice" and along <= set(self.sizes.batch_axes(self.node.meta["val"])):
             # all streams
             return
@@ -383,6 +391,11 @@ def _floats(dtype: torch.dtype | None) -> bool:
 def shape_of(whole: tuple[int, ...]) -> tuple[int, ...]:
     """Give a value's shape without the batch; one without a batch axis of 1 is stored flat."""
     return whole[1:] if whole[:1] == (1,) else (prod(whole),)
+
+
+def takes_statistics(bound: Args) -> bool:
+    """Whether a batch norm takes mean and variance from its input."""
+    return bool(bound.get("training")) or bound.get("running_mean") is None
 
 
 def need(condition: bool, reason: str) -> None:

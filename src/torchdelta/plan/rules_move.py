@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from torchdelta.ops import PixelShuffle, PixelUnshuffle, Remap, Reshape
 from torchdelta.ops.move import state_shape
@@ -146,6 +147,26 @@ def _flip(low: Lowering, a: Args) -> Any:
     return low.add(Remap(rows, cols, channels, what="flip"), [x])
 
 
+def _index(low: Lowering, a: Args) -> Any:
+    along = [(dim, index) for dim, index in enumerate(a["indices"]) if index is not None]
+    need(len(along) == 1, "it picks along several axes at once")
+    return _pick(low, a["self"], *along[0])
+
+
+def _index_select(low: Lowering, a: Args) -> Any:
+    return _pick(low, a["self"], a["dim"], a["index"])
+
+
+def _pick(low: Lowering, x: Any, dim: int, at: Any) -> Any:
+    need(is_map(x), "it picks from something that is no map")
+    need(isinstance(at, Tensor) and at.ndim == 1, "it picks by numbers that depend on the frame")
+    dim %= 4
+    need(dim != 0, "it picks along the batch axis")
+    index = tuple(int(i) % x.whole[dim] for i in at)
+    rows, cols, channels = (index if dim == d else None for d in (2, 3, 1))
+    return low.add(Remap(rows, cols, channels, what="pick"), [x])
+
+
 def _same(_: Lowering, a: Args) -> Any:
     return source(a)
 
@@ -173,4 +194,6 @@ MOVE: dict[str, Rule] = {
     "pixel_unshuffle": _shuffle(PixelUnshuffle, "downscale_factor"),
     "channel_shuffle": _channel_shuffle,
     "flip": _flip,
+    "index": _index,
+    "index_select": _index_select,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,14 +20,20 @@ class Sizes:
         batch: Any = frame.shape[0]
         # a size that the model has fixed is an expression without symbols
         self.batch: Any = batch.node.expr if is_free(batch) else None
+        # sizes that the exporter took for free, and a constant of the model decides
+        self.known: dict[Any, int] = {}
 
     def number(self, value: Any) -> Any:
         """Evaluate a symbolic number; raises NotSparse where it hangs on the frame's values."""
         if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             expr = value.node.expr
             expr = expr.subs({self.batch: 1}) if self.batch is not None else expr
+            expr = expr.subs(self.known) if self.known else expr
             if expr.free_symbols:
-                raise NotSparse(f"its size depends on values ({expr})")
+                raise NotSparse(
+                    f"its size depends on the frame's values ({expr}), and a plan has fixed sizes; "
+                    "multiply by a mask, or use torch.where or topk"
+                )
             kind = int if isinstance(value, torch.SymInt) else float
             return kind(expr) if not isinstance(value, torch.SymBool) else bool(expr)
         return value
@@ -34,6 +41,13 @@ class Sizes:
     def shape(self, value: Tensor) -> tuple[int, ...]:
         """Evaluate a tensor's shape."""
         return tuple(int(self.number(n)) for n in value.shape)
+
+    def learn(self, value: Tensor, shape: Sequence[int]) -> None:
+        """Note what the symbols of a tensor's shape stand for."""
+        for size, number in zip(value.shape, shape, strict=True):
+            expr = size.node.expr if isinstance(size, torch.SymInt) else None
+            if expr is not None and expr.is_symbol and expr != self.batch:
+                self.known[expr] = number
 
     def batch_axes(self, value: Tensor) -> tuple[int, ...]:
         """Say which axes of a tensor count the streams.
