@@ -405,7 +405,7 @@ MUTANTS = [
            "y = tl.where(y >= h, y - h, y)", "y = tl.where(y > h, y - h, y)",
            triton_tests("windows_that_move")),
     Mutant("triton: new strip compared with what lay there", TRITON + "kernels/shared.py",
-           "limit = tl.where(level == IS_UNSEEN, -1.0, limit)", "pass",
+           "limit = tl.where(level == IS_UNSEEN, NO_LIMIT, limit)", "pass",
            triton_tests("new_strips")),
     Mutant("triton: new strip of the input compared", TRITON + "kernels/gate.py",
            "return valid, (level == IS_UNSEEN).to(tl.int32)", "return valid, level * 0",

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from torchdelta.engines.triton.kernels.shared import FRAME, NOTHING, WHOLE
-from torchdelta.engines.triton.memory import FRAME_ROW, MODES_AT, RING, Memory
+from torchdelta.engines.triton.kernels.shared import FRAME, FRAME_NUMBERS, NOTHING, WHOLE
+from torchdelta.engines.triton.memory import MODES_AT, RING, Memory
 
 # slots, those that are computed whole, which frames are float32, strides of the frames
 Layout = tuple[tuple[int, ...], frozenset[int], list[bool], list[tuple[int, ...]]]
@@ -42,7 +42,7 @@ class Control:
         self._layouts[turn] = None
         for slot in range(count):
             block[MODES_AT + slot] = NOTHING
-        rows = [MODES_AT + count + slot * FRAME_ROW for slot in slots]
+        rows = [MODES_AT + count + slot * FRAME_NUMBERS for slot in slots]
         for slot, row, is_float, (c, y, x) in zip(slots, rows, floats, strides, strict=True):
             block[MODES_AT + slot] = WHOLE if slot in whole else FRAME
             for n, number in enumerate((y, x, c, is_float), start=1):

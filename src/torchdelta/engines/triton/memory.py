@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from torchdelta.engines.triton.kernels.shared import MODE
+from torchdelta.engines.triton.kernels.shared import FRAME_NUMBERS, MODE
 from torchdelta.ops.base import Size
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
     from torchdelta.runtime.state import State
 
-# what a frame's row of the control block holds (kernels/gate.py)
-FRAME_ROW = 5
 MODES_AT = int(MODE.value)
 # frames that may be on their way at once
 RING = 4
@@ -76,7 +74,9 @@ class Memory:
     def __init__(self, engine: TritonEngine, state: State) -> None:
         plan, device = engine.plan, engine.device
         self.slots = slots = len(state.input_threshold)
-        self.ctl = torch.zeros(MODES_AT + slots * (1 + FRAME_ROW), dtype=torch.int64, device=device)
+        self.ctl = torch.zeros(
+            MODES_AT + slots * (1 + FRAME_NUMBERS), dtype=torch.int64, device=device
+        )
         self.frames = self.ctl[MODES_AT + slots :]
         floats: Any = {"dtype": torch.float32, "device": device}
         self.thresholds = torch.zeros(slots, len(plan.values), **floats)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchdelta.engines.triton.kernels import select as kernels
 from torchdelta.engines.triton.kernels import words as word_kernels
+from torchdelta.engines.triton.kernels.shared import IDENTITY, TABLE, TOUCH, WINDOW
 from torchdelta.engines.triton.launch import Launch, Work, divider
 from torchdelta.engines.triton.memory import aligned, pixels_each
 from torchdelta.engines.triton.schedule import (
@@ -115,21 +116,21 @@ def _word_launch(
 def _word_source(frame: Frame, n: int, source: Source | None) -> dict[str, Any]:
     """Give the word kernel's arguments for its source number n."""
     h, w, y = 1, 1, (1, 0, 1)
-    x: tuple[int | bool, ...] = (word_kernels.WINDOW, 1, 1, 1, 0, 1)
+    x: tuple[int | bool, ...] = (WINDOW, 1, 1, 1, 0, 1)
     stamps: Tensor = frame.memory.touch
     if source is not None:
         value, footprint = source
         h, w = frame.plan.values[value].size
         if footprint.everything:
             stamps = frame.memory.touch[value]
-            x = (word_kernels.TOUCH, *x[1:])
+            x = (TOUCH, *x[1:])
         else:
             stamps = frame.memory.stamps[value]
             if footprint.rows is not None and footprint.cols is not None:
                 rows, cols = footprint.rows, footprint.cols
                 y = (rows.stride, rows.pad, rows.dilation)
                 x = (
-                    word_kernels.WINDOW, rows.kernel, cols.kernel, cols.stride, cols.pad,
+                    WINDOW, rows.kernel, cols.kernel, cols.stride, cols.pad,
                     cols.dilation,
                 )  # fmt: skip
     numbers = zip(("h", "w", "stride", "pad", "dilation"), (h, w, *y), strict=True)
@@ -182,14 +183,14 @@ def _source_args(frame: Frame, n: int, source: tuple[int, Any] | None) -> dict[s
     numbers = [1, 1, 1, 1, 0, 0, 1, 1]
     args: dict[str, Any] = {
         f"s{n}_ptr": frame.memory.touch, f"s{n}_rows_ptr": frame.dummy,
-        f"s{n}_cols_ptr": frame.dummy, f"KIND{n}": kernels.IDENTITY, f"KH{n}": 1,
+        f"s{n}_cols_ptr": frame.dummy, f"KIND{n}": IDENTITY, f"KH{n}": 1,
         f"KW{n}": 1,
     }  # fmt: skip
     if source is not None:
         value, footprint = source
         numbers[:2] = frame.plan.values[value].size
         if footprint is not None and footprint.everything:
-            args |= {f"s{n}_ptr": frame.memory.touch[value], f"KIND{n}": kernels.TOUCH}
+            args |= {f"s{n}_ptr": frame.memory.touch[value], f"KIND{n}": TOUCH}
         else:
             args[f"s{n}_ptr"] = frame.memory.stamps[value]
             if footprint is not None and not is_identity(footprint):
@@ -201,14 +202,14 @@ def _footprint_args(frame: Frame, n: int, footprint: Any, numbers: list[int]) ->
     y, x = footprint.rows, footprint.cols
     if _table_width(footprint) == 1:
         numbers[2:] = [y.stride, x.stride, y.pad, x.pad, y.dilation, x.dilation]
-        return {f"KIND{n}": kernels.WINDOW, f"KH{n}": y.kernel, f"KW{n}": x.kernel}
+        return {f"KIND{n}": WINDOW, f"KH{n}": y.kernel, f"KW{n}": x.kernel}
     tables = [
         torch.from_numpy(axis.taps.astype(np.int32)).contiguous().to(frame.device)
         for axis in (y, x)
     ]
     frame.constants += tables
     return {
-        f"KIND{n}": kernels.TABLE, f"KH{n}": tables[0].shape[1],
+        f"KIND{n}": TABLE, f"KH{n}": tables[0].shape[1],
         f"KW{n}": tables[1].shape[1], f"s{n}_rows_ptr": tables[0],
         f"s{n}_cols_ptr": tables[1],
     }  # fmt: skip

@@ -11,9 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.shared import MODE, begin, divide
+from torchdelta.engines.triton.kernels.shared import IS_FRAME, MODE, NO_DIFFERENCE, begin, divide
 
-_PLAIN = [
+_CELL_PLAIN = [
     "h",
     "w",
     "down",
@@ -28,7 +28,7 @@ _PLAIN = [
 ]
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_CELL_PLAIN)
 def sum_cells(
     ctl_ptr, h, w, down, across, blocks, blocks_by, row_blocks, row_blocks_by, difference_ptr,
     threshold_ptr, excess_ptr, known_ptr,
@@ -45,7 +45,7 @@ def sum_cells(
     begin(PDL)
     pid = tl.program_id(0)
     slot = divide(pid, blocks_by)
-    if tl.load(ctl_ptr + MODE + slot) == 1:
+    if tl.load(ctl_ptr + MODE + slot) == IS_FRAME:
         threshold = tl.load(threshold_ptr + slot)
         block = pid - slot * blocks
         row = divide(block, row_blocks_by)
@@ -58,7 +58,7 @@ def sum_cells(
         for i in range(GRAIN):
             y = place * 0 + (row * GRAIN + i)
             at = slot * (h * w) + y * w + x
-            difference = tl.load(difference_ptr + at, mask=columns & (y < h), other=-1.0)
+            difference = tl.load(difference_ptr + at, mask=columns & (y < h), other=NO_DIFFERENCE)
             # below 0 there is no difference; a NaN is one
             comparable = (difference < 0.0) == 0
             excess += tl.where(comparable, difference - threshold, 0.0)
@@ -69,7 +69,7 @@ def sum_cells(
             tl.store(known_ptr + cell, tl.max(known, 1).to(tl.uint8), mask=n < across)
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_CELL_PLAIN)
 def find_cells(
     ctl_ptr, down, across, across_by, blocks, blocks_by, threshold_ptr, excess_ptr, known_ptr,
     fine_ptr, hot_ptr,
@@ -83,7 +83,7 @@ def find_cells(
     begin(PDL)
     pid = tl.program_id(0)
     slot = divide(pid, blocks_by)
-    if (tl.load(ctl_ptr + MODE + slot) == 1) & (tl.load(threshold_ptr + slot) != 0.0):
+    if (tl.load(ctl_ptr + MODE + slot) == IS_FRAME) & (tl.load(threshold_ptr + slot) != 0.0):
         now = tl.load(ctl_ptr).to(tl.int32)
         n = (pid - slot * blocks) * BS + tl.arange(0, BS)
         ok = n < down * across

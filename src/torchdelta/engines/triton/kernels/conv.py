@@ -24,7 +24,7 @@ from torchdelta.engines.triton.kernels.shared import (
 )
 
 # arguments whose value should not make another variant of a kernel
-PLAIN = [
+CONV_PLAIN = [
     "x_px", "out_px", "residual_px", "x_h", "x_w", "out_w", "out_w_by", "hw", "hw_by",
     "limit_stride", "steps", "num_y", "num_x", "bias_y", "bias_x", "first_y", "first_x",
     "step_y", "step_x", "capacity", "small_rows", "middle_rows", "out_group", "in_group",
@@ -375,7 +375,7 @@ def _walk(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=CONV_PLAIN)
 def convolution(
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr, residual_slot,
     residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_w_by,

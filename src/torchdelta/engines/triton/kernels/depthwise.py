@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.conv import PLAIN, finish, first_input, load_residual
+from torchdelta.engines.triton.kernels.conv import CONV_PLAIN, finish, first_input, load_residual
 from torchdelta.engines.triton.kernels.shared import (
     begin,
     load_stored,
@@ -20,7 +20,7 @@ from torchdelta.engines.triton.kernels.shared import (
 )
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=CONV_PLAIN)
 def depthwise(
     x_ptr, x_slot, x_px, x_h, x_w, x_ring_ptr, weight_ptr, bias_ptr, residual_ptr, residual_slot,
     residual_px, residual_ring_ptr, slope_ptr, out_ptr, out_slot, out_px, out_w, out_w_by,

@@ -12,9 +12,14 @@ import triton
 import triton.language as tl
 
 from torchdelta.engines.triton.kernels.shared import (
+    FRAME_ROW,
+    IS_FRAME,
+    IS_NOTHING,
     IS_UNSEEN,
     IS_WHOLE,
     MODE,
+    NO_DIFFERENCE,
+    NO_LIMIT,
     begin,
     divide,
     moved_level,
@@ -22,12 +27,9 @@ from torchdelta.engines.triton.kernels.shared import (
 )
 from torchdelta.ops.gate import FINE
 
-# numbers of a frame's row in the control block: address, strides of rows, columns and channels in
-# elements, and whether its values are float32 (else uint8)
-FRAME_ROW = tl.constexpr(5)
 # where the gate counts in cells (GRAIN > 1): by how much boxes of 3x3 pixels must exceed it
 FINE_FACTOR = tl.constexpr(FINE)
-_PLAIN = [
+_GATE_PLAIN = [
     "h",
     "w",
     "blocks",
@@ -185,7 +187,7 @@ def _room(stored, lane, ok, ROOM: tl.constexpr, LANES: tl.constexpr):
     return stored[:, None] + lane, inside
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_GATE_PLAIN)
 def compare_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, blocks_by, across, across_by, factor_ptr,
     shift_ptr, scale_ptr,
@@ -199,12 +201,12 @@ def compare_input(
 ):  # fmt: skip
     """Measure how far each pixel lies from what was published; set the frame's counters to 0.
 
-    Also write the limits [slots, values] of this frame: the thresholds, -1 where slots are WHOLE or
-    forced_ptr [values] says that a value's active set is forced.
+    Also write the limits [slots, values] of this frame: the thresholds, NO_LIMIT where slots are
+    WHOLE or forced_ptr [values] says that a value's active set is forced.
 
     difference_ptr: float32 [slots, h, w]: mean over the channels of |frame - published|, share of
-    full scale; where the slot's threshold is 0: whether they differ at all. -1: what cannot be
-    compared, outside a frame's mask or never seen.
+    full scale; where the slot's threshold is 0: whether they differ at all. NO_DIFFERENCE: what
+    cannot be compared, outside a frame's mask or never seen.
     over_tiles_ptr: marks of the tiles in which some pixel exceeds what a box must exceed.
     SUMS: tiles hold whole cells, which are added up here: excess_ptr and known_ptr.
     """
@@ -218,9 +220,9 @@ def compare_input(
         free = tl.load(ctl_ptr + MODE + at // values, mask=mask, other=0) == IS_WHOLE
         free |= tl.load(forced_ptr + at % values, mask=mask, other=0) != 0
         limit = tl.load(thresholds_ptr + at, mask=mask, other=0.0)
-        tl.store(limits_ptr + at, tl.where(free, -1.0, limit), mask=mask)
+        tl.store(limits_ptr + at, tl.where(free, NO_LIMIT, limit), mask=mask)
     slot, row, column = _tile(pid, blocks, blocks_by, across, across_by)
-    if tl.load(ctl_ptr + MODE + slot) == 1:
+    if tl.load(ctl_ptr + MODE + slot) == IS_FRAME:
         frame = frames_ptr + slot * FRAME_ROW
         address = tl.load(frame)
         stride_c = tl.load(frame + 3).to(tl.int32)
@@ -252,7 +254,7 @@ def compare_input(
             valid, unseen = _standing(
                 y, x, slot, h, w, ok, lines_ptr, lines_slot, masked_ptr, valid_ptr
             )
-            result = tl.where((valid != 0) & (unseen == 0), result, -1.0)
+            result = tl.where((valid != 0) & (unseen == 0), result, NO_DIFFERENCE)
         tl.store(difference_ptr + slot * (h * w) + y * w + x, result, mask=ok)
         if SUMS:
             _sum_cells(
@@ -267,7 +269,7 @@ def compare_input(
             tl.store(over_tiles_ptr + pid, tl.load(ctl_ptr).to(tl.uint8))
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_GATE_PLAIN)
 def find_hot(
     ctl_ptr, h, w, blocks, blocks_by, across, across_by, difference_ptr, threshold_ptr,
     over_tiles_ptr, hot_ptr, hot_tiles_ptr, down, cells_across, fine_ptr,
@@ -284,7 +286,7 @@ def find_hot(
     pid = tl.program_id(0)
     slot, row, column = _tile(pid, blocks, blocks_by, across, across_by)
     now = tl.load(ctl_ptr).to(tl.int32)
-    if (tl.load(ctl_ptr + MODE + slot) == 1) & _marked_near(
+    if (tl.load(ctl_ptr + MODE + slot) == IS_FRAME) & _marked_near(
         over_tiles_ptr, slot, row, column, blocks, across, now
     ):
         threshold = tl.load(threshold_ptr + slot)
@@ -304,7 +306,7 @@ def find_hot(
             for j in tl.static_range(-1, 2):
                 if i != 0 or j != 0:
                     inside = (y + i >= 0) & (y + i < h) & (x + j >= 0) & (x + j < w) & ok
-                    other = -1.0 if MOVING else 0.0
+                    other = NO_DIFFERENCE if MOVING else 0.0
                     difference = tl.load(differences + (at + i * w + j), mask=inside, other=other)
                     if MOVING:
                         comparable = (difference < 0.0) == 0
@@ -332,7 +334,7 @@ def find_hot(
             tl.store(hot_tiles_ptr + pid, now.to(tl.uint8))
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_GATE_PLAIN)
 def publish_input(
     ctl_ptr, frames_ptr, x_ptr, x_slot, h, w, blocks, blocks_by, across, across_by, factor_ptr,
     shift_ptr, hot_ptr,
@@ -358,8 +360,8 @@ def publish_input(
     wanted = mode == IS_WHOLE
     if MOVING:
         # what was never seen is published anywhere
-        wanted = mode != 0
-    elif mode == 1:
+        wanted = mode != IS_NOTHING
+    elif mode == IS_FRAME:
         wanted = _marked_near(hot_tiles_ptr, slot, row, column, blocks, across, now)
         if GRAIN > 1:
             wanted |= _hot_cell_in(
@@ -421,7 +423,7 @@ def publish_input(
             tl.store(touch_ptr + slot, now.to(tl.uint8))
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_GATE_PLAIN)
 def check_frames(
     ctl_ptr, frames_ptr, h, w, blocks, factor_ptr, shift_ptr, bad_ptr, x_ptr,
     C: tl.constexpr, LANES: tl.constexpr, BGR: tl.constexpr, BS: tl.constexpr,
@@ -434,7 +436,7 @@ def check_frames(
     slot = pid // blocks
     frame = frames_ptr + slot * FRAME_ROW
     is_float = tl.load(frame + 4)
-    if (tl.load(ctl_ptr + MODE + slot) != 0) & (is_float != 0):
+    if (tl.load(ctl_ptr + MODE + slot) != IS_NOTHING) & (is_float != 0):
         address = tl.load(frame)
         stride_c = tl.load(frame + 3)
         at = (pid - slot * blocks) * BS + tl.arange(0, BS)
@@ -457,4 +459,6 @@ def drop_bad(ctl_ptr, bad_ptr, slots, BS: tl.constexpr):
     """Take the frames that are not finite out of the control block: they publish nothing."""
     at = tl.arange(0, BS)
     bad = tl.load(bad_ptr + at, mask=at < slots, other=0)
-    tl.store(ctl_ptr + MODE + at, tl.zeros((BS,), tl.int64), mask=(at < slots) & (bad != 0))
+    tl.store(
+        ctl_ptr + MODE + at, tl.full((BS,), IS_NOTHING, tl.int64), mask=(at < slots) & (bad != 0)
+    )

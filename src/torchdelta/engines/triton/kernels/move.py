@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.rows import PLAIN, address, columns
+from torchdelta.engines.triton.kernels.rows import ROW_PLAIN, address, columns
 from torchdelta.engines.triton.kernels.shared import (
     begin,
     divide,
@@ -18,7 +18,7 @@ from torchdelta.engines.triton.kernels.shared import (
 # fmt: off
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=ROW_PLAIN)
 def remap(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
@@ -71,7 +71,7 @@ def remap(
         )
 
 
-@triton.jit(do_not_specialize=[*PLAIN, "factor"])
+@triton.jit(do_not_specialize=[*ROW_PLAIN, "factor"])
 def pixel_shuffle(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
@@ -122,7 +122,7 @@ def pixel_shuffle(
         )
 
 
-@triton.jit(do_not_specialize=[*PLAIN, "x_hw"])
+@triton.jit(do_not_specialize=[*ROW_PLAIN, "x_hw"])
 def reshape(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,

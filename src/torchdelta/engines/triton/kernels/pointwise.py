@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.rows import PLAIN, activate, address, columns
+from torchdelta.engines.triton.kernels.rows import ROW_PLAIN, activate, address, columns
 from torchdelta.engines.triton.kernels.shared import (
     begin,
     combine,
@@ -19,7 +19,7 @@ from torchdelta.engines.triton.kernels.shared import (
 # fmt: off
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=ROW_PLAIN)
 def pointwise(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
@@ -55,7 +55,7 @@ def pointwise(
         )
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=ROW_PLAIN)
 def affine(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
@@ -92,7 +92,7 @@ def affine(
         )
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=ROW_PLAIN)
 def scalar(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
@@ -129,7 +129,7 @@ def scalar(
         )
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=ROW_PLAIN)
 def binary(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,
@@ -171,7 +171,7 @@ def binary(
         )
 
 
-@triton.jit(do_not_specialize=PLAIN)
+@triton.jit(do_not_specialize=ROW_PLAIN)
 def softmax(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.rows import PLAIN, activate, address, columns
+from torchdelta.engines.triton.kernels.rows import ROW_PLAIN, activate, address, columns
 from torchdelta.engines.triton.kernels.shared import begin, divide, on_ring, publish, take_block
 
 # fmt: off
 # taps that a pool loads at once
 UNROLL = tl.constexpr(4)
-WINDOWS = [*PLAIN, "out_h", "kernel_w", "kernel_w_by", "taps", "dilation_h", "dilation_w"]
+WINDOWS = [*ROW_PLAIN, "out_h", "kernel_w", "kernel_w_by", "taps", "dilation_h", "dilation_w"]
 
 
 @triton.jit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.rows import PLAIN, activate, address, columns
+from torchdelta.engines.triton.kernels.rows import ROW_PLAIN, activate, address, columns
 from torchdelta.engines.triton.kernels.shared import begin, divide, on_ring, publish, take_block
 
 # fmt: off
@@ -17,7 +17,7 @@ def _blend(a, b, part):
     return tl.where(part > 0.0, (1.0 - part) * a + part * b, a)
 
 
-@triton.jit(do_not_specialize=[*PLAIN, "out_h"])
+@triton.jit(do_not_specialize=[*ROW_PLAIN, "out_h"])
 def bilinear(
     list_ptr, count_ptr, filter0_ptr, filter1_ptr,
     out_ptr, out_slot, out_px, hw, hw_by, channels, out_w, out_w_by, out_ring_ptr,

@@ -23,7 +23,7 @@ from torchdelta.engines.triton.kernels.shared import apply_function
 
 # fmt: off
 # numbers that differ between steps without making other code worth its compilation
-PLAIN = [
+ROW_PLAIN = [
     "hw", "hw_by", "out_w", "out_w_by", "limit_stride", "x_h", "x_w",
     "lines_slot", "lines_ptr", "out_ring_ptr",
     # their places hang on the number of slots

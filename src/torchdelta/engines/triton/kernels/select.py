@@ -6,18 +6,19 @@ import triton
 import triton.language as tl
 
 from torchdelta.engines.triton.kernels.shared import (
+    IS_IDENTITY,
+    IS_KEPT,
+    IS_NOTHING,
+    IS_TOUCH,
     IS_WHOLE,
+    IS_WINDOW,
     MODE,
     begin,
     divide,
     moved_level,
 )
 
-# how a source's changes reach the output: at their own place, through a window, all at once, or
-# by a table of the inputs that each output row and column reads
-IDENTITY, WINDOW, TOUCH, TABLE = 0, 1, 2, 3
-
-_SOURCE = (
+_SELECT_SOURCE = (
     "ptr",
     "rows_ptr",
     "cols_ptr",
@@ -30,7 +31,7 @@ _SOURCE = (
     "dilation_y",
     "dilation_x",
 )
-_PLAIN = [
+_SELECT_PLAIN = [
     "h",
     "w",
     "w_by",
@@ -47,7 +48,7 @@ _PLAIN = [
     "never",
     "lines_ptr",
     "lines_slot",
-] + [f"s{n}_{name}" for n in range(4) for name in _SOURCE]
+] + [f"s{n}_{name}" for n in range(4) for name in _SELECT_SOURCE]
 
 
 @triton.jit
@@ -79,15 +80,15 @@ def _hit(
     output of the tables rows_ptr and cols_ptr (-1: none).
     """
     hit = tl.zeros_like(y)
-    if KIND == 0:
+    if KIND == IS_IDENTITY:
         stamp = tl.load(ptr + slot * (h * w) + y * w + x, mask=ok, other=0)
         hit = (stamp.to(tl.int32) == now).to(tl.int32)
-    elif KIND == 1:
+    elif KIND == IS_WINDOW:
         hit = _any_tap(
             slot, y, x, ok, now, ptr, h, w, stride_y, stride_x, pad_y, pad_x, dilation_y,
             dilation_x, KH, KW,
         )  # fmt: skip
-    elif KIND == 2:
+    elif KIND == IS_TOUCH:
         touched = tl.load(ptr + slot).to(tl.int32) == now
         hit += touched.to(tl.int32)
     else:
@@ -116,7 +117,7 @@ def _append(active, pixel, list_ptr, count_ptr):
     return total
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_SELECT_PLAIN)
 def select(
     list_ptr, count_ptr, active_ptr, wide_list_ptr, wide_count_ptr, ctl_ptr, carry_ptr, forced_ptr,
     never, h, w, w_by, blocks, blocks_by, capacity, lines_ptr, lines_slot,
@@ -207,7 +208,7 @@ def select(
             )  # fmt: skip
         if MOVING:
             level = moved_level(y, x, slot, h, ok, lines_ptr, lines_slot)
-            active |= (level > 0).to(tl.int32)
+            active |= (level != IS_KEPT).to(tl.int32)
             wide |= active
         if FORCED:
             # `never` is 0: without what was found the compiler would leave the search away
@@ -215,7 +216,7 @@ def select(
             wide = active
         # a slot without a frame: what its stamps say is older
         whole = (mode == IS_WHOLE).to(tl.int32)
-        ok &= at * 0 + mode != 0
+        ok &= at * 0 + mode != IS_NOTHING
         active = tl.where(ok, active | whole, 0)
         if PHASES_Y * PHASES_X == 1:
             total = _append(active, pixel, list_ptr, count_ptr)

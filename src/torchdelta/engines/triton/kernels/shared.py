@@ -5,8 +5,12 @@ step's output map. `ctl` is the control block that the host sends with every fra
 frame's number `now` (1..255, what stamps are set to), `ctl[MODE + slot]` says what a slot has
 (NOTHING, FRAME, or WHOLE: everything is active and published without comparing). A *stamp* is a
 byte per pixel of a value, `now` where it was published in this frame. A *limit* is what a value's
-gate compares with in this frame, [slots, values]: its threshold, or -1 where all that is computed
-is published (WHOLE slots, forced active sets); the first kernel of a frame writes them.
+gate compares with in this frame, [slots, values]: its threshold, or NO_LIMIT, which is below 0,
+where all that is computed is published (WHOLE slots, forced active sets); the first kernel of a
+frame writes them.
+
+A number with a meaning has its name here, once: what the host says too as a plain number, and as a
+kernel compares with it (IS_...).
 
 Where windows move (MOVING), a value of slot n begins at (y, x) = ring[n] of its buffer and goes on
 at the other side behind its edge; pixels, stamps and lists stay in the window's coordinates.
@@ -20,16 +24,30 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from torchdelta.plan.shift import UNSEEN
+from torchdelta.plan.ir import GROUP_CHANNELS
+from torchdelta.plan.shift import KEPT, UNSEEN
 
-# offsets in the control block, and the modes of a slot
+# where the modes of the slots begin in the control block, and what they are
 MODE = tl.constexpr(8)
 NOTHING, FRAME, WHOLE = 0, 1, 2
+IS_NOTHING, IS_FRAME = tl.constexpr(NOTHING), tl.constexpr(FRAME)
 IS_WHOLE = tl.constexpr(WHOLE)
+# what the control block has of a slot's frame: address, strides of rows, columns and channels in
+# elements, and whether its values are float32 (else uint8)
+FRAME_NUMBERS = 5
+FRAME_ROW = tl.constexpr(FRAME_NUMBERS)
+# how a source's changes reach the output: at their own place, through a window, all at once, or
+# by a table of the inputs that each output row and column reads
+IDENTITY, WINDOW, TOUCH, TABLE = 0, 1, 2, 3
+IS_IDENTITY, IS_WINDOW = tl.constexpr(IDENTITY), tl.constexpr(WINDOW)
+IS_TOUCH = tl.constexpr(TOUCH)
 # what a move makes of a line of pixels
-IS_UNSEEN = tl.constexpr(UNSEEN)
+IS_KEPT, IS_UNSEEN = tl.constexpr(KEPT), tl.constexpr(UNSEEN)
+# below all limits, and below all differences: there is none
+NO_LIMIT = tl.constexpr(-1.0)
+NO_DIFFERENCE = tl.constexpr(-1.0)
 # channels in a gate's group
-GROUP = tl.constexpr(64)
+GROUP = tl.constexpr(GROUP_CHANNELS)
 
 
 @triton.jit
@@ -131,7 +149,7 @@ def row_facts(
         place = pixel - slot * hw
         y = divide(place, out_w_by)
         level = moved_level(y, place - y * out_w, slot, hw // out_w, ok, lines_ptr, lines_slot)
-        limit = tl.where(level == IS_UNSEEN, -1.0, limit)
+        limit = tl.where(level == IS_UNSEEN, NO_LIMIT, limit)
     return rows_ptr, limit
 
 

@@ -10,20 +10,25 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from torchdelta.engines.triton.kernels.shared import IS_WHOLE, MODE, begin, divide
+from torchdelta.engines.triton.kernels.shared import (
+    IS_KEPT,
+    IS_NOTHING,
+    IS_TOUCH,
+    IS_WHOLE,
+    MODE,
+    begin,
+    divide,
+)
 
 # a flag in each byte, and all bits of a byte but its highest
 ONES = tl.constexpr(0x0101010101010101)
 LOW_BITS = tl.constexpr(0x7F7F7F7F7F7F7F7F)
 
-# how a source's changes reach the output: through a window, or all at once
-WINDOW, TOUCH = 0, 1
-
-_SOURCE = ("h", "w", "stride", "pad", "dilation")
-_PLAIN = [
+_WORD_SOURCE = ("h", "w", "stride", "pad", "dilation")
+_WORD_PLAIN = [
     "list_ptr", "count_ptr", "active_ptr", "wide_list_ptr", "wide_count_ptr", "forced_ptr", "never",
     "h", "w", "across", "across_by", "blocks", "blocks_by", "lines_ptr", "lines_slot",
-    *(f"s{n}_{name}" for n in range(4) for name in _SOURCE),
+    *(f"s{n}_{name}" for n in range(4) for name in _WORD_SOURCE),
 ]  # fmt: skip
 
 
@@ -102,7 +107,7 @@ def _published(
     stride, pad, dilation: along y; STRIDE (1 or 2), PAD, DILATION: along x.
     """
     own = wanted * 0
-    if KIND == 1:
+    if KIND == IS_TOUCH:
         touched = (tl.load(ptr + slot) ^ wanted) & 255 == 0
         own = tl.where(touched, own + ONES, own)
     else:
@@ -145,7 +150,7 @@ def _moved(slot, y, x, h, w, ok, lines_ptr, lines_slot):
     column = x[:, None] + k
     moved = tl.load(lines_ptr + y, mask=ok, other=0)[:, None]
     moved = moved | tl.load(lines_ptr + h + column, mask=ok[:, None] & (column < w), other=0)
-    return tl.sum((moved != 0).to(tl.uint64) << (k * 8).to(tl.uint64), 1)
+    return tl.sum((moved != IS_KEPT).to(tl.uint64) << (k * 8).to(tl.uint64), 1)
 
 
 @triton.jit
@@ -165,7 +170,7 @@ def _append(flags, first_pixel, list_ptr, count_ptr):
     return total
 
 
-@triton.jit(do_not_specialize=_PLAIN)
+@triton.jit(do_not_specialize=_WORD_PLAIN)
 def select_words(
     list_ptr, count_ptr, active_ptr, wide_list_ptr, wide_count_ptr, ctl_ptr, forced_ptr, never,
     h, w, across, across_by, blocks, blocks_by, lines_ptr, lines_slot,
@@ -232,7 +237,7 @@ def select_words(
         active = _word(forced_ptr, at, h * w, ok, ALIGNED) | (wide & (n * 0 + never).to(tl.uint64))
         wide = active
     # a slot without a frame: what its stamps say is older
-    some = _first_bytes(tl.where(ok & (n * 0 + mode != 0), w - x, 0))
+    some = _first_bytes(tl.where(ok & (n * 0 + mode != IS_NOTHING), w - x, 0))
     whole = n * 0 + mode == IS_WHOLE
     active = tl.where(whole, some, active & some)
     pixel = slot * (h * w) + at
@@ -255,7 +260,7 @@ def count_stamps(jobs_ptr, ctl_ptr, TWO: tl.constexpr, BW: tl.constexpr, PDL: tl
     address = tl.load(job)
     counter = tl.load(job + 2).to(tl.pointer_type(tl.int32))
     length = tl.load(job + 3)
-    if tl.load(ctl_ptr + MODE + tl.load(job + 4)) != 0:
+    if tl.load(ctl_ptr + MODE + tl.load(job + 4)) != IS_NOTHING:
         at = tl.arange(0, BW) * 8
         wanted = (at * 0 + tl.load(ctl_ptr)).to(tl.uint64) * ONES
         found = _equal(_run(address, at, length), wanted)
