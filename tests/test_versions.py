@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -115,6 +116,31 @@ def test_an_environment_goes_away_whatever_happens(
         with pytest.raises(error if isinstance(error, type) else type(error)):
             use()
     assert not folder.exists()
+
+
+def test_an_interrupted_command_leaves_no_process(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers of the tests would go on in an environment that is being taken away."""
+    started = tmp_path / "started"
+    child = f"import os, time; open({str(started)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+
+    def wait(self: subprocess.Popen[bytes], *args: object, **how: object) -> int:
+        monkeypatch.undo()
+        while not started.exists() or not started.read_text():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        tool.run([sys.executable, "-c", parent])
+    status = Path(f"/proc/{started.read_text()}/stat")
+    for _ in range(1000):
+        if not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.01)
+    pytest.fail("what the command started goes on")
 
 
 def test_a_part_that_fails_is_named_and_the_others_run(

@@ -97,13 +97,21 @@ def environment(folder: Path) -> Iterator[Path]:
 
 
 def run(command: list[str], **env: str) -> None:
-    """Run a command at the repository's root.
+    """Run a command at the repository's root; interrupted, it ends all that the command started.
 
     Raises: subprocess.CalledProcessError where it fails.
     """
     # what is tested is what is installed
     kept = {name: text for name, text in os.environ.items() if name != "PYTHONPATH"}
-    subprocess.run(command, cwd=ROOT, env={**kept, **env}, check=True)
+    process = subprocess.Popen(command, cwd=ROOT, env={**kept, **env}, start_new_session=True)
+    try:
+        code = process.wait()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def install(python: Path, constraints: Path | None) -> None:
