@@ -127,3 +127,19 @@ def test_interrupted_while_it_starts(after_s: float, folder: Path) -> None:
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
     assert not (folder / "late.jsonl").exists()
+
+
+def test_interrupted_demo_closes_its_video(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torchdelta", "demo", "--frames", "100000", "--size", "64x96"],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    video = folder / "out" / "demo.mp4"
+    end_s = time.monotonic() + 100
+    while time.monotonic() < end_s and not (video.exists() and video.stat().st_size > 20_000):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (INTERRUPTED, "interrupted\n")
+    # an ordinary file has its index in front
+    assert b"moof" not in video.read_bytes()

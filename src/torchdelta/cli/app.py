@@ -31,6 +31,7 @@ from torchdelta.cli.options import (
 )
 from torchdelta.cli.outputs import is_folder
 from torchdelta.cli.precheck import precheck
+from torchdelta.cli.stop import raising
 from torchdelta.cli.streams import INTERRUPTED, claim_stdout
 from torchdelta.console import PlainConsole, console, doing
 from torchdelta.errors import TorchdeltaError
@@ -605,7 +606,9 @@ def bench(
             limits=limits,
             skip_damaged=skip_damaged,
         )
-        measure(options, out, log, alone)
+        # peers leave files behind while they are made
+        with raising():
+            measure(options, out, log, alone)
 
 
 EXPLAIN_EPILOG = """[bold]Examples[/bold]
@@ -688,15 +691,16 @@ def demo(
     from torchdelta.demo import DEMO_SEED
     from torchdelta.demo.run import run_demo
 
-    run_demo(
-        out,
-        frames=frames,
-        size=size or (480, 640),
-        seed=DEMO_SEED if seed is None else seed,
-        tolerance=tolerance,
-        pan=pan,
-        console=console(),
-    )
+    with raising():
+        run_demo(
+            out,
+            frames=frames,
+            size=size or (480, 640),
+            seed=DEMO_SEED if seed is None else seed,
+            tolerance=tolerance,
+            pan=pan,
+            console=console(),
+        )
 
 
 @app.command(cls=_Command)
