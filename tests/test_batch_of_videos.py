@@ -104,7 +104,7 @@ def test_each_video_has_its_own_outputs_and_one_network_serves_all(
     assert all(one["median_ms"] > 0 and one["speedup"] > 0 for one in record["streams"])
     assert record["failed"] == {}
     # told once, in one table
-    assert result.stderr.count("engine") == 1
+    assert result.stderr.count("tolerance 0.04, engine") == 1
     assert "3 of 3: c.mp4, 40x64" in result.stderr
     assert all(name in result.stdout for name in SIZES)
     assert "3 videos in" in result.stdout
