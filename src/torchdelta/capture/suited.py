@@ -22,7 +22,6 @@ from torchdelta.errors import CaptureError
 QUANTISED = (
     "torch.ao.nn.quantized",
     "torch.ao.nn.intrinsic.quantized",
-    "torch.ao.nn.quantizable",
     "torch.nn.quantized",
 )
 # modules of one kind that a message names
