@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import prod
 from operator import add, mul
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,9 +59,21 @@ class StepStats:
     macs: int
     active_share: float
     mac_share: float
-    ms: float | None = None
-    dense: bool = False
-    kind: str = ""
+    ms: float | None
+    dense: bool
+    kind: str
+
+
+class StepFacts(NamedTuple):
+    """What statistics know of a step of the plan, without its weights; px: pixels of its result."""
+
+    name: str
+    op: str
+    shape: tuple[int, ...]
+    macs: int
+    px: int
+    dense: bool
+    kind: str
 
 
 @dataclass
@@ -87,23 +99,23 @@ class StreamStats:
     late_errors: int = 0
     late_error: str | None = None
     # what remains of the plan once pickled, for `per_step`
-    _steps: tuple[tuple[str, str, tuple[int, ...], int, int], ...] = field(
-        default=(), repr=False, compare=False
-    )
+    _steps: tuple[StepFacts, ...] = field(default=(), repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         # a plan holds all weights
         return {**self.__dict__, "plan": None, "_steps": self._each_step()}
 
-    def _each_step(self) -> tuple[tuple[str, str, tuple[int, ...], int, int], ...]:
-        """Give name, operation, shape, MACs and pixels of each step."""
+    def _each_step(self) -> tuple[StepFacts, ...]:
         if self.plan is None:
             return self._steps
         outputs = [self.plan.values[step.output] for step in self.plan.steps]
         return tuple(
-            (step.name, step.op.name, out.shape, step.macs, prod(out.size))
+            StepFacts(
+                step.name, step.op.name, out.shape, step.macs, prod(out.size), step.dense,
+                step.op.describe().split(".")[0] if step.dense else step.op.name,
+            )
             for step, out in zip(self.plan.steps, outputs, strict=True)
-        )
+        )  # fmt: skip
 
     def add(self, stats: FrameStats, report: SlotReport) -> None:
         """Count one frame; frames that recompute everything stay out of the means."""
@@ -178,12 +190,17 @@ class StreamStats:
     def per_step(self) -> list[StepStats]:
         """List the means per step of the plan."""
         out, steps = [], self._each_step()
-        whole = sum(macs for _, _, _, macs, _ in steps) or 1
-        for i, (name, op, shape, macs, px) in enumerate(steps):
-            area = px * max(1, self.later)
+        whole = sum(step.macs for step in steps) or 1
+        for i, step in enumerate(steps):
+            area = step.px * max(1, self.later)
             share = self.active_px[i] / area if self.active_px else 0.0
             ms = self.step_ms[i] / max(1, self.later) if self.step_ms else None
-            out.append(StepStats(name, op, shape, macs, share, share * macs / whole, ms))
+            out.append(
+                StepStats(
+                    step.name, step.op, step.shape, step.macs, share, share * step.macs / whole,
+                    ms, step.dense, step.kind,
+                )
+            )  # fmt: skip
         return out
 
     def __str__(self) -> str:
