@@ -63,7 +63,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive ONEDNN_MAX_CPU_ISA=AVX51
 
 # Triton's interpreter is chosen before Triton is imported: a process of its own. pytest exits with 5
 # where all was skipped, for want of Triton; TORCHDELTA_REQUIRE=triton-interpreter makes that an error
-INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) tests/test_triton.py tests/test_weights.py || \
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) $(addprefix tests/test_,triton.py weights.py complex.py) || \
 	test $$? = 5
 
 test: venv

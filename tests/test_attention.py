@@ -20,6 +20,8 @@ from torchdelta import CaptureError
 
 # relative L2, float32: a few products summed in another order
 FP32 = 1e-5
+# a recurrent layer takes its rounding along from row to row, cuDNN's another one than the CPU's
+RECURRENT = 5e-5
 SHAPE = (1, 3, 9, 11)
 WIDTH = 8
 
@@ -123,7 +125,8 @@ def test_rows_equal_dense(engine: str, name: str) -> None:
         result = session.step({"s": x})["s"]
         with torch.no_grad():
             expected = model(x)
-        assert torchdelta.relative_error(result.output, expected) <= FP32, kind
+        limit = RECURRENT if name in ("lstm", "gru", "rnn") else FP32
+        assert torchdelta.relative_error(result.output, expected) <= limit, kind
         if kind == "all":
             assert torchdelta.relative_error(last, expected) > 1e-2
         last = expected

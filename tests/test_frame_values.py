@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import torchdelta
-from cases import Fn
 from support import ENGINE_CASES, new_session
 from torchdelta.capture.load import LoadedModel, _with_preprocess
 from torchdelta.cli.tasks import _to_picture
@@ -148,31 +147,6 @@ def test_negated_weights_and_constants_are_read_as_their_values(engine: str) -> 
     assert torchdelta.relative_error(session.step({"s": frame})["s"].output, expected) < 1e-5
     assert session.audit("s").ok
 
-
-@pytest.mark.parametrize("engine", ENGINE_CASES)
-@pytest.mark.parametrize(
-    "spectrum",
-    [
-        lambda y: torch.complex(y, y * 2),
-        lambda y: torch.complex(y, y.square()).conj(),
-        torch.fft.rfft2,
-    ],
-)
-def test_complex_outputs_are_compared_with_both_parts(
-    engine: str, spectrum: Callable[[Tensor], Tensor]
-) -> None:
-    torch.manual_seed(0)
-    conv = nn.Conv2d(3, 4, 3, padding=1)
-    model = nn.Sequential(conv, Fn(spectrum)).eval()
-    frame = torch.rand(1, 3, 9, 11)
-    fast = torchdelta.compile(model, frame, tolerance=0, input_range=(0, 1))
-    session = new_session(fast, engine, 0.0)
-    session.step({"s": 1 - frame})
-    output = session.step({"s": frame})["s"].output
-    with torch.no_grad():
-        expected = model(frame)
-    assert output.dtype == torch.complex64
-    assert torchdelta.relative_error(output, expected) < 1e-5
     assert session.audit("s").ok
     assert torchdelta.relative_error(fast.dense(fast.preprocess(frame)), expected) < 1e-5
 

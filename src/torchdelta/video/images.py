@@ -31,6 +31,8 @@ from torchdelta.video.suffixes import IMAGE_SUFFIXES
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN_NAMES = 3
+# OpenCV's log level that lets nothing through
+SILENT = 0
 # of EXIF: how a picture is to be turned
 ORIENTATION = 0x0112
 # what libjpeg warns of that costs no picture
@@ -250,9 +252,10 @@ def _opencv(decode: Callable[[], Any]) -> Any:
 @contextlib.contextmanager
 def quiet_opencv() -> Iterator[None]:
     """Keep OpenCV's own lines from standard error; its log level belongs to the whole process."""
-    log = cv2.utils.logging
+    # before 4.11 they are functions of the module itself
+    log: Any = getattr(cv2.utils, "logging", cv2)
     level = log.getLogLevel()
-    log.setLogLevel(log.LOG_LEVEL_SILENT)
+    log.setLogLevel(SILENT)
     try:
         yield
     finally:

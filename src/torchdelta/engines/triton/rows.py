@@ -114,14 +114,23 @@ def launches(frame: Frame, index: int) -> list[Launch]:
 def publish_launches(frame: Frame, index: int, new: Tensor) -> list[Launch]:
     """Give those that publish, on a step's list, what was computed elsewhere.
 
-    new: [slots, H, W, C], contiguous, the output's dtype
+    new: [slots, H, W, C], contiguous, the output's dtype; complex numbers are moved as two channels
     """
+    parts: Args = {}
+    if new.is_complex():
+        out = frame.out_args(index)
+        new = torch.view_as_real(new).flatten(-2)
+        parts = {
+            "out_ptr": torch.view_as_real(out["out_ptr"]).flatten(-2),
+            "out_slot": 2 * out["out_slot"], "out_px": 2 * out["out_px"],
+            "channels": new.shape[-1],
+        }  # fmt: skip
     _, h, w, c = new.shape
     still = frame.dummy if frame.windows is None else frame.windows.still
     args = {
         "x_ptr": new, "x_slot": new.stride(0), "x_px": c, "x_h": h, "x_w": w, "x_ring_ptr": still,
     }  # fmt: skip
-    return [_launch(frame, index, move.remap, {**args, **_same_places(frame, index)})]
+    return [_launch(frame, index, move.remap, {**args, **_same_places(frame, index), **parts})]
 
 
 def _launch(frame: Frame, index: int, kernel: Any, args: Args) -> Launch:
