@@ -342,6 +342,8 @@ class Several(nn.Module):
         (Fn(lambda x: x.mean(0, keepdim=True)), ["mixes the batch axis", "mean"]),
         (Fn(lambda x: x * x.std()), ["mixes the batch axis", "std"]),
         (Fn(lambda x: x.flip(0)), ["mixes the batch axis", "flip"]),
+        # the first row sees itself alone, the second one sees the first
+        (Fn(lambda x: x + x.flatten(0, 1)[:3].mean()), ["mixes the batch axis"]),
         (Fn(lambda x: x[:1] + x), ["mixes the batch axis", "slice"]),
         (Random(), ["random numbers"]),
         (Counts(), ["keeps state from frame to frame", "`seen`"]),

@@ -320,6 +320,35 @@ def count_runs(model: Net) -> int:
     return runs
 
 
+def test_looking_for_state_takes_small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three runs on a sixteenth of the pixels; where the model takes no such frame, two on it."""
+    sizes: list[tuple[int, ...]] = []
+
+    def noted(self: Any, x: Tensor, only: int = 0) -> Tensor:
+        if not torch.compiler.is_exporting():
+            sizes.append(tuple(x.shape))
+        if only and x.shape[2] != only:
+            raise ValueError("made for another size")
+        return self.conv(x)
+
+    def sizes_of(model: nn.Module, *, looked: bool) -> list[tuple[int, ...]]:
+        sizes.clear()
+        with monkeypatch.context() as patch:
+            if not looked:
+                patch.setattr("torchdelta.api.check_stateless", lambda fresh, frame, alone: None)
+            torchdelta.compile(model.eval(), torch.rand(1, 3, 256, 512), input_range=(0, 1))
+        return sizes[:]
+
+    for only, extra in (
+        (0, [(1, 3, 64, 128)] * 3),
+        (256, [(1, 3, 64, 128), *[(1, 3, 256, 512)] * 2]),
+    ):
+        call = functools.partial(noted, only=only)
+        plain = sizes_of(Net(call), looked=False)
+        looked = sizes_of(Net(call), looked=True)
+        assert sorted(looked) == sorted(plain + extra)
+
+
 def test_looking_for_state_takes_two_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with_check = count_runs(Net(lambda self, x: x))
     monkeypatch.setattr("torchdelta.api.check_stateless", lambda fresh, frame, alone: None)

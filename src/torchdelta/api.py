@@ -257,7 +257,7 @@ class CompiledModel(Unpicklable):
             note = check_stateless(lambda: twin(self._model), x[:1], alone)
             self._notes += (note,) if note else ()
         expected = model_results(model, x, alone)
-        captured = export(model, x[: len(expected.rows)])
+        captured = export(model, x[: expected.streams])
 
         def made(weights: torch.dtype) -> Plan:
             return build(

@@ -28,6 +28,8 @@ QUANTISED = (
 MOST_NAMED = 4
 # what networks' sides are multiples of, and squares that those with one size take
 STRIDES = (2, 4, 8, 16, 32, 64)
+# of the sides of `smaller` frames
+SMALLER = 4
 SQUARES = (224, 256, 288, 299, 320, 384, 416, 448, 512, 640, 32, 64, 128)
 
 
@@ -174,6 +176,19 @@ def failing_module(model: nn.Module, error: BaseException) -> str | None:
             found = f"{_place(paths[id(owner)])} ({type(owner).__name__})"
         trace = trace.tb_next
     return found
+
+
+def smaller(x: Tensor) -> Tensor | None:
+    """Give frames [N, C, H, W] with about a quarter of their sides; None where they are small.
+
+    What does not hang on the size is looked at there. Sides are multiples of 64, which the strides
+    of nearly all networks divide.
+    """
+    stride = STRIDES[-1]
+    h, w = (-(-n // (SMALLER * stride)) * stride for n in x.shape[2:])
+    if h * w * SMALLER > x.shape[2] * x.shape[3]:
+        return None
+    return F.interpolate(x, (h, w), mode="area")
 
 
 @torch.no_grad()
