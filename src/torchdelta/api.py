@@ -248,7 +248,7 @@ class CompiledModel(Unpicklable):
         first: look for state that the model keeps, too; it does or does not at every size
         """
         example = example.cpu()
-        rows = example[:2] if len(example) > 1 else torch.cat([example, example.flip(2)])
+        rows = example[:2] if len(example) > 1 else torch.cat([example, _another(example)])
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
         # exporting swaps the parameters of the modules for a while
         model = twin(self._model)
@@ -500,6 +500,16 @@ def _homographies(given: Any, rows: int, size: tuple[int, int]) -> list[Any]:
         except FrameError as error:
             raise FrameError(f"row {n}: {error}") from None
     return found
+
+
+def _another(frame: Tensor) -> Tensor:
+    """Make another frame of one [1, C, H, W]: upside down and of half the contrast.
+
+    A frame of the same mean and deviation would not show that a model takes them over a batch.
+    """
+    low = frame.min()
+    upside_down = frame.flip(2) - low
+    return low + (upside_down / 2 if frame.is_floating_point() else upside_down // 2)
 
 
 def _goes_on(
