@@ -7,8 +7,8 @@ DATA is the folder with clips/ and weights/; OUT.jsonl gets a line per network, 
 mode, and what it has already is not measured again. A length of 0 is the whole clip. Every mode has
 a session of its own, and each frame runs in all of them, in changing order: so whatever else the
 machine does falls on all alike. A time is that of `step`, estimation and warp included, decoding
-not; sums are over all frames, the first one included, which is measured apart. ResNet-50 has no weights here: its batch
-norms are set on the clip's first frames (`prepare_untrained`).
+not; sums are over all frames, the first one included, which is measured apart. ResNet-50 has no
+weights here: its batch norms are set on the clip's first frames (`prepare_untrained`).
 
 The network is compiled for windows beforehand, as it is for recordings, where the wait for it is in
 no frame's time; how long it took is printed. `ratio` is the sum of times without following over

@@ -252,7 +252,7 @@ def _opencv(decode: Callable[[], Any]) -> Any:
 @contextlib.contextmanager
 def quiet_opencv() -> Iterator[None]:
     """Keep OpenCV's own lines from standard error; its log level belongs to the whole process."""
-    # before 4.11 they are functions of the module itself
+    # up to 4.12 they are functions of the module itself
     log: Any = getattr(cv2.utils, "logging", cv2)
     level = log.getLogLevel()
     log.setLogLevel(SILENT)
