@@ -73,6 +73,9 @@ def test_nobody_listens_outside() -> None:
 def test_help_names_no_type_of_flags_and_no_cut_lists(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"}).stdout
     assert "bool" not in text
+    assert "list[" not in text
+    if command in ("run", "bench", "explain"):
+        assert "─ Options" not in text
     assert "…" not in text
     if command == "run":
         panels = ["Network", "Speed and precision", "Output", "Moving cameras"]

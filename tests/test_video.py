@@ -151,6 +151,11 @@ def cut_mp4(path):
 
 NOT_SOURCES = {
     "missing": ("clip.mp4", lambda p: None, "no such file or folder"),
+    "folder of videos": (
+        "folder",
+        lambda p: (p.mkdir(), (p / "a.mp4").touch()),
+        r"holds videos \(a\.mp4 …\).* name one of them",
+    ),
     "empty folder": ("folder", lambda p: p.mkdir(), "holds no image"),
     "zero bytes": ("clip.mp4", lambda p: p.write_bytes(b""), "cannot be opened as a video"),
     "text as mp4": ("clip.mp4", lambda p: p.write_text("hello\n" * 99), "cannot be opened"),

@@ -61,7 +61,17 @@ class _Help:
         for parameter in parameters:
             if getattr(parameter, "is_flag", False) and parameter.metavar is None:
                 parameter.metavar = FLAG
+            if parameter.param_type_name == "argument":
+                # its name says what it is; Python's type of it is for programmers
+                parameter.display_type_rich = _no_type
+            if parameter.name == "help":
+                # else it makes a panel of its own, before all others
+                parameter.rich_help_panel = HELP
         return parameters
+
+
+def _no_type(ctx: Any) -> None:
+    return None
 
 
 class _Group(_Help, TyperGroup):
@@ -86,6 +96,7 @@ app = typer.Typer(
 NETWORK, SPEED, OUTPUT = "Network", "Speed and precision", "Output"
 MATERIAL, MEASURED = "What it is measured on", "What is measured"
 CAMERA, FINE, SOURCES = "Moving cameras", "Fine tuning", "Sources that are unusual or damaged"
+HELP = "Help"
 
 P = ParamSpec("P")
 

@@ -6,13 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchdelta.errors import SourceError
-from torchdelta.video.suffixes import IMAGE_SUFFIXES
-
-# of files that are taken for videos in a folder; a file that is named may have any suffix
-VIDEO_FILES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .m2v .ts .m2ts .mts .vob .wmv .asf .flv .3gp .3g2 "
-    ".ogv .mxf .y4m .264 .h264 .265 .hevc .av1 .ivf .mjpeg .mjpg".split()
-)
+from torchdelta.video.suffixes import IMAGE_SUFFIXES, VIDEO_FILES
 
 
 def videos_in(sources: Sequence[str]) -> list[Path] | None:

@@ -27,7 +27,7 @@ from torchdelta.errors import SourceError
 from torchdelta.video.ffmpeg import FFMPEG_LOG, said
 from torchdelta.video.names import printable
 from torchdelta.video.records import Decoded, Remark
-from torchdelta.video.suffixes import IMAGE_SUFFIXES
+from torchdelta.video.suffixes import IMAGE_SUFFIXES, VIDEO_FILES
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SHOWN_NAMES = 3
@@ -69,6 +69,12 @@ def images_in(folder: Path) -> tuple[list[Path], list[Remark]]:
     found = [p for p in folder.iterdir() if not p.name.startswith(".")]
     images = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and not p.is_dir()]
     kinds = " ".join(sorted(IMAGE_SUFFIXES))
+    videos = sorted(p.name for p in found if p.suffix.lower() in VIDEO_FILES)
+    if videos and not images:
+        raise SourceError(
+            f"{printable(folder)}: this folder holds videos ({printable(videos[0])} …), which is a "
+            "batch for torchdelta run; here name one of them"
+        )
     if not images:
         raise SourceError(f"{printable(folder)}: this folder holds no image ({kinds})")
     others = sorted(printable(p.name) for p in found if p not in set(images))

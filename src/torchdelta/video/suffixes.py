@@ -8,6 +8,11 @@ IMAGE_SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .bmp .webp .gif .tif .tiff .jp2 .j2k .pgm .ppm .pnm .exr "
     ".hdr".split()
 )
+# of files that are taken for videos in a folder; a file that is named may have any suffix
+VIDEO_FILES = frozenset(
+    ".mp4 .m4v .mov .mkv .webm .avi .mpg .mpeg .m2v .ts .m2ts .mts .vob .wmv .asf .flv .3gp .3g2 "
+    ".ogv .mxf .y4m .264 .h264 .265 .hevc .av1 .ivf .mjpeg .mjpg".split()
+)
 # of videos that can be written
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv")
 
