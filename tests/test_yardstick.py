@@ -1,0 +1,45 @@
+"""What the comparison of two checkouts notices."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN: dict[str, Any] = {
+    "outputs": ["a", "b", "c"],
+    "shares": [[1.0, 1.0, 0.0], [0.1, 0.2, 0.0], [0.1, 0.3, 0.0]],
+    "counts": [["conv2d", 7], ["add", 9]],
+}
+
+
+@pytest.fixture(scope="module")
+def yardstick() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("yardstick", ROOT / "tools/yardstick.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"outputs": ["a", "x", "y"]}, "outputs of 2 frames differ, first of frame 1"),
+        ({"shares": [[1.0, 1.0, 0.0]] * 3}, "frames' shares differ"),
+        ({"counts": [["conv2d", 7], ["add", 8]]}, "counts of 1 steps differ, first of step 1"),
+        ({"counts": [["conv2d", 7]]}, "counts of 0 steps differ, in number"),
+        # an operation's name may change, what it did may not
+        ({"counts": [["convolution", 7], ["sum", 9]]}, ""),
+    ],
+)
+def test_differences_are_named(yardstick: ModuleType, change: dict[str, Any], said: str) -> None:
+    assert yardstick.difference(RUN, RUN | change) == said
