@@ -149,6 +149,7 @@ def _distance(a: Any, b: Any) -> float:
 
 
 def _random_states() -> tuple[Any, ...]:
+    # models that draw from NumPy do so from its global state (NPY002)
     return (_bits(torch.get_rng_state()), random.getstate(), str(np.random.get_state()))  # noqa: NPY002
 
 

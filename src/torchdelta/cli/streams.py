@@ -85,6 +85,7 @@ def prepare() -> None:
         stream = getattr(sys, name)
         is_closed = stream is None
         if is_closed:
+            # stays open as long as the process runs (SIM115)
             stream = open(os.devnull, "w")  # noqa: SIM115
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -128,6 +129,7 @@ def claim_stdout() -> Any:
         # a stream of a test or a notebook
         claimed: Any = _Alone(sys.stdout.buffer)
     else:
+        # whoever claims it closes it (SIM115)
         claimed = _Alone(open(os.dup(number), "wb", buffering=0))  # noqa: SIM115
         os.dup2(2, number)
     sys.stdout = sys.stderr
