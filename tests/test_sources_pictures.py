@@ -111,7 +111,7 @@ def test_folder_reads_other_suffixes_and_says_what_it_passes_over(folder: Path) 
     cv2.imwrite("in/0.jpg", picture(0))
     Path("in/0.jpg").rename("in/0.jfif")
     cv2.imwrite("in/1.jp2", picture(1))
-    cv2.imwrite("in/2.gif", picture(2))
+    Image.fromarray(picture(2)).save("in/2.gif")
     cv2.imwrite("in/3.pgm", picture(3)[..., 0])
     for name in ("notes.txt", "b.mp4", ".hidden"):
         Path(f"in/{name}").touch()
@@ -155,10 +155,18 @@ def test_png_with_a_wrong_byte_anywhere_is_noticed(folder: Path) -> None:
             assert "frame 0 is damaged" in str(read(name)[1])
 
 
+def write(path: Path) -> None:
+    """Write a picture; OpenCV writes GIF from 4.12 on."""
+    if path.suffix == ".gif":
+        Image.fromarray(picture(0)).save(path)
+    else:
+        cv2.imwrite(str(path), picture(0))
+
+
 @pytest.mark.parametrize("suffix", [".webp", ".bmp", ".tif", ".jp2", ".gif"])
 def test_cut_off_pictures_are_noticed(folder: Path, suffix: str) -> None:
     path = folder / f"a{suffix}"
-    cv2.imwrite(str(path), picture(0))
+    write(path)
     good = path.read_bytes()
     for share in (0.3, 0.9):
         path.write_bytes(good[: int(share * len(good))])
@@ -212,7 +220,7 @@ def test_no_library_writes_to_standard_error(
 ) -> None:
     for suffix in (".jpg", ".png", ".tif", ".jp2", ".webp", ".bmp", ".gif"):
         path = folder / f"a{suffix}"
-        cv2.imwrite(str(path), picture(0))
+        write(path)
         data = path.read_bytes()
         path.write_bytes(data[: len(data) * 2 // 3])
         read(path)
