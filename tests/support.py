@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -44,6 +49,38 @@ ISA_CASES = [
     if f"cpu-{isa}" not in ENGINE_CASES
 ]
 HALF_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def load_file(path: Path) -> ModuleType:
+    """Import a Python file that lies outside the package, such as a tool."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # its dataclasses look their own module up
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def enter_with_module(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, source: str
+) -> None:
+    """Make a folder the current one, with a module in it that imports find."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    (folder / f"{name}.py").write_text(source)
+
+
+@contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let PyTorch and the native engine use n threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_engine(case: str, plan: Plan, device: torch.device, dtype: torch.dtype) -> Engine:

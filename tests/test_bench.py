@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 
 import torchdelta
 from conftest import require
-from support import ENGINE_CASES, ENGINE_NAMES, computes_in, new_session
+from support import ENGINE_CASES, ENGINE_NAMES, computes_in, new_session, threads
 from test_docs import rows, section
 from torchdelta.bench import peers as peers_module
 from torchdelta.bench.forced import changed_inside, disc_mask, forced_masks, made_frame
@@ -91,16 +91,14 @@ class Parts(nn.Module):
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with small networks and a clip of 9 images in it; one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nets.py").write_text(NETS)
     (tmp_path / "clip").mkdir()
     for i in range(9):
         cv2.imwrite(str(tmp_path / "clip" / f"{i}.png"), frame(i))
-    yield tmp_path
+    with threads(1):
+        yield tmp_path
     sys.modules.pop("nets", None)
-    torch.set_num_threads(threads)
 
 
 def frame(index: int) -> np.ndarray:

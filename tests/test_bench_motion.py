@@ -11,10 +11,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import torch
 from click.testing import Result
 from typer.testing import CliRunner
 
+from support import enter_with_module, threads
 from torchdelta.bench.peers import Eager
 from torchdelta.cli.app import app
 from torchdelta.motion.align import Aligner
@@ -40,9 +40,7 @@ def flat():
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    Path("bench_motion_nets.py").write_text(NETS)
+    enter_with_module(monkeypatch, tmp_path, "bench_motion_nets", NETS)
     Path("pan").mkdir()
     rng = np.random.default_rng(0)
     coarse = rng.uniform(0, 255, (20, 24, 3)).astype(np.float32)
@@ -50,10 +48,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for t in range(FRAMES):
         view = world[20 : 20 + H, STEP * t : STEP * t + W]
         cv2.imwrite(f"pan/{t}.png", view.astype(np.uint8))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield tmp_path
-    torch.set_num_threads(before)
+    with threads(1):
+        yield tmp_path
 
 
 def call(*args: str, code: int = 0) -> Result:

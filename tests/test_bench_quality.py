@@ -17,13 +17,14 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
+from support import enter_with_module, load_file, threads
 from torchdelta.bench import report
 from torchdelta.bench.measure import SAMPLES, Times
 from torchdelta.bench.operations import by_operation, dense_line
 from torchdelta.bench.quality import Quality
-from torchdelta.cli import app as cli
 from torchdelta.cli.app import app
 from torchdelta.cli.bench import BenchOptions
+from torchdelta.cli.commands import bench as command_line
 
 H, W, FRAMES = 24, 32, 7
 NETS = """
@@ -62,9 +63,7 @@ def film():
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    Path("bench_nets.py").write_text(NETS)
+    enter_with_module(monkeypatch, tmp_path, "bench_nets", NETS)
     Path("clip").mkdir()
     rng = np.random.default_rng(0)
     still = rng.integers(0, 256, (H, W, 3), dtype=np.uint8)
@@ -72,9 +71,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         frame = still.copy()
         frame[5:12, 2 * t : 2 * t + 8] = 40 * t
         cv2.imwrite(f"clip/{t}.png", frame)
-    before = torch.get_num_threads()
-    yield tmp_path
-    torch.set_num_threads(before)
+    with threads(torch.get_num_threads()):
+        yield tmp_path
 
 
 def call(*args: str) -> Result:
@@ -195,9 +193,7 @@ def test_a_speedup_that_work_does_not_explain_is_doubted() -> None:
 def test_sampled_frames_and_steps_of_a_clip(folder: Path) -> None:
     net = "bench_nets:classify"
     torch.manual_seed(0)
-    import bench_nets  # type: ignore[import-not-found]
-
-    torch.save(bench_nets.classify().state_dict(), "w.pth")
+    torch.save(load_file(folder / "bench_nets.py").classify().state_dict(), "w.pth")
     said = call("--model", net, "--weights", "w.pth", "--source", "clip", "--peers", "torch",
                 "--sample", "3", "--steps", "--json", "out.json").stdout  # fmt: skip
     record = json.loads(Path("out.json").read_text())
@@ -221,7 +217,7 @@ def test_sampled_frames_and_steps_of_a_clip(folder: Path) -> None:
 
 
 def test_the_command_samples_as_many_frames_as_python() -> None:
-    command = inspect.signature(cli.bench).parameters["sample"].default
+    command = inspect.signature(command_line.bench).parameters["sample"].default
     assert command == SAMPLES == BenchOptions(model="").sample
 
 

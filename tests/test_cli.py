@@ -25,7 +25,7 @@ from typer.testing import CliRunner, Result
 
 import torchdelta
 from conftest import require
-from support import LONG
+from support import LONG, threads
 from torchdelta.cli.app import app
 from torchdelta.cli.compare import Comparison
 from torchdelta.cli.track import Track, movements, summary
@@ -118,10 +118,8 @@ class Parts(nn.Module):
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 @pytest.fixture(autouse=True)

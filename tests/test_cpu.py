@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -41,6 +40,7 @@ from support import (
     new_session,
     same_bits,
     snapshot,
+    threads,
 )
 from torchdelta import EngineError
 from torchdelta.engines import choose
@@ -61,17 +61,6 @@ BF16_CASES = [(case, torch.bfloat16) for case in CPU_CASES if computes_in(case, 
 NATIVE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
 NATIVE_OPS = sorted(set(OPS) - {"dense"})
 KINDS = ("first", "pixel", "patch", "same", "stripes", "all", "corner", "patch")
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Let the native engine use n threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def in_turns(cases: list[str]) -> list[ParameterSet]:

@@ -1,7 +1,6 @@
 """The cpu engine on windows that move: bit for bit what it gives on a whole frame, at any ring."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from support import (
     make_engine,
     new_session,
     same_bits,
+    threads,
 )
 from torchdelta.engines.base import Move
 from torchdelta.engines.cpu import CpuEngine
@@ -47,17 +47,6 @@ NETWORK_OPS = (
 )
 # moves in total strides; the ring is left and entered in all directions, once by a jump
 MOVES = ((0, 1), (1, 0), (0, 0), (-2, -1), (0, -3), (1, 2), (0, 0), (200, 300), (-1, 1), (3, -5))
-
-
-@contextmanager
-def threads(n: int) -> Iterator[None]:
-    """Let the native engine use n threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class World:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -151,10 +153,14 @@ def shown_long(path: Path) -> Path:
     [("h.avi", header_with_one_more, 12), ("l.mkv", shown_long, 12), ("r.avi", repeating, 8)],
 )
 def test_promise_missed_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: object, count: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    make: Callable[[Path], Path],
+    count: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = make(tmp_path / name)  # type: ignore[operator]
+    path = make(tmp_path / name)
     frames, error, source = read(path)
     assert (len(frames), error) == (count, None)
     kept = make is repeating
@@ -166,7 +172,7 @@ def test_promise_missed_is_a_warning(
 
 # --------------------------------------------------------------------------------- cut-off files
 
-CUT = {
+CUT: dict[str, dict[str, Any]] = {
     "a.ts": {},
     "a.mkv": {},
     "live.mkv": {"mux": {"live": "1"}},
@@ -179,7 +185,7 @@ CUT = {
 
 @pytest.mark.parametrize("name", CUT)
 def test_file_that_ends_inside_a_packet_is_damaged(tmp_path: Path, name: str) -> None:
-    path = clip(tmp_path / name, 30, **CUT[name])  # type: ignore[arg-type]
+    path = clip(tmp_path / name, 30, **CUT[name])
     whole, error, _ = read(path)
     assert (len(whole), error) == (30, None)
     place, size = packets(path)[20]
@@ -193,7 +199,7 @@ def test_file_that_ends_inside_a_packet_is_damaged(tmp_path: Path, name: str) ->
 
 def test_end_of_matroska_and_transport_streams(tmp_path: Path) -> None:
     for name in ("a.mkv", "live.mkv", "a.webm"):
-        path = clip(tmp_path / name, 12, **CUT[name])  # type: ignore[arg-type]
+        path = clip(tmp_path / name, 12, **CUT[name])
         assert not ends_inside_packet(path, "matroska,webm")
         place, size = packets(path)[6]
         # before its content a block has its track, a time and flags: four bytes

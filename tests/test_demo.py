@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from support import threads
 from torchdelta.console import PlainConsole
 from torchdelta.demo import DEMO_SEED, TRAIN_SEEDS
 from torchdelta.demo.net import WEIGHTS_PATH, DemoNet, load_demo_net, normalise
@@ -25,10 +26,8 @@ SMALL = (96, 144)
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 @pytest.mark.parametrize("pan", [False, True])

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from conftest import require
+from support import threads
 from torchdelta.capture.load import load_model
 from torchdelta.capture.prepare import last_residual_norms, prepare_untrained
 from torchdelta.errors import ModelError
@@ -49,10 +50,8 @@ BLOCKS = {
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads(1):
+        yield
 
 
 def scene(n: int, h: int = 96, w: int = 128) -> torch.Tensor:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from conftest import is_required
+from support import threads
 from torchdelta.engines.cpu import bind
 from torchdelta.errors import FrameError
 from torchdelta.motion.align import RELATIVE_TO, Aligner, Limits, inside_share
@@ -600,12 +601,8 @@ def test_native_warp_on_two_threads_and_without_the_library(
 ) -> None:
     frame, there, window = view(START), around(SIZE, turned(3, 1.01)), (256, 352)
     one = warp(frame, there, window)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
+    with threads(2):
         assert np.array_equal(warp(frame, there, window), one)
-    finally:
-        torch.set_num_threads(threads)
     turned_tensor = torch.from_numpy(frame.copy()).permute(2, 0, 1).contiguous().permute(1, 2, 0)
     assert np.array_equal(warp(turned_tensor, there, window).numpy(), one)
     mask = valid_mask(there, SIZE, window)

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import resource
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from support import load_file
 from torchdelta.errors import FrameError, SourceError
 from torchdelta.video import JsonLines, SinkError, VideoWriter, open_source, overlay
 
@@ -799,10 +799,7 @@ def test_truncated_real_clip_is_reported_where_it_breaks_off(data, tmp_path, cli
 
 
 def test_denoiser_of_the_examples_takes_its_weights_and_denoises(data):
-    spec = importlib.util.spec_from_file_location("denoise", ROOT / "examples" / "denoise.py")
-    denoise = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(denoise)
-    model = denoise.dncnn().eval()
+    model = load_file(ROOT / "examples" / "denoise.py").dncnn().eval()
     assert model.preprocess == {"channels": 1, "input_range": (0.0, 1.0)}
     weights = data / "weights" / "dncnn17_gray_sigma25.pth"
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))

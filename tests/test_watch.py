@@ -102,8 +102,8 @@ def test_a_light_network_is_looked_at_once_that_is_paid_for(
     assert looked_ms(seen, clock, 100, 20.0) > 0
 
 
-def test_switching_must_pay_for_its_whole_frames() -> None:
-    seen = Watch(Doubtful(None, 0.0), 1.2, (0.0, 1.0))  # type: ignore[arg-type]
+def test_switching_must_pay_for_its_whole_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Watch(Doubtful(Clock(monkeypatch), 0.0), 1.2, (0.0, 1.0))
     seen._estimate_ms = 5.0
     for mac_share, pays in ((0.5, True), (0.01, False)):
         seen._frames_ms.extend([60.0] * watch.TIMED)
@@ -118,8 +118,10 @@ def test_switching_must_pay_for_its_whole_frames() -> None:
 
 
 @pytest.mark.parametrize(("followed_ms", "stops"), [(58.0, True), (40.0, False)])
-def test_following_that_takes_as_long_is_given_up(followed_ms: float, stops: bool) -> None:
-    seen = Watch(Doubtful(None, 0.0), 1.2, (0.0, 1.0))  # type: ignore[arg-type]
+def test_following_that_takes_as_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, followed_ms: float, stops: bool
+) -> None:
+    seen = Watch(Doubtful(Clock(monkeypatch), 0.0), 1.2, (0.0, 1.0))
     seen._frames_ms.extend([60.0] * watch.TIMED)
     aligner: Any = SimpleNamespace(choice=SimpleNamespace(costs=None))
     said = []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+from support import load_file
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN: dict[str, Any] = {
@@ -20,13 +20,7 @@ RUN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def yardstick() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("yardstick", ROOT / "tools/yardstick.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_file(ROOT / "tools/yardstick.py")
 
 
 @pytest.mark.parametrize(

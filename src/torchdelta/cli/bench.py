@@ -30,8 +30,6 @@ from torchdelta.cli.clip import Clip, Made, Material
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.info import cpu
 from torchdelta.cli.options import Border, Dtype, Engine, Motion
-from torchdelta.cli.outputs import check_outputs
-from torchdelta.cli.precheck import inputs_of
 from torchdelta.cli.progress import Meter
 from torchdelta.console import PlainConsole, doing
 from torchdelta.engines import PREFERENCE
@@ -93,15 +91,6 @@ def bench(
     kinds, asked = parse_peers(options.peers, device, float32=float32)
     if options.json is not None and alone is None:
         report.check_target(options.json)
-        check_outputs(
-            [("--json", options.json)],
-            inputs_of(
-                options.model,
-                sources=[options.source] if options.source else [],
-                weights=options.weights,
-                profile=options.profile,
-            ),
-        )
     with doing(log, f"loading {options.model}"):
         loaded = load_model(options.model, options.weights, size=options.size)
         stage("reading the clip")
