@@ -28,7 +28,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from moving_sessions import CLIPS, NETWORKS, STREAM, frames_of, open_session
+from moving_sessions import CLIPS, NETWORKS, STREAM, frames_of, open_session, timed_step
 from rich.console import Console
 from rich.progress import track
 
@@ -65,16 +65,7 @@ def first_frames(
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     for _ in range(FIRST_TURNS):
         for mode in modes:
-            session = open_patient(fast, mode)
-            given: dict[str, Any] = {}
-            if isinstance(session, MovingSession):
-                given = {"vectors": {STREAM: vectors}}
-            begin = time.perf_counter()
-            session.step({STREAM: frame}, **given)
-            if fast.device.type == "cuda":
-                torch.cuda.synchronize()
-            times[mode].append((time.perf_counter() - begin) * 1e3)
-            del session
+            times[mode].append(timed_step(fast, open_patient(fast, mode), frame, vectors)[1])
     return {mode: median(found) for mode, found in times.items()}
 
 
@@ -89,17 +80,10 @@ def in_turns(
     for n, frame in enumerate(track(frames, console=Console(stderr=True), transient=True)):
         start = n % len(modes)
         for mode in modes[start:] + modes[:start]:
-            session = sessions[mode]
-            given: dict[str, Any] = {}
-            if isinstance(session, MovingSession):
-                given = {"vectors": {STREAM: vectors[n]}}
             # OpenMP's threads of the one before go on spinning for a while
             time.sleep(SETTLE_S)
-            begin = time.perf_counter()
-            result = session.step({STREAM: frame}, **given)[STREAM]
-            if fast.device.type == "cuda":
-                torch.cuda.synchronize()
-            times[mode].append((time.perf_counter() - begin) * 1e3 if n else first_ms[mode])
+            result, ms = timed_step(fast, sessions[mode], frame, vectors[n])
+            times[mode].append(ms if n else first_ms[mode])
             followed[mode] += result.aligned is not None
     found = {}
     for mode, session in sessions.items():

@@ -90,6 +90,21 @@ def open_session(fast: CompiledModel, mode: str) -> Session | MovingSession:
     return fast.session(motion=motion, grain=int(grain) if grain else None)  # type: ignore[call-overload]
 
 
+def timed_step(
+    fast: CompiledModel, session: Session | MovingSession, frame: np.ndarray,
+    vectors: Vectors | None,
+) -> tuple[Result, float]:  # fmt: skip
+    """Run one frame; gives its result and the milliseconds until a device was done, too."""
+    given: dict[str, Any] = {}
+    if isinstance(session, MovingSession):
+        given = {"vectors": {STREAM: vectors}}
+    begin = time.perf_counter()
+    result = session.step({STREAM: frame}, **given)[STREAM]
+    if fast.device.type == "cuda":
+        torch.cuda.synchronize()
+    return result, (time.perf_counter() - begin) * 1e3
+
+
 def shown(fast: CompiledModel, result: Result, frame: np.ndarray, published: Tensor) -> Tensor:
     """Give the frame as the network would see all of it."""
     at = result.aligned
@@ -123,13 +138,8 @@ def run(
         order = modes if n % 2 else modes[::-1]
         for mode in order:
             session = sessions[mode]
-            moving = isinstance(session, MovingSession)
-            given: dict[str, Any] = {"vectors": {STREAM: vectors[n]}} if moving else {}
-            begin = time.perf_counter()
-            result = session.step({STREAM: frame}, **given)[STREAM]
-            if fast.device.type == "cuda":
-                torch.cuda.synchronize()
-            times[mode].append((time.perf_counter() - begin) * 1e3)
+            result, ms = timed_step(fast, session, frame, vectors[n])
+            times[mode].append(ms)
             if n in sampled:
                 seen = session.published(STREAM)
                 layers[mode].append(relative_error(result.output, fast.dense(seen)))

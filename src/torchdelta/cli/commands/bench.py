@@ -8,24 +8,11 @@ from typing import Annotated
 import typer
 
 from torchdelta.arguments import MOST_SLOTS
+from torchdelta.cli import shared_options as shared
 from torchdelta.cli.guard import consoles, guarded
 from torchdelta.cli.help import MATERIAL, MEASURED, OUTPUT
 from torchdelta.cli.options import Border, Dtype, Engine, Motion, check_share
 from torchdelta.cli.precheck import precheck
-from torchdelta.cli.shared_options import (
-    BorderOption,
-    DtypeOption,
-    EngineOption,
-    GrainOption,
-    ModelOption,
-    MotionOption,
-    ProfileOption,
-    RangeOption,
-    SizeOption,
-    SkipOption,
-    ToleranceOption,
-    WeightsOption,
-)
 from torchdelta.cli.stop import raising
 from torchdelta.console import doing
 
@@ -142,26 +129,26 @@ RecordOption = Annotated[
 
 @guarded
 def bench(
-    model: ModelOption,
-    weights: WeightsOption = None,
-    size: SizeOption = None,
+    model: shared.ModelOption,
+    weights: shared.WeightsOption = None,
+    size: shared.SizeOption = None,
     source: ClipOption = None,
     active: ActiveOption = None,
     streams: StreamsOption = 1,
-    engine: EngineOption = Engine.auto,
-    dtype: DtypeOption = Dtype.fp32,
-    tolerance: ToleranceOption = 0.04,
-    profile: ProfileOption = None,
-    grain: GrainOption = None,
+    engine: shared.EngineOption = Engine.auto,
+    dtype: shared.DtypeOption = Dtype.fp32,
+    tolerance: shared.ToleranceOption = 0.04,
+    profile: shared.ProfileOption = None,
+    grain: shared.GrainOption = None,
     peers: PeersOption = None,
     frames: FramesOption = None,
     sample: SampleOption = 20,
-    motion: MotionOption = Motion.none,
-    border: BorderOption = Border.keep,
+    motion: shared.MotionOption = Motion.none,
+    border: shared.BorderOption = Border.keep,
     steps: StepsOption = False,
     json: RecordOption = None,
-    limits: RangeOption = None,
-    skip_damaged: SkipOption = False,
+    limits: shared.RangeOption = None,
+    skip_damaged: shared.SkipOption = False,
 ) -> None:
     """Measure speed and quality against other runtimes, in one run on the same frames."""
     if (source is None) == (active is None):

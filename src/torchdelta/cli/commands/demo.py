@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
+from torchdelta.cli import shared_options as shared
 from torchdelta.cli.guard import guarded
 from torchdelta.cli.help import NETWORK
 from torchdelta.cli.options import FrameSize, parse_size
-from torchdelta.cli.shared_options import ToleranceOption
 from torchdelta.cli.stop import raising
 from torchdelta.console import console
 
@@ -42,7 +42,7 @@ def demo(
             "--seed", min=0, help="Another seed, another scene; training saw none below 10000."
         ),
     ] = None,
-    tolerance: ToleranceOption = 0.04,
+    tolerance: shared.ToleranceOption = 0.04,
     pan: Annotated[bool, typer.Option("--pan", help="Let the camera pan.")] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder of demo.mp4.")] = Path("out"),
 ) -> None:

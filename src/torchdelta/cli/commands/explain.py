@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from torchdelta.cli import shared_options as shared
 from torchdelta.cli.guard import guarded
 from torchdelta.cli.help import CAMERA, NETWORK
 from torchdelta.cli.options import Dtype, Motion, parse_asked_size
 from torchdelta.cli.precheck import precheck
-from torchdelta.cli.shared_options import DtypeOption, WeightsOption
 from torchdelta.console import console, doing
 
 EPILOG = """[bold]Examples[/bold]
@@ -23,7 +23,7 @@ torchdelta explain timm:resnet50 --size 384x640 --motion features"""
 @guarded
 def explain(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for [bold]run --model[/bold].")],
-    weights: WeightsOption = None,
+    weights: shared.WeightsOption = None,
     size: Annotated[
         Any,
         typer.Option(
@@ -34,7 +34,7 @@ def explain(
             help="HEIGHTxWIDTH of the frames; default: what the model was made for, else 224x224.",
         ),
     ] = None,
-    dtype: DtypeOption = Dtype.fp32,
+    dtype: shared.DtypeOption = Dtype.fp32,
     motion: Annotated[
         Motion,
         typer.Option(

@@ -7,26 +7,13 @@ from typing import Annotated
 
 import typer
 
+from torchdelta.cli import shared_options as shared
 from torchdelta.cli.folders import videos_in
 from torchdelta.cli.guard import consoles, guarded
 from torchdelta.cli.help import NETWORK, OUTPUT, SOURCES
 from torchdelta.cli.options import Border, Dtype, Engine, Motion, Task
 from torchdelta.cli.outputs import is_folder
 from torchdelta.cli.precheck import precheck
-from torchdelta.cli.shared_options import (
-    BorderOption,
-    DtypeOption,
-    EngineOption,
-    GrainOption,
-    ModelOption,
-    MotionOption,
-    ProfileOption,
-    RangeOption,
-    SizeOption,
-    SkipOption,
-    ToleranceOption,
-    WeightsOption,
-)
 from torchdelta.console import doing
 from torchdelta.video.suffixes import check_video_name
 
@@ -124,23 +111,23 @@ EPILOG = "\n\n".join(
 @guarded
 def run(
     sources: SourcesArgument,
-    model: ModelOption,
-    weights: WeightsOption = None,
+    model: shared.ModelOption,
+    weights: shared.WeightsOption = None,
     task: TaskOption = Task.none,
-    size: SizeOption = None,
-    engine: EngineOption = Engine.auto,
-    dtype: DtypeOption = Dtype.fp32,
-    tolerance: ToleranceOption = 0.04,
+    size: shared.SizeOption = None,
+    engine: shared.EngineOption = Engine.auto,
+    dtype: shared.DtypeOption = Dtype.fp32,
+    tolerance: shared.ToleranceOption = 0.04,
     limit: LimitOption = None,
     compare: CompareOption = False,
     save: SaveOption = None,
     json: JsonOption = None,
-    profile: ProfileOption = None,
-    motion: MotionOption = Motion.none,
-    border: BorderOption = Border.keep,
-    grain: GrainOption = None,
-    limits: RangeOption = None,
-    skip_damaged: SkipOption = False,
+    profile: shared.ProfileOption = None,
+    motion: shared.MotionOption = Motion.none,
+    border: shared.BorderOption = Border.keep,
+    grain: shared.GrainOption = None,
+    limits: shared.RangeOption = None,
+    skip_damaged: shared.SkipOption = False,
     strict: StrictOption = False,
 ) -> None:
     """Run a network on video; print time, changed input and share of the work done."""
