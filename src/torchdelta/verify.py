@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.apart import apart
-from torchdelta.capture.export import Captured, find_batch_mixing, in_float64
+from torchdelta.capture.export import Captured, find_batch_mixing
 from torchdelta.capture.suited import smaller
+from torchdelta.distance import in_float64, squares
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import CaptureError, first_lines, involved
 from torchdelta.plan import Plan, Step
@@ -134,7 +135,7 @@ def check_plan(
     """
     if expected.mixed:
         raise _mixes(captured, x)
-    (got,) = _run_plan(plan, frames[:1], torch.float32)
+    got = _run_plan(plan, frames[0], torch.float32)
     wrong = difference(got, expected.alone)
     if wrong is None:
         return
@@ -144,7 +145,7 @@ def check_plan(
             f"the plan differs from the model: {wrong}. The model does not give the same "
             "result twice: take what is random, or remembers, out of it"
         )
-    judged = _judge(model, plan, exact_plan, frames[:1], x[:1], expected.alone)
+    judged = _judge(model, plan, exact_plan, frames[0], x[:1], expected.alone)
     if judged is not None:
         raise CaptureError(f"the plan differs from the model: {wrong}. {judged}")
 
@@ -158,20 +159,16 @@ def _mixes(captured: Captured, x: Tensor) -> CaptureError:
     )
 
 
-def _run_plan(plan: Plan, frames: Tensor, dtype: torch.dtype) -> list[Any]:
-    session = Session(TorchEngine(plan, frames.device, dtype), 1, 0.0, Profile())
-    results = []
-    for frame in frames:
-        session.refresh()
-        try:
-            results.append(session.step({"check": frame})["check"].unwrap())
-        except Exception as error:
-            step = involved(error, Step)
-            raise CaptureError(
-                f"the plan does not run{f', at {step.name}' if step else ''}: "
-                f"{first_lines(error)}. This is a defect of torchdelta; please report it"
-            ) from error
-    return results
+def _run_plan(plan: Plan, frame: Tensor, dtype: torch.dtype) -> Any:
+    session = Session(TorchEngine(plan, frame.device, dtype), 1, 0.0, Profile())
+    try:
+        return session.step({"check": frame})["check"].unwrap()
+    except Exception as error:
+        step = involved(error, Step)
+        raise CaptureError(
+            f"the plan does not run{f', at {step.name}' if step else ''}: "
+            f"{first_lines(error)}. This is a defect of torchdelta; please report it"
+        ) from error
 
 
 def _judge(
@@ -184,20 +181,20 @@ def _judge(
 ) -> str | None:
     """Let float64 decide whether a plan is wrong or float32 is; says what is wrong, or None.
 
-    frame: [1, C, H, W]; x: the same as the model sees it; in_float32: what the model gives
+    frame: [C, H, W]; x: the same as the model sees it, [1, C, H, W]; in_float32: what that gives
     The plan is right where in float64 it gives what the model gives there, and in float32 is about
     as far from that as the model is.
     """
     defect = "This is a defect of torchdelta; please report it"
     try:
         exact = _run(copy.deepcopy(model).double(), x.double())
-        (precise,) = _run_plan(exact_plan(), frame, torch.float64)
+        precise = _run_plan(exact_plan(), frame, torch.float64)
     except Exception as error:
         return f"{defect} (in float64, which could decide, it does not run: {first_lines(error)})"
     wrong = difference(precise, exact)
     if wrong is not None:
         return f"In float64 too: {wrong}. {defect}"
-    (ours,) = _run_plan(plan, frame, torch.float32)
+    ours = _run_plan(plan, frame, torch.float32)
     theirs = distances(in_float32, exact)
     for (mine, limit), (other, _) in zip(distances(ours, exact), theirs, strict=True):
         if not mine <= max(limit, MAX_UNLUCKY * other):
@@ -279,7 +276,6 @@ def relative_error(a: Any, b: Any) -> float:
         x, y = in_float64(x.detach().cpu()), in_float64(y.detach().cpu())
         if x.shape != y.shape:
             raise ValueError("one result is complex, the other is not")
-        both_nan = torch.isnan(x) & torch.isnan(y) | (x == y)
-        diff += float(torch.where(both_nan, 0.0, x - y).square().sum())
-        norm += float(torch.where(torch.isfinite(y), y, 0.0).square().sum())
+        more_diff, more_norm = squares(x, y)
+        diff, norm = diff + more_diff, norm + more_norm
     return (diff**0.5) / (norm**0.5 or 1.0)

@@ -23,9 +23,9 @@ from torchdelta.quality.compare import (
     is_class_scores,
     pixel_agreement,
     psnr_db,
-    relative_error,
 )
 from torchdelta.runtime.frames import Frame, check_frame
+from torchdelta.verify import relative_error
 
 # relative L2 that rounding may cost a contestant on a whole frame; where PyTorch itself, eager in
 # the same dtype, is worse than half of it, twice PyTorch's error

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torchdelta.capture.functional import make_functional
 from torchdelta.capture.suited import failing_module, unwrap_parts
+from torchdelta.distance import in_float64
 from torchdelta.errors import CaptureError, first_lines
 from torchdelta.plan.sizes import is_free
 
@@ -197,11 +198,6 @@ def find_batch_mixing(captured: Captured, example: Tensor) -> str | None:
         ):
             return f"{node} ({part.dtype}, {list(whole.shape)} for a batch of 2)"
     return None
-
-
-def in_float64(x: Tensor) -> Tensor:
-    """Give a tensor's numbers in float64, a complex one's two parts along a last axis."""
-    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).double()
 
 
 def _run_nodes(program: ExportedProgram, x: Tensor) -> dict[str, Any]:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchdelta.capture.export import in_float64
 from torchdelta.capture.suited import smaller
+from torchdelta.distance import in_float64, squares
 from torchdelta.errors import CaptureError
 
 # what two runs of one network may differ by where threads add in another order (relative L2)
@@ -142,9 +142,8 @@ def _distance(a: Any, b: Any) -> float:
             if not _same_leaf(x, y):
                 return float("inf")
             continue
-        p, q = in_float64(x), in_float64(y)
-        diff += float(torch.where((p == q) | (p.isnan() & q.isnan()), 0.0, p - q).square().sum())
-        norm += float(torch.where(q.isfinite(), q, 0.0).square().sum())
+        more_diff, more_norm = squares(in_float64(x), in_float64(y))
+        diff, norm = diff + more_diff, norm + more_norm
     return float(diff**0.5) / (norm**0.5 or 1.0)
 
 

@@ -14,10 +14,10 @@ from torchdelta.capture.load import LoadedModel
 from torchdelta.cli.options import Task
 from torchdelta.cli.tasks import Agreement, agree
 from torchdelta.motion.aligned import Aligned
-from torchdelta.quality.compare import relative_error
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
+from torchdelta.verify import relative_error
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How far a result is from the dense network's, in the units of what the network is for.
 
-The distance of any two results is `relative_error`; what follows reads them as classes of a
+The distance of any two results is `verify.relative_error`; what follows reads them as classes of a
 picture, as a class for each pixel, and as a picture.
 """
 
@@ -11,22 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from torchdelta.verify import relative_error
-
-__all__ = [
-    "NEAR_TIE",
-    "ClassAgreement",
-    "ClassTally",
-    "class_agreement",
-    "is_class_scores",
-    "pixel_agreement",
-    "pixel_classes",
-    "probabilities",
-    "psnr_db",
-    "relative_error",
-    "same_share",
-]
 
 # where dense's best two classes lie closer than this, the better one means little
 NEAR_TIE = 0.02

@@ -77,7 +77,7 @@ def images_in(folder: Path) -> tuple[list[Path], list[Remark]]:
         )
     if not images:
         raise SourceError(f"{printable(folder)}: this folder holds no image ({kinds})")
-    others = sorted(printable(p.name) for p in found if p not in set(images))
+    others = sorted(printable(p.name) for p in set(found) - set(images))
     if not others:
         return sorted(images, key=_natural_order), []
     shown = ", ".join(others[:SHOWN_NAMES]) + (", …" if len(others) > SHOWN_NAMES else "")
