@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import random
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -406,6 +408,19 @@ def test_random_numbers_are_named_as_such() -> None:
     message = refusal(Net(lambda self, x: self.conv(x + torch.rand_like(x))))
     assert "random numbers" in message
     assert "keeps state" not in message
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+def test_random_numbers_from_outside_torch_are_named_as_such(draw: Callable[[], float]) -> None:
+    message = refusal(Net(lambda self, x: self.conv(x) * draw()))
+    assert "random numbers from Python's `random` or from NumPy" in message
+
+
+def test_a_generator_of_the_models_own_is_named() -> None:
+    def forward(self: Net, x: Tensor) -> Tensor:
+        return self.conv(x) * torch.rand(1, generator=self.dice)
+
+    assert "It is kept in `dice`" in refusal(Net(forward, dice=torch.Generator()))
 
 
 def test_a_model_that_cannot_be_copied_says_so() -> None:

@@ -51,7 +51,14 @@ def check_stateless(fresh: Callable[[], nn.Module], frame: Tensor, alone: Any) -
         return None
     drawn = _random_states()
     again = _run(fresh(), frame)
-    if drawn != _random_states():
+    now = _random_states()
+    if drawn[1:] != now[1:]:
+        # no operation of the graph: the number would become a constant of it
+        raise CaptureError(
+            "the model draws random numbers from Python's `random` or from NumPy; a plan would "
+            "make constants of them: remove what is random from the model"
+        )
+    if drawn != now:
         # the walk over the graph names the operation
         return None
     moved, spread = _distance(after, alone), _distance(again, alone)
@@ -255,6 +262,8 @@ class _Places:
             yield type(value), repr(value)
         elif isinstance(value, Tensor):
             yield _tensor(value)
+        elif isinstance(value, torch.Generator):
+            yield _bits(value.get_state())
         elif isinstance(value, np.ndarray) and value.dtype != object:
             yield value.dtype, value.shape, value.tobytes()
         elif isinstance(value, types.FunctionType):
