@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.table import Table
@@ -74,6 +75,11 @@ def test_help_names_no_type_of_flags_and_no_cut_lists(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "80"}).stdout
     assert "bool" not in text
     assert "list[" not in text
+    assert "<int" not in text
+    assert "<path>" not in text
+    # a list of choices that the column's edge breaks is cut within a word
+    lists = [re.sub("[<>]=", "", line) for line in text.splitlines()]
+    assert not [line for line in lists if line.count("<") != line.count(">")]
     if command in ("run", "bench", "explain"):
         assert "─ Options" not in text
     assert "…" not in text

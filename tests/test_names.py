@@ -85,7 +85,7 @@ def test_a_camera_s_file_and_a_link(template: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("http://127.0.0.1:9/x.mp4", r"^http://127.0.0.1:9/x.mp4: is a URL. URLs come with live"),
+        ("http://127.0.0.1:9/x.mp4", r"^http://127.0.0.1:9/x.mp4: a URL. URLs come with live"),
         ("rtsp://cam/1", "live sources, which are not built yet"),
         ("file:///tmp/x.mp4", "without file://"),
         ("-", "-: no such file or folder"),

@@ -85,10 +85,10 @@ def _not_on_disk(spec: object, text: str) -> Name:
         return Name(camera=int(text))
     shown = printable(text)
     if text.startswith("file://"):
-        raise SourceError(f"{shown}: is a URL; give the file's path, without file://")
+        raise SourceError(f"{shown}: a URL; give the file's path, without file://")
     if isinstance(spec, str) and URL.match(text):
         raise SourceError(
-            f"{shown}: is a URL. URLs come with live sources, which are not built yet; until then "
+            f"{shown}: a URL. URLs come with live sources, which are not built yet; until then "
             "save the video to a file first"
         )
     raise SourceError(f"{shown}: no such file or folder; {EXPECTED}")

@@ -39,12 +39,17 @@ def demo(
     seed: Annotated[
         int | None,
         typer.Option(
-            "--seed", min=0, help="Another seed, another scene; training saw none below 10000."
+            "--seed",
+            min=0,
+            metavar="N",
+            help="Another seed, another scene; training saw none below 10000.",
         ),
     ] = None,
     tolerance: shared.ToleranceOption = 0.04,
     pan: Annotated[bool, typer.Option("--pan", help="Let the camera pan.")] = False,
-    out: Annotated[Path, typer.Option("--out", help="Folder of demo.mp4.")] = Path("out"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="Folder of demo.mp4.")
+    ] = Path("out"),
 ) -> None:
     """Render a scene, segment it dense and by what changed, and compare both with the truth.
 

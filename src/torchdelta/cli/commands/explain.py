@@ -41,7 +41,9 @@ def explain(
             "--motion",
             rich_help_panel=CAMERA,
             case_sensitive=False,
-            help="Any but none: also what each step does when a moving camera's window moves.",
+            metavar="HOW",
+            help="As for [bold]run --motion[/bold]; any but none: also what each step does when a "
+            "moving camera's window moves.",
         ),
     ] = Motion.none,
 ) -> None:

@@ -40,7 +40,9 @@ TaskOption = Annotated[
         "--task",
         rich_help_panel=NETWORK,
         case_sensitive=False,
-        help="How to read the output: the best class, a class per pixel, an image.",
+        metavar="TASK",
+        help="How to read the output: classify (the best class), segment (a class per pixel), "
+        "image, or none.",
     ),
 ]
 LimitOption = Annotated[
@@ -80,10 +82,9 @@ JsonOption = Annotated[
         "--json",
         rich_help_panel=OUTPUT,
         metavar="OUT.jsonl",
-        help="One JSON object per frame (-: on standard output, alone there): stream, frame, ms, "
-        "dense_ms, changed_input, "
-        "mac_share, error, layer_error, reason, motion, result, dense_result, agreement; null "
-        "where not measured.",
+        help="One JSON object per frame (-: on standard output, alone there): stream, frame, "
+        "pts_s, ms, dense_ms, changed_input, mac_share, error, layer_error, reason, motion, "
+        "result, dense_result, agreement; null where not measured.",
     ),
 ]
 
