@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from torchdelta.apart import apart, default_float32
 from torchdelta.arguments import finite, pair, several, shown
-from torchdelta.capture.export import CAPTURES, export, prepare_copy, twin
+from torchdelta.capture.export import CAPTURES, differing_parameters, export, prepare_copy, twin
 from torchdelta.capture.purity import check_stateless
 from torchdelta.capture.suited import check_capturable, run_model, unwrapped
 from torchdelta.engines import Engine, choose, make
@@ -250,12 +250,12 @@ class CompiledModel(Unpicklable):
         example = example.cpu()
         rows = example[:2] if len(example) > 1 else torch.cat([example, _another(example)])
         x = torch.cat([self._input(row.permute(1, 2, 0), torch.float32) for row in rows])
+        if first:
+            alone = self._settle(x[:1])
         # exporting swaps the parameters of the modules for a while
         model = twin(self._model)
-        alone = run_model(model, x[:1])
-        if first:
-            note = check_stateless(lambda: twin(self._model), x[:1], alone)
-            self._notes += (note,) if note else ()
+        if not first:
+            alone = run_model(model, x[:1])
         expected = model_results(model, x, alone)
         captured = export(model, x[: expected.streams])
 
@@ -269,6 +269,25 @@ class CompiledModel(Unpicklable):
         stage("checking the plan against the model")
         check_plan(model, plan, captured, rows, x, expected, lambda: made(torch.float64))
         return plan
+
+    def _settle(self, frame: Tensor) -> Any:
+        """Refuse a model that keeps state from frame to frame; give its result for a first frame.
+
+        Weights that it rewrites in its first frame (branches that it merges) are so from here on.
+        """
+        ran = copy.deepcopy(self._model)
+        alone = run_model(ran, frame)
+        rewritten = differing_parameters(self._model, ran)
+        fresh = copy.deepcopy if rewritten else twin
+        note = check_stateless(lambda: fresh(self._model), frame, alone)
+        self._notes += (note,) if note else ()
+        if rewritten:
+            self._model = ran
+            self._notes += (
+                f"the model rewrites {', '.join(rewritten)} in its first frame; the plan has them "
+                "as they are then",
+            )
+        return alone
 
     def _input(self, frame: Tensor, dtype: torch.dtype) -> Tensor:
         """Bring one frame [H, W, C] to the model's [1, C, H, W]."""

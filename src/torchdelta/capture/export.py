@@ -84,6 +84,20 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
+def differing_parameters(one: nn.Module, other: nn.Module) -> list[str]:
+    """Name the parameters of a model that its copy has not, or has other numbers in."""
+    there = dict(other.named_parameters())
+
+    def differs(name: str, mine: Tensor) -> bool:
+        theirs = there.get(name)
+        if theirs is None or theirs.shape != mine.shape:
+            return True
+        # the first is quick; NaN equals NaN
+        return not torch.equal(mine, theirs) and not torch.allclose(mine, theirs, 0, 0, True)
+
+    return [name for name, parameter in one.named_parameters() if differs(name, parameter)]
+
+
 def export(model: nn.Module, example: Tensor) -> Captured:
     """Export a model in eval mode for frames like `example` [N, C, H, W] float32.
 

@@ -43,7 +43,7 @@ class Constants:
 
 
 def fold_constants(program: ExportedProgram, sizes: Sizes) -> Constants:
-    """Compute whatever depends on no pixel, for one stream."""
+    """Compute whatever depends on no pixel, for one stream; empty tensors are among it."""
     found = Constants()
     for node in program.graph.nodes:
         if node.op == "placeholder":
@@ -55,9 +55,23 @@ def fold_constants(program: ExportedProgram, sizes: Sizes) -> Constants:
                 found.values[node] = _compute(node, found, sizes)
             except Exception as error:
                 found.failed[node] = error
+        elif (empty := _empty(node.meta.get("val"), sizes)) is not None:
+            found.values[node] = empty
         elif aten_name(node.target) == "index":
             _learn_size(node, found, sizes)
     return found
+
+
+def _empty(value: Any, sizes: Sizes) -> Tensor | None:
+    """Give a traced result that has no elements, None of any other."""
+    if not isinstance(value, Tensor):
+        return None
+    try:
+        shape = sizes.shape(value)
+    except NotSparse:
+        # what stands before it is refused
+        return None
+    return torch.empty(shape, dtype=value.dtype) if 0 in shape else None
 
 
 def _learn_size(node: fx.Node, found: Constants, sizes: Sizes) -> None:

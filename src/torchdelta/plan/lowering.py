@@ -133,7 +133,10 @@ class Lowering:
                 self.refusals.append(f"{node.name}: {node.op} {node.target} is not supported")
         self.refusals += written_state(self.program, self.constants)
         if not self.refusals and not any(isinstance(o, Draft) for o in self.graph.outputs):
-            self.refusals.append("no output of the model depends on the frame")
+            empty = any(isinstance(o, Tensor) and not o.numel() for o in self.graph.outputs)
+            at = "x".join(map(str, self.graph.drafts[0].shape[1:]))
+            why = f": for a frame of {at} what it gives is empty" if empty else ""
+            self.refusals.append(f"no output of the model depends on the frame{why}")
         if self.refusals:
             raise _refusal(self.refusals) from self.cause
         return self.graph

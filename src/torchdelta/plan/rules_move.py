@@ -100,7 +100,8 @@ def _split(low: Lowering, a: Args) -> Any:
 
 
 def _cat(low: Lowering, a: Args) -> Any:
-    parts = list(a["tensors"])
+    # empty tensors are constants, whatever they were cut from
+    parts = [p for p in a["tensors"] if not isinstance(p, Tensor) or p.numel()]
     need(all(is_map(p) for p in parts) or all(is_vector(p) for p in parts),
          "concatenation of other things than maps, or with a constant")  # fmt: skip
     need(a["dim"] % len(low.whole) == 1, "concatenation along another axis than the channels")

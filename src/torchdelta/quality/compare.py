@@ -102,9 +102,11 @@ class ClassTally:
             return "no frame compared"
         ties = f"{self.near_ties} near-tie{'s' if self.near_ties != 1 else ''}"
         left_out = f" ({ties} left out)" if self.near_ties else ""
+        same = f"{self.same} of {self.clear} frames{left_out}"
+        if not self.clear:
+            same = f"cannot be told, dense's best two are near-ties in all {self.frames} frames"
         return (
-            f"same class as dense: {self.same} of {self.clear} frames{left_out}; class "
-            f"probabilities differ by {self.mean_distance:.3f}"
+            f"same class as dense: {same}; class probabilities differ by {self.mean_distance:.3f}"
         )
 
 

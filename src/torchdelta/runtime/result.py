@@ -45,7 +45,8 @@ class Result:
     output_changed: like `output`, a bool [Ho, Wo] mask per tensor ([1, 1] for what is no map)
     active:         bool [Ho, Wo] per step name, where `record=True` asked for it, else None
     origin:         (y, x), the corner of the stream's window in the world; masks and outputs are in
-                    the window's coordinates; `to_frame_points` and its like lead back
+                    the window's coordinates; `to_frame_points` and its like lead back. None of a
+                    refused frame, like all else
     aligned:        where the frame lies in the window; None where the camera is not followed
     stats:          changed input, MAC share and time of this frame
     """
@@ -62,7 +63,7 @@ class Result:
         frames: StepFrames | None = None,
         report: SlotReport | Deferred | None = None,
         output: Any = None,
-        origin: Size = (0, 0),
+        origin: Size | None = None,
         *,
         error: FrameError | None = None,
     ) -> None:
