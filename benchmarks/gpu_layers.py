@@ -22,6 +22,8 @@ from torch import nn
 import torchdelta
 from torchdelta.bench.forced import forced_masks
 from torchdelta.engines.triton.engine import TritonEngine
+from torchdelta.runtime.inspect import frame_state
+from torchdelta.runtime.measure import forced_step
 
 # streams, channels, rows, columns, us of the trial kernel at 5 and 20 % active
 LAYERS = (
@@ -77,10 +79,10 @@ def ours_us(streams: int, channels: int, size: tuple[int, int], layers: int, sha
     ]  # fmt: skip
     forced = forced_masks(fast.plan, share, fast.device)
     for turn in range(4):
-        session.step(frames[turn % 2], forced=forced)
+        forced_step(session, frames[turn % 2], forced)
     torch.cuda.synchronize()
     # the session's last graph: that of forced frames
-    runner = session.engine._sessions[session._state]
+    runner = session.engine.runners[frame_state(session)]
     (graph,) = list(runner._graphs.values())[-1]
     return replays_us(graph)
 

@@ -33,6 +33,8 @@ from torchdelta.cli.options import Dtype, Engine
 from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.runner import Runner
+from torchdelta.runtime.inspect import frame_state
+from torchdelta.runtime.measure import forced_step
 
 SIZE = (512, 768)
 FRAMES, REPLAYS = 7, 25
@@ -83,9 +85,9 @@ def open_frame(fast: CompiledModel, streams: int, share: float, pdl: bool) -> Op
     shown = [first.clone() for first, _ in pictures]
     frames = {str(n): x.permute(2, 0, 1) for n, x in enumerate(shown)}
     for _ in range(2):
-        session.step(frames, forced=forced)
+        forced_step(session, frames, forced)
     engine.pdl = before
-    runner = engine._sessions[session._state]
+    runner = engine.runners[frame_state(session)]
     (frame,) = runner._frames.values()
     return Opened(runner, frame, shown, pictures)
 

@@ -29,6 +29,8 @@ from torchdelta.engines.triton import conv
 from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.runner import Runner
+from torchdelta.runtime.inspect import frame_state
+from torchdelta.runtime.measure import forced_step
 
 SIZE = (512, 768)
 CONDITIONS = ((1, 0.05), (16, 0.05), (16, 0.15), (64, 0.05))
@@ -55,17 +57,17 @@ def open_frame(fast: CompiledModel, streams: int, share: float) -> tuple[Runner,
     forced = forced_masks(fast.plan, share, fast.device)
     conv.choose_blocks = roomy
     try:
-        session.step(frames, forced=forced)
+        forced_step(session, frames, forced)
     finally:
         conv.choose_blocks = plain
     # these two hold all memory that the launches name, also when the session is gone
-    runner = session.engine._sessions[session._state]
+    runner = session.engine.runners[frame_state(session)]
     (frame,) = runner._frames.values()
     for launch in convolutions(frame):
         for name in FACTORS:
             launch.args[name] //= MOST
     for _ in range(3):
-        session.step(frames, forced=forced)
+        forced_step(session, frames, forced)
     return runner, frame
 
 

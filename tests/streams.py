@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import torchdelta
 from chain_nets import SHAPE
 from support import move, new_session, same_bits
+from torchdelta.runtime.inspect import buffers_of
 from torchdelta.runtime.session import Session
 
 
@@ -72,7 +73,7 @@ def play(
             assert torch.equal(result.changed, expected.changed)
             assert result.report().active_px == expected.report().active_px
             check(name, result, last[name])
-    for name, slot in together._slots.items():
-        for x, y in zip(together._state.buffers, alone[name]._state.buffers, strict=True):
-            assert same_bits(x[slot], y[0]).all()
+    for name in together.streams:
+        for x, y in zip(buffers_of(together, name), buffers_of(alone[name], name), strict=True):
+            assert same_bits(x, y).all()
     return together, last

@@ -23,6 +23,7 @@ from cases import OP_CASES, Fn, Shape
 from torchdelta.engines import ENGINES, Engine
 from torchdelta.engines.cpu import CpuEngine, bind
 from torchdelta.plan import Plan
+from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.session import Session
 
 # `make test-long`: wider ranges
@@ -179,7 +180,7 @@ def new_session(
     """Open a session on the engine of a case; its state starts out as NaN."""
     ready = make_engine(engine, fast.plan, fast.device, dtype)
     session = Session(ready, slots, tolerance, profile or torchdelta.Profile(), grain=grain)
-    for buffer in session._state.buffers:
+    for buffer in frame_state(session).buffers:
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))
     return session
@@ -245,7 +246,7 @@ def move(x: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 
 def snapshot(session: Session) -> list[Tensor]:
     """Copy a session's buffers."""
-    return [b.clone() for b in session._state.buffers]
+    return [b.clone() for b in frame_state(session).buffers]
 
 
 def same_bits(a: Tensor, b: Tensor) -> Tensor:
@@ -279,7 +280,7 @@ def wrote_only(
             written[v.buffer][slot, :, :, span] |= mask[:, :, None]
     return all(
         bool((same_bits(old, new) | mask).all())
-        for old, new, mask in zip(before, session._state.buffers, written, strict=True)
+        for old, new, mask in zip(before, frame_state(session).buffers, written, strict=True)
     )
 
 
@@ -296,7 +297,7 @@ def expected_active(
     for v in plan.owners:
         old, new = (
             buffers[v.buffer][slot, :, :, v.offset : v.offset + v.channels]
-            for buffers in (before, session._state.buffers)
+            for buffers in (before, frame_state(session).buffers)
         )
         changed[v.index] = ~same_bits(old, new).all(-1)
     changed[plan.input] = result.changed

@@ -19,6 +19,7 @@ from torchdelta.engines import ENGINES, available, choose
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton import TritonEngine
 from torchdelta.plan import Plan
+from torchdelta.runtime.inspect import frame_state
 
 
 class TwoHeads(nn.Module):
@@ -98,7 +99,7 @@ def test_other_sizes_get_a_plan_of_their_own() -> None:
     fast = torchdelta.compile(model, torch.rand(1, 3, 20, 22), tolerance=0)
     x = torch.rand(1, 3, 20, 22)
     fast(x)
-    first = weakref.ref(fast._called._state.buffers[0])
+    first = weakref.ref(frame_state(fast._called).buffers[0])
     said = "frames are {}x{} from here on, no longer {}x{}"
     for before, size in pairwise(((20, 22), (31, 17), (20, 22), (31, 17))):
         x = torch.rand(1, 3, *size)

@@ -43,6 +43,7 @@ from torchdelta.cli.app import app
 from torchdelta.cli.clip import Clip
 from torchdelta.engines.cpu import bind
 from torchdelta.errors import EngineError, SinkError, SourceError
+from torchdelta.runtime.measure import forced_step
 
 KEYS = {
     "model", "source", "streams", "engine", "dtype", "tolerance", "frames", "ours_ms", "peers_ms",
@@ -166,12 +167,12 @@ def test_forced_sets_are_used_and_published_whole(engine: str) -> None:
     session = new_session(fast, engine, 0.04, slots=2)
     masks = forced_masks(fast.plan, 0.1, session.engine.device)
     frames = {"a": frame(0), "b": frame(1)}
-    first = session.step(frames, forced=masks)
+    first = forced_step(session, frames, masks)
     # a whole frame stays whole
     assert first["a"].stats.mac_share == 1.0
     assert bool(first["a"].output_changed.all())
     # nothing has changed, yet every active pixel is computed and published
-    again = session.step(frames, record=True, forced=masks)["b"]
+    again = forced_step(session, frames, masks, record=True)["b"]
     assert again.stats.changed_input == 0.0
     assert again.active is not None
     for index, step in enumerate(fast.plan.steps):
@@ -183,7 +184,7 @@ def test_forced_sets_are_used_and_published_whole(engine: str) -> None:
     )
     assert again.stats.mac_share == pytest.approx(share / fast.plan.macs, rel=1e-6)
     # everything has changed, and only what is active is computed
-    moved = session.step({"a": 255 - frame(0)}, forced=masks)["a"]
+    moved = forced_step(session, {"a": 255 - frame(0)}, masks)["a"]
     outside = ~masks[len(fast.plan.steps) - 1]
     assert torch.equal(moved.output[0, :, outside], first["a"].output[0, :, outside])
     assert not torch.equal(moved.output, first["a"].output)
@@ -198,7 +199,7 @@ def test_forced_sets_that_do_not_fit_are_refused() -> None:
         {0: torch.ones(H, W + 1, dtype=torch.bool)},
     ):
         with pytest.raises(ValueError, match="forced"):
-            session.step({"a": frame(0)}, forced=forced)
+            forced_step(session, {"a": frame(0)}, forced)
     assert session.streams == []
 
 

@@ -21,7 +21,10 @@ import torchdelta.api
 from support import ENGINE_NAMES
 from torchdelta import CaptureError
 from torchdelta.capture.export import CAPTURES, Captured, export
+from torchdelta.engines import Engine
 from torchdelta.runtime.background import in_background
+from torchdelta.runtime.inspect import ask_for_windows, window_engine
+from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.once import Once
 
 SIZE, OTHER = (48, 64), (40, 56)
@@ -103,6 +106,15 @@ def quietly(call: Callable[[], Any]) -> Any:
         return call()
 
 
+def window_of(session: MovingSession) -> Engine:
+    """Wait for the network on windows."""
+    session.waits = True
+    assert ask_for_windows(session)
+    made = window_engine(session)
+    assert made is not None
+    return made.result(HANGS_S)
+
+
 # what asks for a new size, and that size
 NEW_SIZES: dict[str, tuple[Callable[[torchdelta.CompiledModel], Any], tuple[int, int]]] = {
     "session": (lambda fast: fast.session(size=(40, 56)), (40, 56)),
@@ -114,7 +126,7 @@ NEW_SIZES: dict[str, tuple[Callable[[torchdelta.CompiledModel], Any], tuple[int,
     ),
     "auto": (
         # what the first frame that shows a motion does
-        lambda fast: fast.session(size=(24, 30), motion="auto")._make_window(), (25, 31),
+        lambda fast: window_of(fast.session(size=(24, 30), motion="auto")), (25, 31),
     ),
 }  # fmt: skip
 
@@ -160,23 +172,25 @@ def test_auto_goes_on_while_its_window_is_captured(fast: torchdelta.CompiledMode
     session = fast.session(size=(26, 32), motion="auto")
     session.step({"a": frame(0, (26, 32))[0]})
     with held(session.window) as hold:
-        assert not session._window_ready()
+        assert not ask_for_windows(session)
         assert hold.begun.wait(HANGS_S)
 
         def work() -> None:
             assert session.step({"a": frame(1, (26, 32))[0]})["a"].aligned is None
-            assert not session._window_ready()
+            assert not ask_for_windows(session)
             assert session.stats("a").frames == 2
             assert "input 3x26x32" in session.explain()
 
         elsewhere(work).result(HANGS_S)
-        assert session._making is not None
-        assert not session._making.done()
-    assert session._making.result(HANGS_S).plan.size == session.window
-    assert session._window_ready()
+        made = window_engine(session)
+        assert made is not None
+        assert not made.done()
+    assert made.result(HANGS_S).plan.size == session.window
+    assert ask_for_windows(session)
     # another session has it at once
     other = fast.session(size=(26, 32), motion="features")
-    assert other._moving_engine is session._moving_engine
+    other.step({"a": frame(0, (26, 32))[0]})
+    assert other.engines == [made.result(HANGS_S)]
 
 
 @pytest.fixture

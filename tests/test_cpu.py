@@ -46,6 +46,7 @@ from torchdelta import EngineError
 from torchdelta.engines import choose
 from torchdelta.engines.cpu import CpuEngine, bind, blob
 from torchdelta.ops import OPS, Pointwise
+from torchdelta.runtime.inspect import frame_state
 
 if "cpu" not in ENGINE_NAMES:
     # test_every_engine_is_tested says whether that may be
@@ -691,8 +692,9 @@ def test_state_is_one_piece_of_memory_on_huge_pages() -> None:
     session = fast.session(slots=2)
     plan = fast.plan
     assert session.state_bytes == 2 * plan.state_bytes(torch.float32)
-    first = min(b.data_ptr() for b in session._state.buffers)
-    span = max(b.data_ptr() + b.numel() * b.element_size() for b in session._state.buffers) - first
+    buffers = frame_state(session).buffers
+    first = min(b.data_ptr() for b in buffers)
+    span = max(b.data_ptr() + b.numel() * b.element_size() for b in buffers) - first
     assert span <= session.state_bytes + 2 * 64 * len(plan.buffers)
     wanted = hasattr(mmap, "MADV_HUGEPAGE") and Path("/sys/kernel/mm/transparent_hugepage").exists()
     if not wanted:
@@ -839,13 +841,13 @@ def test_a_group_is_published_from_its_threshold_on(
     value = fast.plan.steps[0].output
     session = new_session(fast, engine, 0.1, profile=gate_profile(fast, norm), dtype=dtype)
     session.step({"s": x})
-    assert session._state.thresholds[0, value] == pytest.approx(0.1)
-    before = session._state.view(value, 0).clone()
+    assert frame_state(session).thresholds[0, value] == pytest.approx(0.1)
+    before = frame_state(session).view(value, 0).clone()
     for g, y, moves in around_threshold(x, scale, norm, dtype):
         session.reset("s")
         session.step({"s": x})
         session.step({"s": y})
-        after = session._state.view(value, 0)
+        after = frame_state(session).view(value, 0)
         moved = after != before
         # one group of one pixel
         assert bool(moved[2, 3, 64 * g]) == moves

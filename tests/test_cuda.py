@@ -58,6 +58,8 @@ from test_session import (  # noqa: F401
 from torchdelta import EngineError, FrameError
 from torchdelta.engines import ENGINES, choose
 from torchdelta.engines.torch_engine import ieee_float32
+from torchdelta.runtime.inspect import buffers_of, frame_state, uncounted_turns
+from torchdelta.runtime.measure import forced_step
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.uncounted import MOST_UNCOUNTED
 
@@ -176,7 +178,7 @@ def test_forced_sets(net: str, some: bool) -> None:
             # what forced sets left out
             session.refresh()
         before = snapshot(session)
-        result = session.step({"s": x.cuda()}, record=True, forced=given)["s"]
+        result = forced_step(session, {"s": x.cuda()}, given, record=True)["s"]
         for i, mask in (given or {}).items():
             assert torch.equal(result.active[plan.steps[i].name], mask), t
         counts = [int(mask.sum()) for mask in result.active.values()]
@@ -224,9 +226,8 @@ def test_streams_with_gates(net: str, dtype: torch.dtype) -> None:
     assert session.step({"c": frames["c"]})["c"].stats.first
     fresh = new_session(fast, "triton", 0.08, profile=session.profile("c"), dtype=dtype)
     fresh.step({"c": frames["c"]})
-    slot = session._slots["c"]
-    for old, new in zip(session._state.buffers, fresh._state.buffers, strict=True):
-        assert same_bits(old[slot], new[0]).all()
+    for old, new in zip(buffers_of(session, "c"), buffers_of(fresh, "c"), strict=True):
+        assert same_bits(old, new).all()
 
 
 @needs_triton
@@ -250,7 +251,7 @@ def test_lists_of_any_length_give_the_same_bits(
         out = alone.step({"0": clips["0"][t].cuda()})["0"].output
         assert torch.equal(results["0"].output, out), t
     results = whole.step({n: clips[n][-1].cuda() for n in names})
-    for x, y in zip(together._state.buffers, whole._state.buffers, strict=True):
+    for x, y in zip(frame_state(together).buffers, frame_state(whole).buffers, strict=True):
         assert same_bits(x, y).all()
     expected = dense(model, clips["0"][-1])
     assert torchdelta.relative_error(results["0"].output, expected) <= SMALL_LIMITS[dtype]
@@ -442,7 +443,7 @@ def no_waiting() -> Iterator[NoWaiting]:
 
 def runner(session: Session) -> Any:
     """Give what runs a session's frames."""
-    return session.engine._sessions[session._state]
+    return session.engine.runners[frame_state(session)]
 
 
 def keep_busy() -> None:
@@ -493,7 +494,7 @@ def test_counting_does_not_wait_for_the_device(no_waiting: NoWaiting) -> None:
     for t in range(limit - 1):
         session.step(dict.fromkeys("ab", frames[t % 2]))
     torch.cuda.synchronize()
-    assert len(session._uncounted) == limit - 1
+    assert uncounted_turns(session) == limit - 1
     no_waiting(True)
     keep_busy()
     for t in range(3):
@@ -502,7 +503,7 @@ def test_counting_does_not_wait_for_the_device(no_waiting: NoWaiting) -> None:
     no_waiting(False)
     assert under_way, "the device was faster than the test"
     assert no_waiting.events == 0
-    assert len(session._uncounted) < limit
+    assert uncounted_turns(session) < limit
     assert session.stats().frames == 2 * (limit + 2)
 
 
@@ -543,7 +544,7 @@ def test_joins_and_refreshes_wait_once_and_later(host: bool, no_waiting: NoWaiti
     assert waits(dict.fromkeys("abcd", next(t))) == 0
     assert waits_behind(dict.fromkeys("abcd", next(t))) == 1
     assert waits_behind(dict.fromkeys("abcd", next(t))) == 0
-    assert (session._state.thresholds.max(1) > 0).all()
+    assert (frame_state(session).thresholds.max(1) > 0).all()
     session.refresh()
     assert waits(dict.fromkeys("abcd", next(t))) == 0
     assert waits_behind({"a": next(t)}) == 1
@@ -730,7 +731,7 @@ def test_a_frame_that_is_not_finite_publishes_nothing(value: float, warm: int) -
     results = session.step({"a": bad, "b": good.cuda()})
     torch.cuda.synchronize()
     assert torchdelta.relative_error(results["b"].output, dense(model, good)) <= 1e-5
-    for x, y in zip(before, session._state.buffers, strict=True):
+    for x, y in zip(before, frame_state(session).buffers, strict=True):
         assert same_bits(x[0], y[0]).all()
     error = results["a"].error or session.step({"a": good.cuda()})["a"].error
     assert isinstance(error, FrameError)
@@ -787,7 +788,7 @@ def test_values_beyond_fp16_are_refused_on_the_device() -> None:
     torch.cuda.synchronize()
     results.append(session.step({"a": x})["a"])
     assert [r.error is None for r in results].count(False) == 1
-    for old, new in zip(before, session._state.buffers, strict=True):
+    for old, new in zip(before, frame_state(session).buffers, strict=True):
         assert torch.equal(old, new)
 
 
@@ -986,6 +987,5 @@ def test_a_long_run(dtype: torch.dtype) -> None:
     for n, x in final.items():
         fresh = new_session(fast, "triton", 0.05, profile=session.profile(n), dtype=dtype)
         fresh.step({n: x})
-        slot = session._slots[n]
-        for old, new in zip(session._state.buffers, fresh._state.buffers, strict=True):
-            assert same_bits(old[slot], new[0]).all()
+        for old, new in zip(buffers_of(session, n), buffers_of(fresh, n), strict=True):
+            assert same_bits(old, new).all()

@@ -24,6 +24,7 @@ from torchdelta.ops import OPS
 from torchdelta.ops.pointwise import POINTWISE
 from torchdelta.plan.rules_compute import COMPUTE
 from torchdelta.plan.rules_move import MOVE
+from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.session import Session
 from torchdelta.video.sink import VideoWriter
 
@@ -245,9 +246,8 @@ class Deltas:
 
 def published(session: Session) -> dict[str, Tensor]:
     """Give what is published of every value: name -> [1, C, H, W]."""
-    return {
-        v.name: session._state.view(v.index, 0).permute(2, 0, 1)[None] for v in session.plan.owners
-    }
+    state = frame_state(session)
+    return {v.name: state.view(v.index, 0).permute(2, 0, 1)[None] for v in session.plan.owners}
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from torchdelta import Profile, ProfileError
 from torchdelta.ops.base import Axis
 from torchdelta.ops.gate import input_gate, input_threshold, value_gate
 from torchdelta.runtime.gate import default_grain
+from torchdelta.runtime.inspect import frame_state
 
 NAN = float("nan")
 
@@ -71,11 +72,11 @@ def test_a_session_writes_only_the_groups_that_moved(engine: str) -> None:
     session = new_session(fast, engine, 0.04)
     x = torch.rand(1, 8, 8)
     session.step({"s": x})
-    first = session._state.view(1, 0).clone()
+    first = frame_state(session).view(1, 0).clone()
     y = x.clone()
     y[0, 2:5, 2:5] += 0.3
     session.step({"s": y})
-    second = session._state.view(1, 0)
+    second = frame_state(session).view(1, 0)
     moved = first != second
     # the scale is the value's own: the first group's change is far below it
     assert not moved[..., :64].any()
@@ -252,7 +253,7 @@ def test_thresholds_are_tolerance_times_multiplier_times_rms(
     profile = Profile({name: 2.0, "*": 0.5})
     session = new_session(fast, "torch", 0.1, profile=profile)
     session.step({"s": torch.rand(3, 16, 16)})
-    state = session._state
+    state = frame_state(session)
     for value, multiplier in ((1, 2.0), (2, 0.5)):
         rms = float(state.view(value, 0).square().mean().sqrt())
         assert state.thresholds[0, value] == pytest.approx(0.1 * multiplier * rms)
@@ -263,27 +264,28 @@ def test_thresholds_are_tolerance_times_multiplier_times_rms(
 
 def test_a_black_first_frame_gives_no_scale(fast: torchdelta.CompiledModel) -> None:
     session = fast.session()
+    state = frame_state(session)
     dark = torch.zeros(3, 16, 16)
     session.step({"s": dark})
     session.step({"s": dark + 0.01 * torch.rand(3, 16, 16)})
-    assert not session._state.thresholds.any()
+    assert not state.thresholds.any()
     session.step({"s": torch.rand(3, 16, 16)})
-    assert session._state.thresholds[0, 1] > 0
-    kept = session._state.thresholds.copy()
+    assert state.thresholds[0, 1] > 0
+    kept = state.thresholds.copy()
     session.step({"s": 2 * torch.rand(3, 16, 16) / 3})
-    assert (session._state.thresholds == kept).all()
+    assert (state.thresholds == kept).all()
     session.refresh("s")
     session.step({"s": torch.rand(3, 16, 16) / 2})
-    assert (session._state.thresholds[0, 1:3] < kept[0, 1:3]).all()
+    assert (state.thresholds[0, 1:3] < kept[0, 1:3]).all()
     # a refresh on a black frame waits for one that tells something
     session.refresh("s")
     session.step({"s": dark})
-    assert not session._state.thresholds.any()
+    assert not state.thresholds.any()
     session.step({"s": torch.rand(3, 16, 16)})
-    assert session._state.thresholds[0, 1] > 0
+    assert state.thresholds[0, 1] > 0
     session.reset("s")
     session.step({"s": dark})
-    assert not session._state.thresholds.any()
+    assert not state.thresholds.any()
 
 
 def test_a_black_frame_of_a_normalised_network_is_black() -> None:
@@ -294,7 +296,7 @@ def test_a_black_frame_of_a_normalised_network_is_black() -> None:
     )  # fmt: skip
     session = fast.session()
     session.step({"s": torch.zeros(3, 16, 16)})
-    assert not session._state.thresholds.any()
+    assert not frame_state(session).thresholds.any()
 
 
 def test_a_profile_gives_the_same_result_after_loading(tmp_path) -> None:
@@ -313,7 +315,7 @@ def test_a_profile_gives_the_same_result_after_loading(tmp_path) -> None:
     for x, before in zip(frames, outputs, strict=True):
         after = again.step({"s": x})["s"].output
         assert torchdelta.relative_error(after, before) == 0.0
-    assert (again._state.thresholds == session._state.thresholds).all()
+    assert (frame_state(again).thresholds == frame_state(session).thresholds).all()
 
 
 def test_compile_takes_a_profile_path(tmp_path) -> None:

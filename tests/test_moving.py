@@ -32,6 +32,7 @@ from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate
 from torchdelta.runtime import watch
 from torchdelta.runtime.camera import ESTIMATORS
+from torchdelta.runtime.inspect import frame_state, states, window_engine, window_state
 from torchdelta.runtime.profile import Profile
 
 ENGINES = (*ENGINE_NAMES, *GPU_NAMES)
@@ -520,8 +521,7 @@ def test_cells_while_the_camera_stays_still(grain: int | None) -> None:
     session = fast.session(motion="auto", grain=grain)
     for n in range(3):
         session.step({"a": view(100, 100 + n)})
-    assert session._still is not None
-    assert session._still.grain == session.grains[0] == (grain or 1)
+    assert frame_state(session).input_grain == session.grains[0] == (grain or 1)
     assert fast.session(grain=grain).grain == (grain or 1)
 
 
@@ -701,8 +701,8 @@ def test_auto_follows_a_pan_and_rests(engine: str, counting: type[Counting]) -> 
     assert stats.moves > 0
     assert session.notes
     # the windows' memory has been given back
-    assert session._moving is None
-    assert session._still is not None
+    assert window_state(session) is None
+    assert states(session) == [frame_state(session)]
 
 
 def test_auto_never_estimates_where_nothing_moves(counting: type[Counting]) -> None:
@@ -718,7 +718,7 @@ def test_auto_never_estimates_where_nothing_moves(counting: type[Counting]) -> N
         results = session.step({"a": quiet, "b": np.clip(noisy, 0, 255).astype(np.uint8)})
         assert all(result.aligned is None for result in results.values())
     assert counting.asked == 0
-    assert session._moving is None
+    assert window_state(session) is None
 
 
 def test_auto_soon_gives_up_on_a_busy_still_picture(counting: type[Counting]) -> None:
@@ -817,8 +817,9 @@ def test_auto_goes_on_while_the_window_is_made(counting: type[Counting]) -> None
     pan(session, 40, 10)
     assert counting.asked == looked > 0
     may_end.set()
-    assert session._making is not None
-    session._making.result(60)
+    made = window_engine(session)
+    assert made is not None
+    made.result(60)
     late = pan(session, 50, 30)
     assert late[-1].aligned is not None
     assert session.stats("a").reasons["the camera moves"] == 1
@@ -852,8 +853,9 @@ def test_windows_that_cannot_be(counting: type[Counting], why: str, waits: bool)
     session.waits = waits
     results = pan(session, 0, 30)
     if not waits:
-        assert session._making is not None
-        assert session._making.exception(60) is not None
+        made = window_engine(session)
+        assert made is not None
+        assert made.exception(60) is not None
     looked = counting.asked
     results += pan(session, 30, 30)
     assert all(result.aligned is None and result.error is None for result in results)

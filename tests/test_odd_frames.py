@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import torchdelta
 from support import ENGINE_CASES, new_session, same_bits, snapshot
 from torchdelta import FrameError
+from torchdelta.runtime.inspect import slot_of
 
 SIZE = (12, 16)
 RNG = np.random.default_rng(0)
@@ -141,7 +142,7 @@ def test_only_the_stream_of_an_odd_frame_is_refused(
         assert torch.equal(results["b"].output, expected.output)
         if "a" in session.streams:
             after = snapshot(session)
-            slot = session._slots["a"]
+            slot = slot_of(session, "a")
             assert all(
                 same_bits(x[slot], y[slot]).all() for x, y in zip(before, after, strict=True)
             )

@@ -28,6 +28,7 @@ from support import (
     untouched_outside,
 )
 from torchdelta.ops import OPS
+from torchdelta.runtime.inspect import buffers_of, frame_state, slot_of
 from torchdelta.runtime.session import Session
 
 # relative L2 of a stream against the dense network, float32 (design: P1)
@@ -140,7 +141,7 @@ def test_p1_exact(engine: str, op: str, net: int, history: list) -> None:
             assert isinstance(result.error, torchdelta.FrameError)
             with pytest.raises(torchdelta.FrameError, match="NaN"):
                 result.unwrap()
-            after = run.session._state.buffers
+            after = frame_state(run.session).buffers
             assert all(bool(same_bits(a, b).all()) for a, b in zip(before, after, strict=True))
             continue
         expected = dense(model, x)
@@ -164,10 +165,11 @@ def test_p2_refresh_is_a_fresh_start(engine: str, op: str, net: int, history: li
     run.session.step({"a": run.frames["a"]})
     fresh = new_session(fast, engine, 0.05, profile=run.session.profile("a"))
     fresh.step({"a": run.frames["a"]})
-    slot = run.session._slots["a"]
-    for old, new in zip(run.session._state.buffers, fresh._state.buffers, strict=True):
-        assert bool(same_bits(old[slot], new[0]).all())
-    assert run.session._state.thresholds[slot] == pytest.approx(fresh._state.thresholds[0])
+    slot = slot_of(run.session, "a")
+    for old, new in zip(buffers_of(run.session, "a"), buffers_of(fresh, "a"), strict=True):
+        assert bool(same_bits(old, new).all())
+    ours, theirs = (frame_state(s).thresholds for s in (run.session, fresh))
+    assert ours[slot] == pytest.approx(theirs[0])
 
 
 @for_each_op(
@@ -194,7 +196,7 @@ def test_p3_bounded(
         stream, x = frame
         before = snapshot(session)
         result = session.step({stream: x}, record=True)[stream]
-        assert untouched_outside(session, before, result, session._slots[stream])
+        assert untouched_outside(session, before, result, slot_of(session, stream))
         audit = session.audit(stream)
         assert audit.ok, str(audit)
         gated |= any(v.worst > v.allowance for v in audit.values)
@@ -259,7 +261,7 @@ def test_p5_idle(engine: str, op: str, net: int, history: list, tolerance: float
             assert again.stats.changed_input == 0.0
             assert not any(bool(mask.any()) for mask in again.active.values())
             assert not bool(again.changed.any())
-            after = run.session._state.buffers
+            after = frame_state(run.session).buffers
             assert all(bool(same_bits(a, b).all()) for a, b in zip(before, after, strict=True))
         assert torchdelta.relative_error(again.output, first.output) == 0.0
 

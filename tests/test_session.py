@@ -12,6 +12,7 @@ import torchdelta
 from support import ENGINE_NAMES, as_frame, move, snapshot
 from torchdelta import FrameError, StreamError
 from torchdelta.engines.cpu import bind
+from torchdelta.runtime.inspect import frame_state, slot_of
 
 H, W = 23, 31
 
@@ -62,7 +63,7 @@ def test_join_leave_and_slots(fast: torchdelta.CompiledModel) -> None:
     before = snapshot(session)
     with pytest.raises(StreamError, match="no free slot"):
         session.step({"a": frame(2), "c": frame(3)})
-    assert all(torch.equal(x, y) for x, y in zip(before, session._state.buffers, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(before, frame_state(session).buffers, strict=True))
     with pytest.raises(StreamError, match="joined already"):
         session.join("a")
     session.leave("a")
@@ -142,8 +143,8 @@ def test_a_bad_frame_is_refused_and_the_others_run(
     assert isinstance(results["bad"].error, FrameError)
     with pytest.raises(FrameError, match=message):
         results["bad"].unwrap()
-    slot = session._slots["bad"]
-    for x, y in zip(before, session._state.buffers, strict=True):
+    slot = slot_of(session, "bad")
+    for x, y in zip(before, frame_state(session).buffers, strict=True):
         assert torch.equal(x[slot], y[slot])
     assert session.stats("bad").frames == 1
     # and it goes on as if nothing had been
@@ -347,7 +348,7 @@ def test_each_stream_has_its_own_first_frame_flag(fast: torchdelta.CompiledModel
 
 def test_every_slot_is_aligned_alike(fast: torchdelta.CompiledModel) -> None:
     """Stock kernels may sum in another order at another alignment: streams must not differ."""
-    state, alone = (fast.session(slots=n)._state for n in (3, 1))
+    state, alone = (frame_state(fast.session(slots=n)) for n in (3, 1))
     for value in fast.plan.owners:
         places = [state.view(value.index, slot).data_ptr() % 64 for slot in range(3)]
         assert places[0] == places[1] == places[2]

@@ -23,6 +23,7 @@ from torchdelta import EngineError, StreamError
 from torchdelta.apart import apart, default_float32
 from torchdelta.report import heat_map
 from torchdelta.runtime.background import in_background
+from torchdelta.runtime.inspect import frame_state, states
 
 SIZE = (24, 32)
 
@@ -159,8 +160,9 @@ def same(a: Any, b: Any) -> None:
 
 
 def same_state(a: Any, b: Any) -> None:
-    same(a._state.buffers, b._state.buffers)
-    assert np.array_equal(a._state.thresholds, b._state.thresholds)
+    for one, other in zip(states(a), states(b), strict=True):
+        same(one.buffers, other.buffers)
+        assert np.array_equal(one.thresholds, other.thresholds)
 
 
 @contextmanager
@@ -291,8 +293,7 @@ def test_moving_cameras_do_not_see_a_mode(
                 result = seen.step({"a": frame}, **given)["a"]
         same(result.output, expected.output)
         same(result.to_frame_map(result.output[0]), expected.to_frame_map(expected.output[0]))
-    for one, other in zip(seen._open(), never._open(), strict=True):
-        same_state(one, other)
+    same_state(seen, never)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -310,7 +311,7 @@ def test_what_a_thread_runs_in_the_background_sees_no_gradients() -> None:
 def test_transforms_and_traces_are_refused(fast: torchdelta.CompiledModel) -> None:
     session = fast.session()
     session.step({"a": FRAMES[0]})
-    before = [buffer.clone() for buffer in session._state.buffers]
+    before = [buffer.clone() for buffer in frame_state(session).buffers]
 
     def call(x: Tensor) -> Any:
         return session.step({"a": x})["a"].output[0]
@@ -326,7 +327,7 @@ def test_transforms_and_traces_are_refused(fast: torchdelta.CompiledModel) -> No
             transformed()
     with pytest.raises(EngineError, match=r"recorded by torch\.jit\.trace"):
         torch.jit.trace(call, float_frame, check_trace=False)
-    same(session._state.buffers, before)
+    same(frame_state(session).buffers, before)
     assert session.stats("a").frames == 1
 
 

@@ -40,6 +40,8 @@ from torchdelta import EngineError, FrameError, Window
 from torchdelta.engines import ENGINES, choose
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.plan import Plan
+from torchdelta.runtime.inspect import buffers_of, frame_state
+from torchdelta.runtime.measure import forced_step
 from torchdelta.runtime.session import Session
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -195,7 +197,7 @@ def test_shared_lists_at_tolerance_0(net: str) -> None:
 
 def launches_of(session: Session) -> list[Launch]:
     """List the launches of a session's one kind of frame."""
-    (frame,) = session.engine._sessions[session._state]._frames.values()
+    (frame,) = session.engine.runners[frame_state(session)]._frames.values()
     return [item for _, part in frame.work for item in part if isinstance(item, Launch)]
 
 
@@ -287,7 +289,7 @@ def test_forced_sets(net: str, some: bool) -> None:
     frames = history(("same", "patch", "same", "pixel"), 4)
     for t, x in enumerate(frames):
         given = forced if t in (1, 2) else None
-        results = [s.step({"s": x}, record=True, forced=given)["s"] for s in sessions]
+        results = [forced_step(s, {"s": x}, given, record=True)["s"] for s in sessions]
         for i, step in enumerate(plan.steps):
             active = [r.active[step.name].expand(masks_size(plan, i)) for r in results]
             assert torch.equal(*active), (t, step.name)
@@ -312,7 +314,7 @@ def test_forced_sets_that_differ_between_followers() -> None:
     session = new_session(fast, "triton", 0.0)
     frames = history(("patch", "pixel"), 6)
     session.step({"s": frames[0]})
-    active = session.step({"s": frames[1]}, record=True, forced=forced)["s"].active
+    active = forced_step(session, {"s": frames[1]}, forced, record=True)["s"].active
     for i, step in enumerate(fast.plan.steps):
         assert torch.equal(active[step.name], forced[i])
     # and back to what really changed
@@ -357,9 +359,8 @@ def test_streams_with_gates(net: str) -> None:
     assert session.step({"c": last["c"]})["c"].stats.first
     fresh = new_session(fast, "triton", 0.08, profile=session.profile("c"))
     fresh.step({"c": last["c"]})
-    slot = session._slots["c"]
-    for old, new in zip(session._state.buffers, fresh._state.buffers, strict=True):
-        assert same_bits(old[slot], new[0]).all()
+    for old, new in zip(buffers_of(session, "c"), buffers_of(fresh, "c"), strict=True):
+        assert same_bits(old, new).all()
 
 
 def tile_limits(session: Session) -> set[tuple[int, int]]:
@@ -436,7 +437,7 @@ def test_lanes_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     session = new_session(fast, "triton", 0.0)
     first, *frames = history(("all", "all"), 1, shape)
     session.step({"s": first})
-    runner = session.engine._sessions[session._state]
+    runner = session.engine.runners[frame_state(session)]
     (frame,) = runner._frames.values()
     assert "2 lanes" in session.explain()
     rooms = {
@@ -639,7 +640,7 @@ def test_a_group_is_published_from_its_threshold_on(channels: int, norm: str) ->
     groups = [scale[c : c + 64] for c in range(0, channels, 64)]
     session = new_session(fast, "triton", 0.1, slots=len(groups), profile=profile)
     session.step({str(g): x for g in range(len(groups))})
-    before = [session._state.view(value, slot).clone() for slot in range(len(groups))]
+    before = [frame_state(session).view(value, slot).clone() for slot in range(len(groups))]
     sizes = [part.max() if norm == "max" else part.square().mean().sqrt() for part in groups]
     for factor, moves in ((0.98, False), (1.02, True)):
         frames = {}
@@ -648,7 +649,7 @@ def test_a_group_is_published_from_its_threshold_on(channels: int, norm: str) ->
             frames[str(g)][0, 0, 1, 3] += factor * 0.1 / size
         session.step(frames)
         for g in range(len(groups)):
-            moved = session._state.view(value, g) != before[g]
+            moved = frame_state(session).view(value, g) != before[g]
             # one group of one pixel
             assert bool(moved[1, 3, 64 * g]) == moves
             moved[1, 3] = False
@@ -660,7 +661,7 @@ def test_scales_count_from_the_frame_after_the_one_that_shows_them(dark: int) ->
     """They are fetched before that frame; dark frames show none."""
     fast, _ = copies(5, (3, 5))
     session = new_session(fast, "triton", 0.1, profile=torchdelta.Profile({"input": 0.0}))
-    value = session._state.view(fast.plan.steps[0].output, 0)
+    value = frame_state(session).view(fast.plan.steps[0].output, 0)
     x = torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(1))
     frames = [torch.zeros_like(x)] * dark + [x]
     for frame in frames:
@@ -688,7 +689,7 @@ def test_frames_that_are_not_finite_are_refused_at_once() -> None:
     assert isinstance(results["bad"].error, FrameError)
     assert "NaN" in str(results["bad"].error)
     assert torchdelta.relative_error(results["good"].output, dense(model, other)) <= 1e-5
-    for x, y in zip(before, session._state.buffers, strict=True):
+    for x, y in zip(before, frame_state(session).buffers, strict=True):
         assert torch.equal(x[0], y[0])
     again = session.step({"bad": good})["bad"]
     assert not again.stats.first
@@ -800,7 +801,7 @@ def test_windows_that_move() -> None:
             assert torch.equal(result.changed, other.changed)
         if border == "exact":
             assert torchdelta.relative_error(results["moving"].output, dense(model, frame)) <= 1e-5
-        for a, b in zip(session._state.buffers, oracle._state.buffers, strict=True):
+        for a, b in zip(frame_state(session).buffers, frame_state(oracle).buffers, strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
     assert session.stats("still").mac_share == 0.0
 

@@ -13,6 +13,7 @@ from support import ENGINE_CASES, make_engine
 from torchdelta.engines import Engine
 from torchdelta.engines.weights import Weights
 from torchdelta.plan.ir import Activation, Step
+from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.session import Session
 
 SHAPE = (3, 5, 6)
@@ -137,7 +138,7 @@ def test_an_audit_finds_what_is_wrong(fast: torchdelta.CompiledModel) -> None:
     session = run(make_engine(ENGINE_CASES[0], fast.plan, fast.device, torch.float32))
     assert session.audit("s").ok
     for step in fast.plan.steps:
-        stored = session._state.window(step.output, 0)
+        stored = frame_state(session).window(step.output, 0)
         kept = stored.clone()
         stored += 1
         assert not session.audit("s").ok, step.name

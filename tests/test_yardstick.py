@@ -37,3 +37,24 @@ def yardstick() -> ModuleType:
 )
 def test_differences_are_named(yardstick: ModuleType, change: dict[str, Any], said: str) -> None:
     assert yardstick.difference(RUN, RUN | change) == said
+
+
+def test_this_checkout_has_an_adapter(yardstick: ModuleType) -> None:
+    assert yardstick.ByStep.offered()
+
+
+def test_an_interface_that_nobody_knows_is_named(
+    yardstick: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setattr(yardstick.ByStep, "offered", lambda: False)
+    with pytest.raises(SystemExit, match="ByStep.*write one more"):
+        yardstick.adapter()
+
+
+def test_another_checkout_than_named_is_refused(
+    yardstick: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"))
+    with pytest.raises(SystemExit, match="not the checkout's"):
+        yardstick.adapter()

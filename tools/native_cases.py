@@ -49,6 +49,7 @@ from torchdelta.engines.base import Move, SlotReport
 from torchdelta.engines.cpu.blob import foreign_reason, write_program
 from torchdelta.engines.cpu.engine import native_move
 from torchdelta.plan import Plan
+from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.session import Session
 
 MAGIC = int.from_bytes(b"TDCASES4", "little")
@@ -247,7 +248,7 @@ def moving_frames(plan: Plan, history: History) -> Iterator[Frame]:
 
 def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool, masks: bool) -> None:
     """Run a frame on the torch engine and write it."""
-    state, plan = session._state, session.plan
+    state, plan = frame_state(session), session.plan
     # in force for this frame; they are measured behind the first one
     thresholds, limit = state.thresholds[0].copy(), state.input_threshold[0]
     if frame.origin is not None:

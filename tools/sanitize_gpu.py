@@ -39,6 +39,7 @@ def sessions() -> dict[str, Callable[[], float]]:
     from chain_nets import NETS, AllSorts, compiled_chain
     from streams import history
     from support import make_engine
+    from torchdelta.runtime.measure import forced_step
     from torchdelta.runtime.session import Session
 
     def open_on(fast: torchdelta.CompiledModel, grain: int = 1, timed: bool = True) -> Session:
@@ -56,7 +57,7 @@ def sessions() -> dict[str, Callable[[], float]]:
         frames = history(("pixel", "same", "patch", "all", "corner"), 1, session.plan.shape)
         for t, x in enumerate(frames):
             given = {"s": x.to(device)} if t % 2 else {"s": x, "t": 1 - x}
-            session.step(given, forced=sets if t in (2, 3) else None)
+            forced_step(session, given, sets if t in (2, 3) else None)
         session.refresh()
         return error(session.step({"s": x})["s"].output, model, x)
 

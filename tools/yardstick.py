@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import inspect
 import itertools
 import json
 import os
@@ -122,12 +123,23 @@ def shifts(frames: list[Any]) -> list[Any]:
     return found
 
 
-class Sessions0:
-    """Checkouts whose sessions take frames, homographies and vectors by stream in `step`."""
+class ByStep:
+    """Checkouts whose sessions take frames and homographies by stream in `step`."""
 
     def __init__(self, fast: Any, case: Case) -> None:
         self._given = case.motion == "given"
         self._session = fast.session(motion=case.motion)
+
+    @staticmethod
+    def offered() -> bool:
+        """Whether this checkout has that interface."""
+        import torchdelta
+
+        opened = getattr(torchdelta, "CompiledModel", None)
+        return takes(getattr(opened, "session", None), "motion") and any(
+            takes(getattr(getattr(torchdelta, name, None), "step", None), "homographies")
+            for name in ("Session", "MovingSession")
+        )
 
     @staticmethod
     def compile(model: Any, example: Any, case: Case) -> Any:
@@ -153,9 +165,27 @@ class Sessions0:
         return list(zip(ops, stats.active_px, strict=True)) if stats.active_px else []
 
 
+# the first that a checkout offers runs its cases; another interface needs one more
+ADAPTERS = (ByStep,)
+
+
+def takes(function: Any, name: str) -> bool:
+    """Whether a function has a parameter of that name."""
+    return function is not None and name in inspect.signature(function).parameters
+
+
 def adapter() -> Any:
     """Choose what runs a case by what this checkout offers."""
-    return Sessions0
+    import torchdelta
+
+    where = Path(torchdelta.__file__).resolve().parents[2]
+    if where != Path(os.environ["PYTHONPATH"]).resolve().parent:
+        raise SystemExit(f"torchdelta of {where} was imported, not the checkout's")
+    for one in ADAPTERS:
+        if one.offered():
+            return one
+    names = ", ".join(one.__name__ for one in ADAPTERS)
+    raise SystemExit(f"{where}: none of the adapters ({names}) fits its interface; write one more")
 
 
 def run_cases(
@@ -244,7 +274,7 @@ def compare(options: Any) -> int:
     cases, differing, rows = cases_of(options), 0, []
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "resnet18.pt"
-        for _ in child(options.new, options, "--prepare", str(prepared)):
+        for _ in child(options.old, options, "--prepare", str(prepared)):
             pass
         given = ("--prepare", str(prepared), "--cases", json.dumps(cases))
         pair = (child(options.old, options, *given), child(options.new, options, *given))

@@ -21,6 +21,7 @@ from torchdelta.bench.quality import Quality, Reference
 from torchdelta.errors import FrameError
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.frames import Frame
+from torchdelta.runtime.measure import forced_step
 from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Result, Session
 from torchdelta.runtime.stats import FrameStats, StepStats
@@ -95,7 +96,7 @@ class Race:
     network on the window.
 
     quality: gathers errors at the sampled steps; None: they would say nothing
-    forced:  active sets by step, see `Engine.step`
+    forced:  active sets by step, see `forced_step`
     """
 
     def __init__(
@@ -124,8 +125,10 @@ class Race:
         if isinstance(session, MovingSession):
             known = dict(zip(self.streams, vectors or [None] * len(frames), strict=True))
             results = session.step(given, vectors=known)
+        elif self._forced is None:
+            results = session.step(given)
         else:
-            results = session.step(given, forced=self._forced)
+            results = forced_step(session, given, self._forced)
         for result in results.values():
             if result.error is not None:
                 raise FrameError(str(result.error))

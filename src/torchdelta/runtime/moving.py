@@ -424,7 +424,7 @@ class MovingSession(Unpicklable):
             assert self._still is not None
             regions = {s: given.region for s, given in still.items() if given.region is not None}
             inputs = {s: given.frame.permute(2, 0, 1) for s, given in still.items()}
-            results |= self._still.step(inputs, roi=regions, record=record, spent_ms=spent_ms)
+            results |= self._still._turn(inputs, roi=regions, record=record, spent_ms=spent_ms)
         if placed:
             assert self._moving is not None
             regions = {
@@ -433,7 +433,7 @@ class MovingSession(Unpicklable):
                 if s in placed and (region := given.region) is not None
             }
             windows = {s: Window(a.origin, shown[s], self.border) for s, a in placed.items()}
-            results |= self._moving.step(
+            results |= self._moving._turn(
                 warped, roi=regions, windows=windows, record=record, spent_ms=spent_ms
             )
         for stream, result in results.items():

@@ -211,8 +211,6 @@ class Session(Unpicklable):
         roi: Mapping[str, Mask] | None = None,
         windows: Mapping[str, Window] | None = None,
         record: bool = False,
-        forced: Mapping[int, Tensor] | None = None,
-        spent_ms: Mapping[str, float] | None = None,
     ) -> dict[str, Result]:
         """Run one frame for each stream that has one; unknown streams join.
 
@@ -224,21 +222,34 @@ class Session(Unpicklable):
                  The frame shows what the window covers. A jump by more than the window recomputes
                  everything, and the statistics say so
         record:  keep the active sets of all steps in the results
-        forced:  for measurements of kernels only: active sets by step index, bool [Ho, Wo] on the
-                 session's device, used and published whole instead of what really changed
-        spent_ms: stream -> time that its frame has taken already, for the statistics
         returns: stream -> Result, for the streams given
         A frame, region or window that does not fit is refused (`Result.error`), its stream stays as
         it was, and the others run. All are checked before any is run; only whether a float frame on
         a GPU is finite is found out there: then nothing of it is published, and the stream's next
         result says so; its statistics count it (`late_errors`).
         Raises: StreamError where a new stream finds no free slot, or where a region or a window
-        is of a stream without a frame, ValueError for a forced active set that does not fit;
-        nothing has run then.
+        is of a stream without a frame; nothing has run then.
+        """
+        return self._turn(frames, roi=roi, windows=windows, record=record)
+
+    def _turn(
+        self,
+        frames: Mapping[str, Frame],
+        *,
+        roi: Mapping[str, Mask] | None = None,
+        windows: Mapping[str, Window] | None = None,
+        record: bool = False,
+        forced: Mapping[int, Tensor] | None = None,
+        spent_ms: Mapping[str, float] | None = None,
+    ) -> dict[str, Result]:
+        """Run frames as `step` does, with what its callers have no use for.
+
+        forced:   see `runtime.measure`
+        spent_ms: stream -> time that its frame has taken already, for the statistics
         """
         roi, windows = roi or {}, windows or {}
         with self._lock:
-            self._check_forced(forced, roi, windows)
+            self._check_forced(forced)
             if roi or windows:
                 check_named(frames, roi=roi, windows=windows)
             if not roi and not windows and self._go_on(frames):
@@ -297,14 +308,7 @@ class Session(Unpicklable):
         ).permute(2, 0, 1)  # fmt: skip
         return ready if engine.asynchronous else ready.to(engine.device)
 
-    def _check_forced(
-        self,
-        forced: Mapping[int, Tensor] | None,
-        roi: Mapping[str, Any],
-        windows: Mapping[str, Any],
-    ) -> None:
-        if forced is not None and (roi or windows):
-            raise ValueError("forced active sets are for streams without windows and regions")
+    def _check_forced(self, forced: Mapping[int, Tensor] | None) -> None:
         # the same masks come with every frame that is timed: one look at them will do
         if forced is None or forced is self._forced:
             return

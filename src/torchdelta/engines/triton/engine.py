@@ -91,7 +91,7 @@ class TritonEngine(Engine):
         self.stamped = set(self.reported) | {owner for owner, _ in sources}
         self.touched = {owner for owner, footprint in sources if footprint.everything}
         self.shared = make_schedule(plan)
-        self._sessions: weakref.WeakKeyDictionary[State, Runner] = weakref.WeakKeyDictionary()
+        self.runners: weakref.WeakKeyDictionary[State, Runner] = weakref.WeakKeyDictionary()
 
     def _reported(self) -> list[int]:
         owners = {
@@ -143,7 +143,7 @@ class TritonEngine(Engine):
     @property
     def scratch_bytes(self) -> int:
         """Bytes of stamps, lists and partial sums of all sessions."""
-        return sum(runner.bytes for runner in self._sessions.values())
+        return sum(runner.bytes for runner in self.runners.values())
 
     def channel_room(self) -> list[int]:
         """Give the channels per buffer that a pixel's place in the state has room for."""
@@ -197,11 +197,11 @@ class TritonEngine(Engine):
             return {}
         # Triton, events and captures work on the current device
         with self._current():
-            runner = self._sessions.get(state)
+            runner = self.runners.get(state)
             if runner is None:
                 from torchdelta.engines.triton.runner import Runner
 
-                runner = self._sessions[state] = Runner(self, state)
+                runner = self.runners[state] = Runner(self, state)
             return runner.step(
                 state, frames, whole, record, timed, forced or {}, moved or {}, masks or {}
             )
