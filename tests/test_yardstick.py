@@ -48,7 +48,7 @@ def test_an_interface_that_nobody_knows_is_named(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setattr(yardstick.ByStep, "offered", lambda: False)
-    with pytest.raises(SystemExit, match="ByStep.*write one more"):
+    with pytest.raises(SystemExit, match=r"ByStep.*write one more"):
         yardstick.adapter()
 
 
