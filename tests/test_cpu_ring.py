@@ -21,7 +21,7 @@ from support import (
     same_bits,
     threads,
 )
-from torchdelta.engines.base import Move
+from torchdelta.engines.base import FrameCall, Move
 from torchdelta.engines.cpu import CpuEngine
 from torchdelta.engines.cpu.blob import in_tiles
 from torchdelta.plan import Plan
@@ -109,13 +109,13 @@ def check_walk(session: Session, whole: Session, most: int) -> None:
     """
     state, engine = frame_state(session), session.engine
     first = World(session.plan.shape, 5).window((0, 0))
-    engine.step(state, {0: first}, frozenset({0}))
+    engine.step(state, FrameCall({0: first}, frozenset({0})))
     for t, (origin, move, frame) in enumerate(walk(session.plan, 5)):
         state.place(0, origin)
         with threads(1 + t % most):
-            engine.step(state, {0: frame}, frozenset(), moved={0: move} if move else None)
+            engine.step(state, FrameCall({0: frame}, moved={0: move} if move else {}))
         frame_state(whole).place(0, origin if t % 2 else (0, 0))
-        whole.engine.step(frame_state(whole), {0: frame}, frozenset({0}))
+        whole.engine.step(frame_state(whole), FrameCall({0: frame}, frozenset({0})))
         assert_same(in_reading_order(session), in_reading_order(whole))
 
 
@@ -133,12 +133,12 @@ def test_tiles_of_windows_that_move() -> None:
     profile = torchdelta.Profile({"input": 0.0})
     session, whole = new_session(fast, BEST, 1e-9, profile=profile), new_session(fast, BEST, 0.0)
     engine, state = session.engine, frame_state(session)
-    engine.step(state, {0: World(fast.plan.shape, 5).window((0, 0))}, frozenset({0}))
+    engine.step(state, FrameCall({0: World(fast.plan.shape, 5).window((0, 0))}, frozenset({0})))
     for t, (origin, move, frame) in enumerate(walk(fast.plan, 5)):
         state.place(0, origin)
-        engine.step(state, {0: frame}, frozenset(), moved={0: move} if move else None)
+        engine.step(state, FrameCall({0: frame}, moved={0: move} if move else {}))
         frame_state(whole).place(0, origin if t % 2 else (0, 0))
-        whole.engine.step(frame_state(whole), {0: frame}, frozenset({0}))
+        whole.engine.step(frame_state(whole), FrameCall({0: frame}, frozenset({0})))
         for got, want in zip(in_reading_order(session), in_reading_order(whole), strict=True):
             assert torchdelta.relative_error(got, want) < 3e-6
 
@@ -149,7 +149,7 @@ def test_frame_of_another_shape() -> None:
     session = new_session(fast, BEST, 0.0)
     frame = World(fast.plan.shape, 5).window((0, 0)).permute(1, 2, 0)
     with pytest.raises(ValueError, match=r"expected \(16, .*\[C, H, W\]"):
-        session.engine.step(frame_state(session), {0: frame}, frozenset({0}))
+        session.engine.step(frame_state(session), FrameCall({0: frame}, frozenset({0})))
 
 
 @pytest.mark.parametrize("op", each(NETWORK_OPS))

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 import torchdelta
 from support import ENGINE_CASES, new_session
 from torchdelta import FrameError, StreamError
+from torchdelta.engines.base import Done, FrameCall
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.runtime.session import Session
+from torchdelta.runtime.state import State
 
 SIZE = (12, 16)
 GENERATOR = torch.Generator().manual_seed(0)
@@ -83,10 +85,10 @@ class LateEngine(TorchEngine):
 
     bad: str | None = "frame has NaN or infinite values"
 
-    def step(self, *args: Any, **kwargs: Any) -> Any:
-        reports = super().step(*args, **kwargs)
-        if 1 in reports:
-            reports[1].error, self.bad = self.bad, None
+    def step(self, state: State, call: FrameCall) -> Done:
+        reports = super().step(state, call)
+        if 1 in call.frames:
+            reports.get(1).error, self.bad = self.bad, None
         return reports
 
 

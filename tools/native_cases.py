@@ -45,7 +45,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import torchdelta
 from cases import OP_CASES
 from support import around_threshold, compiled, copies, gate_profile, move, new_session
-from torchdelta.engines.base import Move, SlotReport
+from torchdelta.engines.base import FrameCall, Move, SlotReport
 from torchdelta.engines.cpu.blob import foreign_reason, write_program
 from torchdelta.engines.cpu.engine import native_move
 from torchdelta.plan import Plan
@@ -253,7 +253,7 @@ def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool, ma
     thresholds, limit = state.thresholds[0].copy(), state.input_threshold[0]
     if frame.origin is not None:
         state.place(0, frame.origin)
-    moves, valid = {0: frame.move} if frame.move else None, frame.valid
+    moves, valid = {0: frame.move} if frame.move else {}, frame.valid
     if frame.first and session.streams:
         session.reset("s")
     report: SlotReport | None = None
@@ -261,10 +261,9 @@ def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool, ma
         result = session.step({"s": frame.pixels.permute(2, 0, 1)}, record=True)["s"]
         report = result.report()
     else:
-        session.engine.step(
-            state, {0: frame.pixels.permute(2, 0, 1)}, frozenset(), moved=moves,
-            masks=None if valid is None else {0: valid},
-        )  # fmt: skip
+        masks_of = {} if valid is None else {0: valid}
+        call = FrameCall({0: frame.pixels.permute(2, 0, 1)}, moved=moves, masks=masks_of)
+        session.engine.step(state, call)
     out.words(frame.first, frame.idle)
     out.number(limit)
     out.words(state.input_grain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchdelta.engines.base import Deferred, Engine, Move, SlotReport
+from torchdelta.engines.base import NONE, Engine, FrameCall, Move, Reports, SlotReport
 from torchdelta.engines.cpu import CpuEngine, bind
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton import TritonEngine
@@ -79,4 +79,7 @@ def _best(device: torch.device, dtype: torch.dtype, tf32: bool) -> tuple[type[En
     raise EngineError(f"no engine can run here{asked}: {reasons}")
 
 
-__all__ = ["ENGINES", "Deferred", "Engine", "Move", "SlotReport", "available", "choose", "make"]
+__all__ = [
+    "ENGINES", "NONE", "Engine", "FrameCall", "Move", "Reports", "SlotReport", "available",
+    "choose", "make",
+]  # fmt: skip

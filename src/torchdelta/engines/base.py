@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from torchdelta.plan import Plan
 
 if TYPE_CHECKING:
     from torchdelta.runtime.state import State
+
+
+NONE: Mapping[int, Any] = MappingProxyType({})
 
 
 @dataclass
@@ -59,8 +63,37 @@ class Move:
     exact: bool = False
 
 
-class Deferred(ABC):
-    """The reports of one step's slots, still on their way from a device."""
+class FrameCall(NamedTuple):
+    """One turn of a session, as an engine is told of it.
+
+    frames: slot -> [C, H, W] uint8 or float on the engine's device, already validated; slots
+            without a frame stay as they are
+    whole:  slots whose every pixel is active and published without comparing
+    moved:  slots whose window has moved; state.origin is the new one already. A slot that is
+            whole needs none. Of each value the pixels that `plan.shifts.lines(value, shift,
+            exact)` names are active as well: UNSEEN ones are published without comparing (all
+            of an absolute value's), BORDER ones are gated as always
+    masks:  slot -> bool [H, W] on the engine's device: the pixels of the frame that are valid.
+            The others are not published (of a whole slot, and where they are unseen, they
+            are published as 0 in the network's input). See `ops.gate.input_gate`
+    record: keep the active sets;  timed: measure each step
+    forced: step index -> bool [Ho, Wo] on the engine's device, the same for all slots that are
+            not whole. It replaces the step's active set after that was computed, and every
+            active pixel is published; the gate is computed all the same. For `bench --active`,
+            which times kernels apart from content
+    """
+
+    frames: Mapping[int, Tensor]
+    whole: frozenset[int] = frozenset()
+    moved: Mapping[int, Move] = NONE
+    masks: Mapping[int, Tensor] = NONE
+    record: bool = False
+    timed: bool = False
+    forced: Mapping[int, Tensor] = NONE
+
+
+class Reports(ABC):
+    """What came back of one turn, by slot; where a device is still at it, reading waits for it."""
 
     @property
     @abstractmethod
@@ -69,10 +102,10 @@ class Deferred(ABC):
 
     @abstractmethod
     def get(self, slot: int) -> SlotReport:
-        """Wait until the device is done with the frames, and give a slot's report."""
+        """Give a slot's report."""
 
     @abstractmethod
-    def numbers(self) -> Deferred:
+    def numbers(self) -> Reports:
         """Give the same reports without masks and active sets, which need not be kept for them."""
 
     @property
@@ -82,22 +115,51 @@ class Deferred(ABC):
 
     @abstractmethod
     def errors(self) -> Mapping[int, str]:
-        """Wait, and say of which slots frames were refused after all, and why."""
+        """Say of which slots frames were refused after all, and why."""
 
     @abstractmethod
     def counts(self) -> tuple[np.ndarray, float] | None:
-        """Wait, and give what many frames' statistics are made of: numbers [steps + 1, N], and ms.
+        """Give what many frames' statistics are made of: numbers [steps + 1, N], and ms.
 
         The numbers of a slot are `active_px`, then `input_px`, and `work_px` is no other; the time
-        is each frame's. None: the reports hold more than that.
+        is each frame's. None: frames are counted one by one, by their reports.
         """
+
+
+class Done(Reports):
+    """The reports of an engine that returns when all is done."""
+
+    ready = True
+
+    def __init__(self, by_slot: Mapping[int, SlotReport]) -> None:
+        self._by_slot = by_slot
+
+    def get(self, slot: int) -> SlotReport:
+        """Give a slot's report."""
+        return self._by_slot[slot]
+
+    def numbers(self) -> Done:
+        """Give the same reports without masks and active sets."""
+        return Done({slot: report.numbers() for slot, report in self._by_slot.items()})
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a frame was refused."""
+        return any(report.error is not None for report in self._by_slot.values())
+
+    def errors(self) -> Mapping[int, str]:
+        """Say of which slots frames were refused, and why."""
+        return {slot: r.error for slot, r in self._by_slot.items() if r.error is not None}
+
+    def counts(self) -> None:
+        """Frames are counted one by one."""
 
 
 class Engine(ABC):
     """Executes one plan in one dtype on one device; immutable, shared by sessions and threads.
 
-    asynchronous: `step` returns before the device is done, with `Deferred` reports; frames may
-                  lie on the host, and float frames on the device need no check for finite values
+    asynchronous: `step` returns before the device is done; frames may lie on the host, and float
+                  frames on the device need no check for finite values
     """
 
     name: ClassVar[str]
@@ -156,34 +218,9 @@ class Engine(ABC):
         return ()
 
     @abstractmethod
-    def step(
-        self,
-        state: State,
-        frames: Mapping[int, Tensor],
-        whole: frozenset[int],
-        *,
-        record: bool = False,
-        timed: bool = False,
-        forced: Mapping[int, Tensor] | None = None,
-        moved: Mapping[int, Move] | None = None,
-        masks: Mapping[int, Tensor] | None = None,
-    ) -> Mapping[int, SlotReport] | Deferred:
-        """Run one frame for the slots that have one; slots without a frame stay as they are.
+    def step(self, state: State, call: FrameCall) -> Reports:
+        """Run one frame for the slots that have one.
 
-        frames: slot -> [C, H, W] uint8 or float on the engine's device, already validated
-        whole:  slots whose every pixel is active and published without comparing
-        record: keep the active sets; timed: measure each step
-        forced: step index -> bool [Ho, Wo] on the engine's device, the same for all slots that are
-                not whole. It replaces the step's active set after that was computed, and every
-                active pixel is published; the gate is computed all the same. For `bench --active`,
-                which times kernels apart from content
-        moved:  slots whose window has moved; state.origin is the new one already. A slot that is
-                whole needs none. Of each value the pixels that `plan.shifts.lines(value, shift,
-                exact)` names are active as well: UNSEEN ones are published without comparing (all
-                of an absolute value's), BORDER ones are gated as always
-        masks:  slot -> bool [H, W] on the engine's device: the pixels of the frame that are valid.
-                The others are not published (of a whole slot, and where they are unseen, they
-                are published as 0 in the network's input). See `ops.gate.input_gate`
-        state:  written in place. Masks, active sets and forced sets are in reading order of the
-                window; only the state's pixels lie on rings (`state.rings`)
+        state: written in place. Masks, active sets and forced sets are in reading order of the
+               window; only the state's pixels lie on rings (`state.rings`)
         """

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchdelta.engines.base import Engine, Move, SlotReport
+from torchdelta.engines.base import Done, Engine, FrameCall, Move, SlotReport
 from torchdelta.engines.weights import Weights
 from torchdelta.ops import Conv2d
 from torchdelta.ops.base import Pixels, Size, WindowOp, put_all, put_rows, take_all, take_rows
@@ -64,19 +64,6 @@ class _Gate:
     threshold: float
     norm: str
     fresh: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class _Call:
-    """What one slot gets with one frame (see `Engine.step`)."""
-
-    frame: Tensor
-    whole: bool
-    move: Move | None
-    mask: Tensor | None
-    record: bool
-    timed: bool
-    forced: Mapping[int, Tensor]
 
 
 @contextmanager
@@ -154,38 +141,15 @@ class TorchEngine(Engine):
         )
 
     @torch.no_grad()
-    def step(
-        self,
-        state: State,
-        frames: Mapping[int, Tensor],
-        whole: frozenset[int],
-        *,
-        record: bool = False,
-        timed: bool = False,
-        forced: Mapping[int, Tensor] | None = None,
-        moved: Mapping[int, Move] | None = None,
-        masks: Mapping[int, Tensor] | None = None,
-    ) -> dict[int, SlotReport]:
+    def step(self, state: State, call: FrameCall) -> Done:
         """Run one frame for the slots that have one (see `Engine.step`)."""
-        moved, masks = moved or {}, masks or {}
-        calls = {
-            slot: _Call(
-                frame.permute(1, 2, 0),
-                slot in whole,
-                moved.get(slot),
-                masks.get(slot),
-                record,
-                timed,
-                forced or {},
-            )
-            for slot, frame in frames.items()
-        }
         with ieee_float32(self.device):
-            return {slot: self._run_slot(state, slot, call) for slot, call in calls.items()}
+            return Done({slot: self._run_slot(state, slot, call) for slot in call.frames})
 
-    def _run_slot(self, state: State, slot: int, call: _Call) -> SlotReport:
+    def _run_slot(self, state: State, slot: int, call: FrameCall) -> SlotReport:
         start = time.perf_counter()
         count = len(self.plan.steps)
+        whole, move = slot in call.whole, call.moved.get(slot)
         changed = self._publish_input(state, slot, call)
         input_px = int(changed[self.plan.input].sum()) if changed else 0
         report = SlotReport(changed, [0] * count, [0] * count, input_px)
@@ -197,7 +161,7 @@ class TorchEngine(Engine):
             inputs = [state.pixels(v, slot) for v in ready.step.inputs]
             stored = state.pixels(output, slot)
             active: Tensor | None
-            if call.whole or (call.move and self.plan.shifts.absolute[output]):
+            if whole or (move and self.plan.shifts.absolute[output]):
                 put_all(stored, self._evaluate(ready, inputs))
                 area = ready.out_size[0] * ready.out_size[1]
                 report.active_px[i] = report.work_px[i] = area
@@ -205,8 +169,8 @@ class TorchEngine(Engine):
             else:
                 fresh: Tensor | None = None
                 active = self._active(ready.step, changed, ready.out_size)
-                if call.move:
-                    uncovered, fresh = self._uncovered(output, call.move)
+                if move:
+                    uncovered, fresh = self._uncovered(output, move)
                     active = uncovered if active is None else active | uncovered
                 if i in call.forced:
                     active = fresh = call.forced[i]
@@ -231,19 +195,19 @@ class TorchEngine(Engine):
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _publish_input(self, state: State, slot: int, call: _Call) -> dict[int, Tensor]:
-        value = self.plan.input
-        new = self.plan.preprocess.apply(call.frame, self.dtype)
-        if call.mask is not None:
-            new = new.where(call.mask.unsqueeze(-1), 0)
+    def _publish_input(self, state: State, slot: int, call: FrameCall) -> dict[int, Tensor]:
+        value, valid, move = self.plan.input, call.masks.get(slot), call.moved.get(slot)
+        new = self.plan.preprocess.apply(call.frames[slot].permute(1, 2, 0), self.dtype)
+        if valid is not None:
+            new = new.where(valid.unsqueeze(-1), 0)
         stored = state.pixels(value, slot)
-        if call.whole:
+        if slot in call.whole:
             put_all(stored, new)
             return {value: self._ones(self.plan.size)}
-        unseen = self._uncovered(value, call.move)[1] if call.move else None
+        unseen = self._uncovered(value, move)[1] if move else None
         mask = input_gate(
             new, take_all(stored), float(state.input_threshold[slot]), self._to_full_scale,
-            mask=call.mask, unseen=unseen, grain=state.input_grain,
+            mask=valid, unseen=unseen, grain=state.input_grain,
         )  # fmt: skip
         index = flat_index(mask)
         if not len(index):

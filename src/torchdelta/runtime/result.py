@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from torchdelta.apart import apart
-from torchdelta.engines import Deferred, SlotReport
+from torchdelta.engines import Reports, SlotReport
 from torchdelta.errors import FrameError
 from torchdelta.motion.aligned import Aligned, Array
 from torchdelta.motion.homography import Points
@@ -28,6 +28,7 @@ class StepFrames(NamedTuple):
     """What the results of one step share; record: whether active sets were asked for."""
 
     counted: CountedStep
+    reports: Reports
     device: torch.device
     record: bool
 
@@ -52,8 +53,8 @@ class Result:
     """
 
     __slots__ = (
-        "__weakref__", "_frames", "_kept", "_output", "_report", "_slot", "aligned", "error",
-        "origin", "stream",
+        "__weakref__", "_frames", "_kept", "_output", "_slot", "aligned", "error", "origin",
+        "stream",
     )  # fmt: skip
 
     def __init__(
@@ -61,7 +62,6 @@ class Result:
         stream: str,
         slot: int = 0,
         frames: StepFrames | None = None,
-        report: SlotReport | Deferred | None = None,
         output: Any = None,
         origin: Size | None = None,
         *,
@@ -70,7 +70,7 @@ class Result:
         """Take what a step gave for a slot; all of it is put together when it is read."""
         self.stream, self.error, self.origin = stream, error, origin
         self.aligned: Aligned | None = None
-        self._slot, self._frames, self._report, self._output = slot, frames, report, output
+        self._slot, self._frames, self._output = slot, frames, output
         # of a result that was pickled: what it held, by name
         self._kept: dict[str, Any] | None = None
 
@@ -97,11 +97,7 @@ class Result:
     @apart
     def report(self) -> SlotReport:
         """Give the engine's report; waits for the device. Raises FrameError for a refused frame."""
-        self._step()
-        if isinstance(self._report, Deferred):
-            self._report = self._report.get(self._slot)
-        assert self._report is not None
-        return self._report
+        return self._step().reports.get(self._slot)
 
     def _get(self, name: str, make: Callable[[], Any]) -> Any:
         """Give what a property holds: None of a refused frame, what was pickled, or what it is."""
@@ -234,7 +230,7 @@ class Result:
         }  # fmt: skip
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self._slot, self._frames, self._report, self._output = 0, None, None, None
+        self._slot, self._frames, self._output = 0, None, None
         for name, value in state.items():
             setattr(self, name, value)
 

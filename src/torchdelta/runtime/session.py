@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torchdelta.apart import apart
-from torchdelta.engines import Deferred, Engine, Move, SlotReport
+from torchdelta.engines import NONE, Engine, FrameCall, Move
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit, audit_slot
@@ -342,16 +342,11 @@ class Session(Unpicklable):
                 whole[stream] = self._whole[stream]
                 self._thresholds.start(self._state, slot)
         try:
-            reports = self.engine.step(
-                self._state,
-                by_slot,
-                frozenset(slots[s] for s in whole),
-                record=record,
-                timed=self._timed,
-                forced=forced,
-                moved=moved,
-                masks=masks,
-            )
+            call = FrameCall(
+                by_slot, frozenset(slots[s] for s in whole), moved, masks, record, self._timed,
+                forced or NONE,
+            )  # fmt: skip
+            reports = self.engine.step(self._state, call)
         except BaseException:
             # it may have failed half-way: these streams start from scratch
             for stream in frames:
@@ -365,29 +360,22 @@ class Session(Unpicklable):
             self._thresholds.settle(self._state)
         outputs = self._outputs.take(list(by_slot))
         shared_ms = 0.0
-        numbers: Mapping[int, SlotReport] | Deferred
-        each: Mapping[int, SlotReport | Deferred]
-        if isinstance(reports, Deferred):
-            numbers, each = reports.numbers(), dict.fromkeys(by_slot, reports)
-        else:
-            numbers, each = {slot: r.numbers() for slot, r in reports.items()}, reports
-            if reports:
-                self._synchronize()
-                # what the engine does not attribute to a slot is shared equally
-                rest_ms = (time.perf_counter() - begin) * 1e3 - sum(r.ms for r in reports.values())
-                shared_ms = rest_ms / len(frames)
+        if frames and not self.engine.asynchronous:
+            self._synchronize()
+            # what the engine does not attribute to a slot is shared equally
+            own_ms = sum(reports.get(slot).ms for slot in by_slot)
+            shared_ms = ((time.perf_counter() - begin) * 1e3 - own_ms) / len(frames)
         counted = CountedStep(
-            self.plan, self._network, numbers, slots,
+            self.plan, self._network, reports.numbers(), slots,
             [self._stats[s] for s in slots], [self._frames[s] for s in slots], whole,
             [s for s, slot in slots.items() if slot in moved] if moved else (), shared_ms, spent_ms,
         )  # fmt: skip
         for stream in slots:
             self._frames[stream] += 1
         self._uncounted.add(counted)
-        shared = StepFrames(counted, self.engine.device, record)
+        shared = StepFrames(counted, reports, self.engine.device, record)
         return {
-            s: Result(s, slot, shared, each[slot], outputs[slot], placed[s].origin)
-            for s, slot in slots.items()
+            s: Result(s, slot, shared, outputs[slot], placed[s].origin) for s, slot in slots.items()
         }
 
     def _settle(self, stream: str, at: Placement) -> None:

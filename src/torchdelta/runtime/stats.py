@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from torchdelta.engines import Deferred, SlotReport
+from torchdelta.engines import Reports, SlotReport
 from torchdelta.plan import Plan
 
 
@@ -231,7 +231,7 @@ class CountedStep:
 
     plan: Plan
     whole: Plan
-    reports: Mapping[int, SlotReport] | Deferred
+    reports: Reports
     slots: Mapping[str, int]
     stats: Sequence[StreamStats]
     frames: Sequence[int]
@@ -244,27 +244,21 @@ class CountedStep:
     @property
     def ready(self) -> bool:
         """Whether nothing has to be waited for."""
-        return not isinstance(self.reports, Deferred) or self.reports.ready
+        return self.reports.ready
 
     @property
     def in_doubt(self) -> bool:
         """Whether a frame may be refused after all."""
-        if isinstance(self.reports, Deferred):
-            return self.reports.in_doubt
-        return any(report.error is not None for report in self.reports.values())
+        return self.reports.in_doubt
 
     def errors(self) -> dict[str, str]:
         """Say why frames were refused after all, by stream; waits for the device."""
-        if isinstance(self.reports, Deferred):
-            found = self.reports.errors()
-        else:
-            found = {slot: r.error for slot, r in self.reports.items() if r.error is not None}
+        found = self.reports.errors()
         return {s: found[slot] for s, slot in self.slots.items() if slot in found} if found else {}
 
     def report(self, stream: str) -> SlotReport:
         """Give what the engine did for a stream; waits for the device."""
-        reports, slot = self.reports, self.slots[stream]
-        return reports.get(slot) if isinstance(reports, Deferred) else reports[slot]
+        return self.reports.get(self.slots[stream])
 
     def of(self, stream: str) -> FrameStats:
         """Give a stream's counts; waits for the device."""
@@ -281,10 +275,8 @@ class CountedStep:
         return found
 
     def counts(self) -> tuple[np.ndarray, float] | None:
-        """Give the frames' numbers (`Deferred.counts`), where all are like any other."""
-        if self.reasons or self.moved or not isinstance(self.reports, Deferred):
-            return None
-        return self.reports.counts()
+        """Give the frames' numbers (`Reports.counts`), where all are like any other."""
+        return None if self.reasons or self.moved else self.reports.counts()
 
     def add_each(self, total: StreamStats) -> None:
         """Count frame by frame, those that were not refused."""

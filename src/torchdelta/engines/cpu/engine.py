@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Engine, Move, SlotReport
+from torchdelta.engines.base import NONE, Done, Engine, FrameCall, Move, SlotReport
 from torchdelta.engines.cpu import bind
 from torchdelta.engines.cpu.blob import foreign_reason, in_tiles, write_program
 from torchdelta.engines.torch_engine import TorchEngine
@@ -117,42 +117,29 @@ class CpuEngine(Engine):
             "not 0; they round differently",
         )
 
-    def step(
-        self,
-        state: State,
-        frames: Mapping[int, Tensor],
-        whole: frozenset[int],
-        *,
-        record: bool = False,
-        timed: bool = False,
-        forced: Mapping[int, Tensor] | None = None,
-        moved: Mapping[int, Move] | None = None,
-        masks: Mapping[int, Tensor] | None = None,
-    ) -> dict[int, SlotReport]:
+    def step(self, state: State, call: FrameCall) -> Done:
         """Run one frame for the slots that have one (see `Engine.step`)."""
-        if not frames:
-            return {}
+        if not call.frames:
+            return Done(NONE)
         slots = self._slots.get(state)
         if slots is None:
             slots = self._slots[state] = _Slots(self, state)
-        call = _Call(self, state, slots, frames, whole, record, forced)
-        if moved or masks:
-            call.set_windows(moved or {}, masks or {})
-        step_ms = np.zeros(len(self.plan.steps)) if timed else None
+        native = _NativeCall(self, state, slots, call)
+        step_ms = np.zeros(len(self.plan.steps)) if call.timed else None
         failed = self._program.step(
-            call.slots,
-            len(frames),
+            native.slots,
+            len(call.frames),
             threads=torch.get_num_threads(),
             norm_is_max=int(state.norm == "max"),
             exact=int(state.exact),
-            foreign=bind.ForeignFn(call.run_foreign) if self._foreign else bind.NO_FOREIGN,
+            foreign=bind.ForeignFn(native.run_foreign) if self._foreign else bind.NO_FOREIGN,
             step_ms=None if step_ms is None else step_ms.ctypes.data,
         )
-        if call.error is not None:
-            raise call.error
+        if native.error is not None:
+            raise native.error
         if failed:
             raise MemoryError("the native engine ran out of memory")
-        return call.reports(step_ms)
+        return Done(native.reports(step_ms))
 
 
 class _Slots:
@@ -227,29 +214,20 @@ class _ChangedMasks(Mapping[int, Tensor]):
         return len(self._bits)
 
 
-class _Call:
+class _NativeCall:
     """What one native call is given, and what it gives back."""
 
-    def __init__(
-        self,
-        engine: CpuEngine,
-        state: State,
-        slots: _Slots,
-        frames: Mapping[int, Tensor],
-        whole: frozenset[int],
-        record: bool,
-        forced: Mapping[int, Tensor] | None,
-    ) -> None:
-        self._engine, self._state, self._whole, self._slots = engine, state, whole, slots
+    def __init__(self, engine: CpuEngine, state: State, slots: _Slots, call: FrameCall) -> None:
+        self._engine, self._state, self._slots, self._call = engine, state, slots, call
+        frames, whole = call.frames, call.whole
         self._order = list(frames)
-        self._forced = forced or {}
         self.error: BaseException | None = None
         self._active: Tensor | None = None
-        if record:
+        if call.record:
             size = sum(map(prod, engine._sizes))
             self._active = torch.zeros((len(frames), size), dtype=torch.bool)
-        sets = slots.forced_sets(forced) if forced else None
-        self._moved: Mapping[int, Move] = {}
+        sets = slots.forced_sets(call.forced) if call.forced else None
+        self._moved: Mapping[int, Move] = NONE
         # kept: the native call reads them
         self._kept: list[Any] = []
         self._frames = [_native_frame(frame, engine.plan.shape) for frame in frames.values()]
@@ -264,10 +242,13 @@ class _Call:
             given.input_threshold = state.input_threshold[slot]
             given.active = None if self._active is None else self._active[k].data_ptr()
             given.forced = sets
+        if call.moved or call.masks:
+            self._set_windows(call.moved, call.masks)
 
-    def set_windows(self, moved: Mapping[int, Move], masks: Mapping[int, Tensor]) -> None:
+    def _set_windows(self, moved: Mapping[int, Move], masks: Mapping[int, Tensor]) -> None:
         """Say which slots' windows have moved with this frame, and where frames are valid."""
-        self._moved = {slot: move for slot, move in moved.items() if slot not in self._whole}
+        whole = self._call.whole
+        self._moved = {slot: move for slot, move in moved.items() if slot not in whole}
         for k, slot in enumerate(self._order):
             if slot in self._moved:
                 moved_px, border = self._engine._native_move(self._moved[slot])
@@ -284,14 +265,15 @@ class _Call:
         """Compute one step with PyTorch, for one slot; called by the native engine."""
         try:
             slot = self._order[index]
+            whole = slot in self._call.whole
             size = self._engine._sizes[step]
             mask = self._engine._oracle.run_step(
                 step,
                 self._state,
                 slot,
                 _view(active, size).bool(),
-                whole=slot in self._whole,
-                forced=step in self._forced and slot not in self._whole,
+                whole=whole,
+                forced=step in self._call.forced and not whole,
                 fresh=self._unseen(step, slot),
             )
             if mask is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Deferred, Engine, Move, SlotReport
+from torchdelta.engines.base import NONE, Done, Engine, FrameCall, Reports
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton.schedule import (
     MOST_LANES,
@@ -177,24 +177,13 @@ class TritonEngine(Engine):
         one = ": steps are left to PyTorch" if self.foreign else ""
         return (f"a frame's CUDA graph runs in {lanes} lane{'s' if lanes > 1 else one}",)
 
-    def step(
-        self,
-        state: State,
-        frames: Mapping[int, Tensor],
-        whole: frozenset[int],
-        *,
-        record: bool = False,
-        timed: bool = False,
-        forced: Mapping[int, Tensor] | None = None,
-        moved: Mapping[int, Move] | None = None,
-        masks: Mapping[int, Tensor] | None = None,
-    ) -> Mapping[int, SlotReport] | Deferred:
+    def step(self, state: State, call: FrameCall) -> Reports:
         """Run one frame for the slots that have one (see `Engine.step`).
 
         frames may also be on the CPU: they are copied through pinned memory.
         """
-        if not frames:
-            return {}
+        if not call.frames:
+            return Done(NONE)
         # Triton, events and captures work on the current device
         with self._current():
             runner = self.runners.get(state)
@@ -202,9 +191,7 @@ class TritonEngine(Engine):
                 from torchdelta.engines.triton.runner import Runner
 
                 runner = self.runners[state] = Runner(self, state)
-            return runner.step(
-                state, frames, whole, record, timed, forced or {}, moved or {}, masks or {}
-            )
+            return runner.step(state, call)
 
     def _current(self) -> AbstractContextManager[object]:
         """Make the engine's device the current one; where it is, that costs next to nothing."""

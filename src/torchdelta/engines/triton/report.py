@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torchdelta.engines.base import Deferred, SlotReport
+from torchdelta.engines.base import Reports, SlotReport
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 REFUSED = "frame has NaN or infinite values, or values beyond the compute dtype's range"
 
 
-class FrameNumbers(Deferred):
+class FrameNumbers(Reports):
     """What was counted in one frame of a session: the reports of its slots, without masks.
 
     info: int32 numbers on the host (pinned), there once the second event has happened
@@ -39,7 +39,7 @@ class FrameNumbers(Deferred):
         events: tuple[torch.cuda.Event, torch.cuda.Event] | None,
         step_ms: Sequence[float] | None,
     ) -> None:
-        self._engine, self._slots = engine, slots
+        self._engine, self.slots = engine, slots
         self._info, self._bad, self._events = info, bad, events
         self._step_ms = step_ms
         self._checked = bad is not None
@@ -68,11 +68,11 @@ class FrameNumbers(Deferred):
             if self._events is not None:
                 start, end = self._events
                 end.synchronize()
-                self._ms = start.elapsed_time(end) / len(self._slots)
+                self._ms = start.elapsed_time(end) / len(self.slots)
             self._table = self._info.numpy().reshape(len(self._engine.plan.steps) + 1, -1).copy()
             if self._bad is not None:
                 bad = self._bad.tolist()
-                self._errors = {slot: REFUSED for slot in self._slots if bad[slot]}
+                self._errors = {slot: REFUSED for slot in self.slots if bad[slot]}
             self._finished = True
             self._events = None
 
@@ -92,13 +92,13 @@ class FrameNumbers(Deferred):
         return self._checked
 
     def errors(self) -> Mapping[int, str]:
-        """Wait, and say which slots' frames were refused (see `Deferred`)."""
+        """Wait, and say which slots' frames were refused (see `Reports`)."""
         if self._checked:
             self.settle()
         return self._errors
 
     def counts(self) -> tuple[np.ndarray, float] | None:
-        """Wait, and give the frames' numbers and their time (see `Deferred`)."""
+        """Wait, and give the frames' numbers and their time (see `Reports`)."""
         if self._step_ms is not None or self._engine.foreign or self.errors():
             return None
         return self._taken(), self._ms
@@ -124,24 +124,49 @@ class FrameNumbers(Deferred):
             ]
         return SlotReport(
             changed, active_px, work_px, input_px, active, self._ms,
-            None if self._step_ms is None else [t / len(self._slots) for t in self._step_ms],
+            None if self._step_ms is None else [t / len(self.slots) for t in self._step_ms],
             self._errors.get(slot),
         )  # fmt: skip
 
 
-class FrameRecord:
-    """The masks of one frame of a session, taken when they are asked for."""
+class DeviceReports(Reports):
+    """A turn's reports, with masks that are taken when they are asked for."""
 
-    def __init__(self, frame: Frame, slots: Sequence[int]) -> None:
-        self.plan, self.slots = frame.plan, slots
-        self._frame = frame
+    def __init__(self, numbers: FrameNumbers, frame: Frame) -> None:
+        self._numbers, self._frame = numbers, frame
         self._number, self._now = frame.memory.frame, frame.memory.now
         self._kept: Tensor | None = None
-        self.active: dict[int, dict[int, Tensor]] = {}
+        self._active: dict[int, dict[int, Tensor]] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Whether reading them does not wait."""
+        return self._numbers.ready
+
+    def numbers(self) -> FrameNumbers:
+        """Give the same reports without masks and active sets, which need not be kept for them."""
+        return self._numbers
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the device may have refused a frame."""
+        return self._numbers.in_doubt
+
+    def errors(self) -> Mapping[int, str]:
+        """Wait, and say which slots' frames were refused (see `Reports`)."""
+        return self._numbers.errors()
+
+    def counts(self) -> tuple[np.ndarray, float] | None:
+        """Wait, and give the frames' numbers and their time (see `Reports`)."""
+        return self._numbers.counts()
+
+    def get(self, slot: int) -> SlotReport:
+        """Wait for the frame and give a slot's report."""
+        return self._numbers.report(slot, _Masks(self, slot), self._active.get(slot, {}))
 
     def mask(self, value: int) -> Tensor:
         """Give a value's change masks, bool [slots, H, W]."""
-        size = self.plan.values[value].size
+        size = self._frame.plan.values[value].size
         first = self._frame.memory.reported_at[value]
         kept = self.keep_masks()
         return kept[first : first + self._frame.slots * prod(size)].view(-1, *size)
@@ -161,64 +186,30 @@ class FrameRecord:
         """Take the active sets of all steps."""
         frame, memory = self._frame, self._frame.memory
         for index, use in enumerate(frame.schedule.uses):
-            size = self.plan.values[self.plan.steps[index].output].size
+            size = frame.plan.values[frame.plan.steps[index].output].size
             if use.filters:
                 masks = torch.stack([memory.stamps[v] == self._now for v in use.filters]).any(0)
             else:
                 masks = frame.listed(index)
             masks = masks.view(-1, *size)
-            for slot in self.slots:
-                self.active.setdefault(slot, {})[index] = masks[slot]
+            for slot in self._numbers.slots:
+                self._active.setdefault(slot, {})[index] = masks[slot]
 
 
 class _Masks(Mapping[int, Tensor]):
     """The change masks of one slot by value, made when they are read."""
 
-    def __init__(self, record: FrameRecord, slot: int) -> None:
-        self._record, self._slot = record, slot
-        self._values = record._frame.engine.reported
+    def __init__(self, reports: DeviceReports, slot: int) -> None:
+        self._reports, self._slot = reports, slot
+        self._values = reports._frame.engine.reported
 
     def __getitem__(self, value: int) -> Tensor:
         if value not in self._values:
             raise KeyError(value)
-        return self._record.mask(value)[self._slot]
+        return self._reports.mask(value)[self._slot]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._values)
 
     def __len__(self) -> int:
         return len(self._values)
-
-
-class DeviceReports(Deferred):
-    """A frame's reports that wait for the device when they are read."""
-
-    def __init__(self, numbers: FrameNumbers, record: FrameRecord) -> None:
-        self._numbers, self._record = numbers, record
-
-    @property
-    def ready(self) -> bool:
-        """Whether reading them does not wait."""
-        return self._numbers.ready
-
-    def numbers(self) -> FrameNumbers:
-        """Give the same reports without masks and active sets, which need not be kept for them."""
-        return self._numbers
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the device may have refused a frame."""
-        return self._numbers.in_doubt
-
-    def errors(self) -> Mapping[int, str]:
-        """Wait, and say which slots' frames were refused (see `Deferred`)."""
-        return self._numbers.errors()
-
-    def counts(self) -> tuple[np.ndarray, float] | None:
-        """Wait, and give the frames' numbers and their time (see `Deferred`)."""
-        return self._numbers.counts()
-
-    def get(self, slot: int) -> SlotReport:
-        """Wait for the frame and give a slot's report."""
-        active = self._record.active.get(slot, {})
-        return self._numbers.report(slot, _Masks(self._record, slot), active)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from triton.runtime import driver
 
-from torchdelta.engines.base import Move
+from torchdelta.engines.base import NONE, FrameCall
 from torchdelta.engines.triton.control import Control, Layout
 from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.launch import Launch, Work
 from torchdelta.engines.triton.memory import RING, Memory
-from torchdelta.engines.triton.report import DeviceReports, FrameNumbers, FrameRecord
+from torchdelta.engines.triton.report import DeviceReports, FrameNumbers
 from torchdelta.engines.triton.schedule import INPUT, make_schedule
 from torchdelta.engines.triton.windows import Windows
 
@@ -83,12 +83,12 @@ class Runner:
         self._frames: dict[Variant, Frame] = {}
         self._graphs: dict[tuple[Variant, bool], list[Work]] = {}
         self._warm: set[tuple[Variant, bool]] = set()
-        self._forced: Mapping[int, Tensor] = {}
+        self._forced: Mapping[int, Tensor] = NONE
         # the last kind of frame, and the forced sets that it was chosen for
         self._kind: tuple[Mapping[int, Tensor], Variant] | None = None
         # from the first window that moves or frame that has a mask
         self._windows: Windows | None = None
-        self._last: weakref.ref[FrameRecord] | None = None
+        self._last: weakref.ref[DeviceReports] | None = None
 
     def _on_host(self, dtype: torch.dtype, *shape: int) -> list[Tensor]:
         """Allocate memory that frames are sent from or counted in, for each turn."""
@@ -100,17 +100,7 @@ class Runner:
         windows = 0 if self._windows is None else self._windows.bytes
         return self.memory.bytes + windows + sum(frame.bytes for frame in self._frames.values())
 
-    def step(
-        self,
-        state: State,
-        frames: Mapping[int, Tensor],
-        whole: frozenset[int],
-        record: bool,
-        timed: bool,
-        forced: Mapping[int, Tensor],
-        moved: Mapping[int, Move],
-        masks: Mapping[int, Tensor],
-    ) -> DeviceReports:
+    def step(self, state: State, call: FrameCall) -> DeviceReports:
         """Run one frame (see `Engine.step`)."""
         last = self._last() if self._last is not None else None
         if last is not None:
@@ -122,10 +112,10 @@ class Runner:
         events, stream = self._events[self._turn], self._stream() if self._on_gpu else None
         if events is not None:
             events[0].record(stream)
-        floats = self._send(frames, whole, stream)
+        floats = self._send(call, stream)
         self._send_thresholds(state)
-        self._send_windows(state, moved, masks)
-        variant = self._variant(forced)
+        self._send_windows(state, call)
+        variant = self._variant(call.forced)
         if variant not in self._frames:
             own, share, moving = variant
             schedule = make_schedule(self.engine.plan, share=share, moving=moving)
@@ -133,10 +123,10 @@ class Runner:
                 self.engine, state, self.memory, schedule, own, self._windows
             )
         frame = self._frames[variant]
-        self._force(frame, forced)
+        self._force(frame, call.forced)
         step_ms = None
-        if timed or not self._on_gpu or (variant, floats) not in self._warm:
-            step_ms = self._run(frame, floats, timed)
+        if call.timed or not self._on_gpu or (variant, floats) not in self._warm:
+            step_ms = self._run(frame, floats, call.timed)
             self._warm.add((variant, floats))
         else:
             self._replay(frame, variant, floats)
@@ -144,18 +134,17 @@ class Runner:
         bad = self._bad[self._turn].copy_(self.memory.bad, non_blocking=True) if floats else None
         if events is not None:
             events[1].record(stream)
-        slots = tuple(frames)
-        numbers = FrameNumbers(self.engine, slots, info, bad, events, step_ms)
+        numbers = FrameNumbers(self.engine, tuple(call.frames), info, bad, events, step_ms)
         self._numbers[self._turn] = numbers
-        found = FrameRecord(frame, slots)
-        if record:
-            found.keep_active()
-        self._last = weakref.ref(found)
+        reports = DeviceReports(numbers, frame)
+        if call.record:
+            reports.keep_active()
+        self._last = weakref.ref(reports)
         # while this frame is under way: the next one takes the memory of the oldest
         oldest = self._numbers[(self._turn + 1) % RING]
         if oldest is not None and oldest.ready:
             oldest.settle()
-        return DeviceReports(numbers, found)
+        return reports
 
     def _stream(self) -> torch.cuda.Stream:
         """Give the device's current stream; asking PyTorch for it takes longer."""
@@ -164,22 +153,17 @@ class Runner:
             self._current = number, torch.cuda.current_stream(self.engine.device)
         return self._current[1]
 
-    def _send(
-        self,
-        frames: Mapping[int, Tensor],
-        whole: frozenset[int],
-        stream: torch.cuda.Stream | None,
-    ) -> bool:
+    def _send(self, call: FrameCall, stream: torch.cuda.Stream | None) -> bool:
         """Send frames of the host, and the control block; returns whether some are float."""
         memory, control, turn = self.memory, self._control, self._turn
         memory.tick()
-        slots = tuple(frames)
+        slots = tuple(call.frames)
         memory.given = slots
-        given, floats = self._taken(frames)
-        layout: Layout = slots, whole, floats, list(map(Tensor.stride, given))
+        given, floats = self._taken(call.frames)
+        layout: Layout = slots, call.whole, floats, list(map(Tensor.stride, given))
         if not control.is_laid_out(turn, layout):
             given = [x.contiguous() if self._is_far(x.stride()) else x for x in given]
-            layout = slots, whole, floats, list(map(Tensor.stride, given))
+            layout = slots, call.whole, floats, list(map(Tensor.stride, given))
             control.lay_out(turn, layout)
         self._kept[turn] = given
         control.send(turn, given, 0 if stream is None else stream.cuda_stream)
@@ -219,15 +203,13 @@ class Runner:
         host.numpy()[:] = numbers
         to.copy_(host, non_blocking=True)
 
-    def _send_windows(
-        self, state: State, moved: Mapping[int, Move], masks: Mapping[int, Tensor]
-    ) -> None:
+    def _send_windows(self, state: State, call: FrameCall) -> None:
         """Send where the windows lie; from the first one that moves the frames are of that kind."""
         if self._windows is None:
-            if not moved and not masks and not state.turned:
+            if not call.moved and not call.masks and not state.turned:
                 return
             self._windows = Windows(self.engine.plan, self.memory.slots, self.engine.device, RING)
-        self._windows.send(self._turn, state, moved, masks)
+        self._windows.send(self._turn, state, call)
 
     def _variant(self, forced: Mapping[int, Tensor]) -> Variant:
         """Choose the kind of frame; forced sets must agree where steps share a list."""

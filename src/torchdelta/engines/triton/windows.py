@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from torchdelta.engines.base import Move
+from torchdelta.engines.base import FrameCall
 from torchdelta.plan import Plan
 
 if TYPE_CHECKING:
@@ -51,24 +49,22 @@ class Windows:
         self._sizes = sizes
         self.bytes = self._device.numel() + self.valid.numel()
 
-    def send(
-        self, turn: int, state: State, moved: Mapping[int, Move], masks: Mapping[int, Tensor]
-    ) -> None:
+    def send(self, turn: int, state: State, call: FrameCall) -> None:
         """Bring what holds for a frame to the device; turn: whose memory on the host is free."""
         host = self._host[turn].numpy()
         rings, masked, lines = np.split(host, np.cumsum(self._sizes)[:-1])
         values, slots = len(self._plan.values), len(state.rings)
         rings.view(np.int32).reshape(values, slots, 2)[:] = state.rings.transpose(1, 0, 2)
-        masked.view(np.int32)[:] = [slot in masks for slot in range(slots)]
+        masked.view(np.int32)[:] = [slot in call.masks for slot in range(slots)]
         lines[:] = 0
         by_slot = lines.reshape(slots, -1)
-        for slot, move in moved.items():
+        for slot, move in call.moved.items():
             for value, first in self.first.items():
                 rows, columns = self._plan.shifts.lines(value, move.shift, move.exact)
                 middle = first + len(rows)
                 by_slot[slot, first:middle] = rows
                 by_slot[slot, middle : middle + len(columns)] = columns
-        for slot, mask in masks.items():
+        for slot, mask in call.masks.items():
             self.valid[slot].copy_(mask, non_blocking=True)
         if not np.array_equal(host, self._sent):
             self._sent[:] = host
