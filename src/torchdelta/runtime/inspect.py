@@ -41,7 +41,7 @@ def states(session: Session | MovingSession) -> list[State]:
 
 def slot_of(session: Session, stream: str) -> int:
     """Give the slot of a stream: its row in the state."""
-    return session._slots[stream]
+    return session._streams[stream].slot
 
 
 def buffers_of(session: Session, stream: str) -> list[Tensor]:

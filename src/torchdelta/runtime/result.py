@@ -21,7 +21,8 @@ from torchdelta.motion.warp import Scratch
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
 from torchdelta.runtime.outputs import Together
-from torchdelta.runtime.stats import Counted, CountedStep, FrameStats
+from torchdelta.runtime.stats import FrameStats
+from torchdelta.runtime.uncounted import Counted, CountedStep
 
 
 class StepFrames(NamedTuple):

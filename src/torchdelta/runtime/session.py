@@ -29,8 +29,9 @@ from torchdelta.runtime.outputs import Outputs
 from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.result import Result, StepFrames
 from torchdelta.runtime.state import State
-from torchdelta.runtime.stats import CountedStep, StreamStats
-from torchdelta.runtime.uncounted import Uncounted
+from torchdelta.runtime.stats import StreamStats
+from torchdelta.runtime.stream import Stream
+from torchdelta.runtime.uncounted import CountedStep, Uncounted
 from torchdelta.runtime.unpicklable import Unpicklable
 from torchdelta.runtime.windows import Mask, Placement, Window, place
 
@@ -77,19 +78,11 @@ class Session(Unpicklable):
             dtype=torch.float32,
             device=engine.device,
         )
-        self._slots: dict[str, int] = {}
-        self._stats: dict[str, StreamStats] = {}
-        self._frames: dict[str, int] = {}
-        # streams whose next frame is computed whole, and why
-        self._whole: dict[str, str] = {}
-        # where streams' windows lie while nothing is said of them
-        self._resting: dict[str, Placement] = {}
-        # streams whose window has moved with border="keep" since they were last computed whole
-        self._kept: set[str] = set()
+        self._streams: dict[str, Stream] = {}
         self._all = StreamStats(engine.plan) if total is None else total
         # what shares are relative to
         self._network = self._all.plan or engine.plan
-        self._uncounted = Uncounted(self._stats, self._all, asynchronous=engine.asynchronous)
+        self._uncounted = Uncounted(self._all, asynchronous=engine.asynchronous)
         self._forced: Mapping[int, Tensor] | None = None
         self._outputs = Outputs(self._state, views=views)
         self._fitting = Fitting(engine.plan, engine.device, trust_device=engine.asynchronous)
@@ -108,7 +101,7 @@ class Session(Unpicklable):
     @property
     def streams(self) -> list[str]:
         """Names of the streams that are in."""
-        return list(self._slots)
+        return list(self._streams)
 
     @property
     def grain(self) -> int:
@@ -127,41 +120,31 @@ class Session(Unpicklable):
         Raises: StreamError where the stream is in already or no slot is free.
         """
         with self._lock:
-            if stream in self._slots:
+            if stream in self._streams:
                 raise StreamError(f"stream {stream!r} has joined already")
-            check_room([stream], len(self._slots), self.slots)
-            return self._join(stream)
+            check_room([stream], len(self._streams), self.slots)
+            return self._join(stream).slot
 
-    def _join(self, stream: str) -> int:
-        slot = min(set(range(self.slots)) - set(self._slots.values()))
-        self._slots[stream] = slot
-        self._start(stream, "first frame")
-        return slot
+    def _join(self, name: str) -> Stream:
+        taken = {stream.slot for stream in self._streams.values()}
+        slot = min(set(range(self.slots)) - taken)
+        return self._start(name, slot, "first frame")
 
-    def _start(self, stream: str, reason: str) -> None:
-        self._state.place(self._slots[stream], (0, 0))
-        self._whole[stream] = reason
-        self._resting.pop(stream, None)
-        self._uncounted.forget(stream)
-        self._stats[stream] = StreamStats(self._network)
-        self._frames[stream] = 0
+    def _start(self, name: str, slot: int, reason: str) -> Stream:
+        self._state.place(slot, (0, 0))
+        stream = self._streams[name] = Stream(name, slot, StreamStats(self._network), reason)
+        return stream
 
-    def _known(self, stream: str) -> int:
-        check_known(stream, self._slots)
-        return self._slots[stream]
+    def _known(self, name: str) -> Stream:
+        check_known(name, self._streams)
+        return self._streams[name]
 
     @apart
     def leave(self, stream: str) -> None:
         """Free a stream's slot. Raises: StreamError for an unknown stream."""
         with self._lock:
-            self._leave(stream)
-
-    def _leave(self, stream: str) -> None:
-        self._known(stream)
-        del self._slots[stream], self._stats[stream], self._frames[stream]
-        self._whole.pop(stream, None)
-        self._resting.pop(stream, None)
-        self._uncounted.forget(stream)
+            self._known(stream)
+            del self._streams[stream]
 
     @apart
     def hand_over(self, stream: str, to: Session, reason: str) -> None:
@@ -171,14 +154,14 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream, or where the other session has it or is full.
         """
         with self._lock:
-            self._known(stream)
+            before = self._known(stream)
             to.join(stream)
             self._uncounted.count(wait=True)
             with to._lock:
-                to._whole[stream] = reason
-                to._stats[stream], to._frames[stream] = self._stats[stream], self._frames[stream]
-                self._uncounted.hand_over(stream, to._uncounted)
-            self._leave(stream)
+                now = to._streams[stream]
+                now.full, now.stats, now.frames = reason, before.stats, before.frames
+                now.late = before.late
+            del self._streams[stream]
 
     @apart
     def reset(self, stream: str) -> None:
@@ -187,8 +170,7 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
-            self._known(stream)
-            self._start(stream, "reset")
+            self._start(stream, self._known(stream).slot, "reset")
 
     @apart
     def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
@@ -198,10 +180,9 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
-            names = list(self._slots) if stream is None else [stream]
-            for name in names:
-                self._known(name)
-                self._whole.setdefault(name, reason)
+            for name in list(self._streams) if stream is None else [stream]:
+                known = self._known(name)
+                known.full = known.full or reason
 
     @apart
     def step(
@@ -253,55 +234,57 @@ class Session(Unpicklable):
             if roi or windows:
                 check_named(frames, roi=roi, windows=windows)
             if not roi and not windows and self._go_on(frames):
-                results = self._run(frames, self._resting, record, forced, spent_ms or {})
-                for stream, error in self._uncounted.take_late(frames).items():
-                    results[stream] = Result(stream, error=error)
+                streams = {name: self._streams[name] for name in frames}
+                results = self._run(streams, frames, None, record, forced, spent_ms or {})
+                for name, error in self._uncounted.take_late(streams.values()).items():
+                    results[name] = Result(name, error=error)
                 return results
             ready: dict[str, Tensor] = {}
             placed: dict[str, Placement] = {}
             refused: dict[str, FrameError] = {}
-            for stream, frame in frames.items():
+            for name, frame in frames.items():
+                stream = self._streams.get(name)
                 try:
-                    at = self._place(stream, windows.get(stream), roi.get(stream))
-                    ready[stream], placed[stream] = self._check(stream, frame, at), at
+                    at = self._place(stream, windows.get(name), roi.get(name))
+                    ready[name], placed[name] = self._check(stream, frame, at), at
                 except FrameError as error:
-                    refused[stream] = FrameError(f"stream {stream!r}: {error}")
-            newcomers = [s for s in ready if s not in self._slots]
-            check_room(newcomers, len(self._slots), self.slots)
-            for stream in newcomers:
-                self._join(stream)
-                if ready[stream].is_floating_point():
-                    warn_range(ready[stream], self.plan.preprocess)
-            results = self._run(ready, placed, record, forced, spent_ms or {})
-            refused |= self._uncounted.take_late(ready)
-            for stream in refused:
-                results.pop(stream, None)
-            return {s: results[s] if s in results else Result(s, error=refused[s]) for s in frames}
+                    refused[name] = FrameError(f"stream {name!r}: {error}")
+            newcomers = [name for name in ready if name not in self._streams]
+            check_room(newcomers, len(self._streams), self.slots)
+            for name in newcomers:
+                self._join(name)
+                if ready[name].is_floating_point():
+                    warn_range(ready[name], self.plan.preprocess)
+            streams = {name: self._streams[name] for name in ready}
+            results = self._run(streams, ready, placed, record, forced, spent_ms or {})
+            refused |= self._uncounted.take_late(streams.values())
+            for name in refused:
+                results.pop(name, None)
+            return {n: results[n] if n in results else Result(n, error=refused[n]) for n in frames}
 
     def _go_on(self, frames: Mapping[str, Any]) -> TypeGuard[Mapping[str, Tensor]]:
         """Whether all streams go on as before, with frames about which there is nothing to say."""
-        return (
-            self._resting.keys() >= frames.keys()
-            and self._whole.keys().isdisjoint(frames)
-            and self._fitting.all(frames.values())
-        )
+        known = self._streams
+        for name in frames:
+            if name not in known or known[name].full is not None:
+                return False
+        return self._fitting.all(frames.values())
 
-    def _place(self, stream: str, window: Window | None, roi: Mask | None) -> Placement:
+    def _place(self, stream: Stream | None, window: Window | None, roi: Mask | None) -> Placement:
         """Work out how a stream's window moves, and which of the frame's pixels count."""
-        if window is None and roi is None and stream in self._resting:
-            return self._resting[stream]
-        slot = self._slots.get(stream)
-        y, x = (0, 0) if slot is None else self._state.origin[slot].tolist()
-        whole = slot is None or stream in self._whole
-        return place(self.plan, self.engine.device, (y, x), window, roi, whole=whole)
+        full = stream is None or stream.full is not None
+        if stream is not None and not full and window is None and roi is None:
+            return stream.rest
+        y, x = (0, 0) if stream is None else self._state.origin[stream.slot].tolist()
+        return place(self.plan, self.engine.device, (y, x), window, roi, whole=full)
 
-    def _check(self, stream: str, frame: Frame, at: Placement) -> Tensor:
+    def _check(self, stream: Stream | None, frame: Frame, at: Placement) -> Tensor:
         """Check a frame and bring it to where the engine takes it: [C, H, W]."""
         engine = self.engine
         # where everything is computed anew, or the window moved, the frame is looked at in any
         # case: there is no state to fall back to
-        known = stream in self._slots and stream not in self._whole
-        stays = known and at.move is None and at.jump is None
+        goes_on = stream is not None and stream.full is None
+        stays = goes_on and at.move is None and at.jump is None
         ready = check_frame(
             frame, self.plan, engine.device, engine.dtype,
             trust_device=engine.asynchronous and stays,
@@ -317,44 +300,45 @@ class Session(Unpicklable):
 
     def _run(
         self,
+        streams: Mapping[str, Stream],
         frames: Mapping[str, Tensor],
-        placed: Mapping[str, Placement],
+        placed: Mapping[str, Placement] | None,
         record: bool,
         forced: Mapping[int, Tensor] | None,
         spent_ms: Mapping[str, float],
     ) -> dict[str, Result]:
+        """Run frames; placed: where the streams' windows lie with them, None: they all rest."""
         begin = time.perf_counter()
         # of streams that had their first frame in the last step
         self._thresholds.settle(self._state)
-        slots = {stream: self._slots[stream] for stream in frames}
-        by_slot = dict(zip(slots.values(), frames.values(), strict=True))
+        by_slot = {stream.slot: frames[name] for name, stream in streams.items()}
         moved: dict[int, Move] = {}
         masks: dict[int, Tensor] = {}
-        whole: dict[str, str] = {}
-        for stream, slot in slots.items() if placed is not self._resting else ():
-            at = placed[stream]
+        full: dict[str, str] = {}
+        for name, at in placed.items() if placed is not None else ():
+            stream = streams[name]
             self._settle(stream, at)
             if at.move is not None:
-                moved[slot] = at.move
+                moved[stream.slot] = at.move
             if at.mask is not None:
-                masks[slot] = at.mask
-            if stream in self._whole:
-                whole[stream] = self._whole[stream]
-                self._thresholds.start(self._state, slot)
+                masks[stream.slot] = at.mask
+            if stream.full is not None:
+                full[name] = stream.full
+                self._thresholds.start(self._state, stream.slot)
         try:
             call = FrameCall(
-                by_slot, frozenset(slots[s] for s in whole), moved, masks, record, self._timed,
-                forced or NONE,
+                by_slot, frozenset(streams[name].slot for name in full), moved, masks, record,
+                self._timed, forced or NONE,
             )  # fmt: skip
             reports = self.engine.step(self._state, call)
         except BaseException:
             # it may have failed half-way: these streams start from scratch
-            for stream in frames:
-                self._whole.setdefault(stream, "the engine failed")
+            for stream in streams.values():
+                stream.full = stream.full or "the engine failed"
             raise
         # the device is at work: all that is below costs its time only where it is idle
-        for stream in whole:
-            del self._whole[stream]
+        for name in full:
+            streams[name].full = None
         self._thresholds.measure(self._state, by_slot, self._to_full_scale)
         if not self.engine.asynchronous:
             self._thresholds.settle(self._state)
@@ -366,34 +350,35 @@ class Session(Unpicklable):
             own_ms = sum(reports.get(slot).ms for slot in by_slot)
             shared_ms = ((time.perf_counter() - begin) * 1e3 - own_ms) / len(frames)
         counted = CountedStep(
-            self.plan, self._network, reports.numbers(), slots,
-            [self._stats[s] for s in slots], [self._frames[s] for s in slots], whole,
-            [s for s, slot in slots.items() if slot in moved] if moved else (), shared_ms, spent_ms,
+            self.plan, self._network, reports.numbers(), streams,
+            [stream.frames for stream in streams.values()], full,
+            [name for name, s in streams.items() if s.slot in moved] if moved else (), shared_ms,
+            spent_ms,
         )  # fmt: skip
-        for stream in slots:
-            self._frames[stream] += 1
+        for stream in streams.values():
+            stream.frames += 1
         self._uncounted.add(counted)
         shared = StepFrames(counted, reports, self.engine.device, record)
         return {
-            s: Result(s, slot, shared, outputs[slot], placed[s].origin) for s, slot in slots.items()
+            name: Result(name, s.slot, shared, outputs[s.slot], s.rest.origin)
+            for name, s in streams.items()
         }
 
-    def _settle(self, stream: str, at: Placement) -> None:
+    def _settle(self, stream: Stream, at: Placement) -> None:
         """Let a stream's window lie where its frame says."""
-        if at is self._resting.get(stream) and stream not in self._whole:
+        if at is stream.rest:
             return
-        slot = self._slots[stream]
         if at.jump is not None:
-            self._whole[stream] = at.jump
-        if stream in self._whole:
-            self._kept.discard(stream)
+            stream.full = at.jump
+        if stream.full is not None:
+            stream.kept = False
         elif at.move is not None and not at.move.exact:
-            self._kept.add(stream)
-        if (at.move is not None or stream in self._whole) and (
-            tuple(self._state.origin[slot]) != at.origin
+            stream.kept = True
+        if (at.move is not None or stream.full is not None) and (
+            tuple(self._state.origin[stream.slot]) != at.origin
         ):
-            self._state.place(slot, at.origin)
-        self._resting[stream] = Placement(at.origin, None, None)
+            self._state.place(stream.slot, at.origin)
+        stream.rest = Placement(at.origin)
 
     def _synchronize(self) -> None:
         if self.engine.device.type == "cuda":
@@ -410,7 +395,7 @@ class Session(Unpicklable):
             if stream is not None:
                 self._known(stream)
             self._uncounted.count(wait=True)
-            return (self._all if stream is None else self._stats[stream]).copy()
+            return (self._all if stream is None else self._streams[stream].stats).copy()
 
     @apart
     def published(self, stream: str) -> Tensor:
@@ -421,7 +406,7 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
         with self._lock:
-            x = self._state.window(self.plan.input, self._with_frames(stream))
+            x = self._state.window(self.plan.input, self._with_frames(stream).slot)
             return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
 
     @apart
@@ -441,15 +426,15 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
         with self._lock:
-            slot = self._with_frames(stream)
+            known = self._with_frames(stream)
             self._thresholds.settle(self._state)
-            return audit_slot(self.engine, self._state, slot, edges=stream not in self._kept)
+            return audit_slot(self.engine, self._state, known.slot, edges=not known.kept)
 
-    def _with_frames(self, stream: str) -> int:
-        slot = self._known(stream)
-        if self._frames[stream] == 0:
-            raise StreamError(f"stream {stream!r} has had no frame yet")
-        return slot
+    def _with_frames(self, name: str) -> Stream:
+        stream = self._known(name)
+        if stream.frames == 0:
+            raise StreamError(f"stream {name!r} has had no frame yet")
+        return stream
 
     @apart
     def profile(self, stream: str) -> Profile:
@@ -458,6 +443,6 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
-            slot = self._with_frames(stream)
+            known = self._with_frames(stream)
             self._thresholds.settle(self._state)
-            return self._thresholds.export(self._state, slot)
+            return self._thresholds.export(self._state, known.slot)

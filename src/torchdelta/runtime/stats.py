@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from math import prod
 from operator import add, mul
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from torchdelta.engines import Reports, SlotReport
+from torchdelta.engines import SlotReport
 from torchdelta.plan import Plan
 
 
@@ -213,133 +210,6 @@ class StreamStats:
                 f"MAC share {self.mac_share:.1%}"
             )
         return text
-
-
-@dataclass(eq=False)
-class CountedStep:
-    """The frames of one step of a session as statistics need them; those are made when read.
-
-    plan:    what ran;  whole: the network on a frame, which shares are relative to
-    reports: of the slots, without masks
-    slots:   of the streams, in order;  stats: the streams' own, as they were then
-    frames:  numbers of the frames in their streams, from 0
-    reasons: why everything was recomputed, of streams of which it was
-    moved:   streams whose window moved
-    shared_ms: each frame's share of the time that the engine attributes to no slot
-    spent_ms:  what streams' frames had taken before
-    """
-
-    plan: Plan
-    whole: Plan
-    reports: Reports
-    slots: Mapping[str, int]
-    stats: Sequence[StreamStats]
-    frames: Sequence[int]
-    reasons: Mapping[str, str]
-    moved: Collection[str]
-    shared_ms: float
-    spent_ms: Mapping[str, float]
-    _found: dict[str, FrameStats] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        """Whether nothing has to be waited for."""
-        return self.reports.ready
-
-    @property
-    def in_doubt(self) -> bool:
-        """Whether a frame may be refused after all."""
-        return self.reports.in_doubt
-
-    def errors(self) -> dict[str, str]:
-        """Say why frames were refused after all, by stream; waits for the device."""
-        found = self.reports.errors()
-        return {s: found[slot] for s, slot in self.slots.items() if slot in found} if found else {}
-
-    def report(self, stream: str) -> SlotReport:
-        """Give what the engine did for a stream; waits for the device."""
-        return self.reports.get(self.slots[stream])
-
-    def of(self, stream: str) -> FrameStats:
-        """Give a stream's counts; waits for the device."""
-        found = self._found.get(stream)
-        if found is None:
-            report = self.report(stream)
-            spent_ms = self.spent_ms.get(stream, 0.0)
-            ms = report.ms + self.shared_ms + spent_ms
-            frame = self.frames[list(self.slots).index(stream)]
-            found = self._found[stream] = frame_stats(
-                self.plan, self.whole, report, frame, ms, self.reasons.get(stream),
-                stream in self.moved, spent_ms,
-            )  # fmt: skip
-        return found
-
-    def counts(self) -> tuple[np.ndarray, float] | None:
-        """Give the frames' numbers (`Reports.counts`), where all are like any other."""
-        return None if self.reasons or self.moved else self.reports.counts()
-
-    def add_each(self, total: StreamStats) -> None:
-        """Count frame by frame, those that were not refused."""
-        errors = self.errors()
-        for stream, stats in zip(self.slots, self.stats, strict=True):
-            if stream not in errors:
-                stats.add(self.of(stream), self.report(stream))
-                total.add(self.of(stream), self.report(stream))
-
-
-@dataclass(frozen=True, eq=False)
-class Counted:
-    """One stream's frame in a step: its statistics, made when they are read."""
-
-    step: CountedStep
-    stream: str
-
-    @property
-    def ready(self) -> bool:
-        """Whether nothing has to be waited for."""
-        return self.step.ready
-
-    @property
-    def stats(self) -> FrameStats:
-        """Counts of the frame; waits for the device."""
-        return self.step.of(self.stream)
-
-
-def count_steps(steps: Iterable[CountedStep], total: StreamStats) -> None:
-    """Add steps of a session in order to their streams' statistics, and to those of all streams.
-
-    Together, steps of the same streams cost little more than one.
-    """
-    for alike, group in groupby(steps, key=_alike):
-        if alike is None:
-            for step in group:
-                step.add_each(total)
-        else:
-            _add_together(list(group), total)
-
-
-def _alike(step: CountedStep) -> tuple[int, ...] | None:
-    """Say what steps must share to be counted together; None: it is counted by itself."""
-    if step.counts() is None:
-        return None
-    return (*step.slots.values(), *map(id, step.stats))
-
-
-def _add_together(steps: Sequence[CountedStep], total: StreamStats) -> None:
-    last = steps[-1]
-    counts = [found for step in steps if (found := step.counts()) is not None]
-    own_ms = sum(ms for _, ms in counts) + sum(step.shared_ms for step in steps)
-    sums = np.stack([table for table, _ in counts]).sum(0, dtype=np.int64)
-    sums = sums[:, list(last.slots.values())]
-    all_ms = 0.0
-    for k, (stream, stats) in enumerate(zip(last.slots, last.stats, strict=True)):
-        ms = own_ms + sum(step.spent_ms.get(stream, 0.0) for step in steps)
-        all_ms += ms
-        px = sums[:, k].tolist()
-        stats.add_like(last.of(stream), last.plan, last.whole, px, len(steps), ms)
-    of_last = last.of(list(last.slots)[-1])
-    px = sums.sum(1).tolist()
-    total.add_like(of_last, last.plan, last.whole, px, len(steps) * len(last.slots), all_ms)
 
 
 def _plus(a: list, b: list) -> list:
