@@ -43,6 +43,8 @@ GPU_NAMES = [n for n in ENGINES if n not in ENGINE_NAMES and ENGINES[n].usable()
 ENGINE_CASES = [
     f"cpu-{bind.choose_isa()}" if n == "cpu" else n for n in (*ENGINE_NAMES, *GPU_NAMES)
 ]
+# those that count what gates publish
+ENGINES_THAT_COUNT = [case for case in ENGINE_CASES if case != "triton"]
 # the same kernels in other instruction sets, for the tests of single operations
 ISA_CASES = [
     f"cpu-{isa}"

@@ -133,6 +133,7 @@ def test_tiles_of_windows_that_move() -> None:
     profile = torchdelta.Profile({"input": 0.0})
     session, whole = new_session(fast, BEST, 1e-9, profile=profile), new_session(fast, BEST, 0.0)
     engine, state = session.engine, frame_state(session)
+    state.exact[0] = False
     engine.step(state, FrameCall({0: World(fast.plan.shape, 5).window((0, 0))}, frozenset({0})))
     for t, (origin, move, frame) in enumerate(walk(fast.plan, 5)):
         state.place(0, origin)

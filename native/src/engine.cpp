@@ -52,7 +52,8 @@ Engine::Engine(Program p, const Kernels* k)
 }
 
 int32_t Engine::step(const td_call& call) {
-  if (!call.exact) make_tiles();
+  const td_slot* const end = call.slots + call.n_slots;
+  if (std::any_of(call.slots, end, [](const td_slot& slot) { return !slot.exact; })) make_tiles();
   std::unique_ptr<Workspace> space = borrow();
   const int32_t result = run_frame(*this, *space, call);
   give_back(std::move(space));

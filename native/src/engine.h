@@ -19,7 +19,7 @@ class Engine {
   int32_t step(const td_call& call);
   size_t scratch_bytes() const;
   size_t weight_bytes() const;
-  // A step's weights as a frame uses them.
+  // A step's weights as a slot uses them.
   const Packed* packed_of(int step, bool exact) const {
     return !exact && tiles[step] ? tiles[step].get() : packed[step].get();
   }
@@ -28,7 +28,7 @@ class Engine {
   const Kernels* kernels;
   Arena weights;
   std::vector<std::unique_ptr<Packed>> packed;
-  // those of steps that compute in tiles where a frame need not be exact; made for the first such frame
+  // those of steps that compute in tiles where a slot need not be exact; made for the first such slot
   std::vector<std::unique_ptr<Packed>> tiles;
   // where a value's mask begins, words of one slot; where a step's pixels begin, and its rows and
   // columns, likewise; and where the mask of a reported value

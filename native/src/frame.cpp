@@ -30,8 +30,12 @@ class Frame {
   int32_t run() {
     const int grain = std::max(1, int(call_.slots[0].input_grain));
     space_.prepare(program_, engine_, call_.n_slots, std::max(1, call_.threads), grain);
-    for (int s = 0; s < call_.n_slots; ++s)
-      std::fill_n(call_.slots[s].active_px, program_.steps.size(), int64_t(0));
+    for (int s = 0; s < call_.n_slots; ++s) {
+      const td_slot& slot = call_.slots[s];
+      for (int64_t* counts : {slot.active_px, slot.published_px, slot.published_groups})
+        std::fill_n(counts, program_.steps.size(), int64_t(0));
+      any_in_tiles_ |= !slot.exact;
+    }
     const int n = static_cast<int>(program_.steps.size());
     bool with_input = true;
     for (int i = 0; i < n || with_input;) {
@@ -142,16 +146,20 @@ class Frame {
 
   static void set_flag(uint8_t* flag) { __atomic_store_n(flag, 1, __ATOMIC_RELAXED); }
 
+  // Whether a slot needs a step, and computes it with these weights.
+  bool takes(int i, const Packed* packed, int s) const {
+    return sets_.wanted(i, s) && engine_.packed_of(i, call_.slots[s].exact) == packed;
+  }
+
   // Lists the active pixels of this thread's share of the rows.
-  void list(int i, int thread, int threads) {
+  void list(int i, const Packed* packed, int thread, int threads) {
     const Step& step = program_.steps[i];
     const Value& v = program_.values[step.output];
     const int words = words_of(v.w);
     // tiles are listed by rows of tiles
-    const Packed* const packed = engine_.packed_of(i, call_.exact);
     const int side = packed ? packed->tile : 1, down = (v.h + side - 1) / side;
     int slots = 0;
-    for (int s = 0; s < call_.n_slots; ++s) slots += sets_.wanted(i, s);
+    for (int s = 0; s < call_.n_slots; ++s) slots += takes(i, packed, s);
     const long rows = long(slots) * down;
     // a small map is one list: cut into the threads' parts, its register blocks would be half full
     const bool alone = rows * v.w <= kOneList;
@@ -161,7 +169,7 @@ class Frame {
     Pixel* at = begin;
     long row = 0;
     for (int s = 0; s < call_.n_slots && row < r1; ++s) {
-      if (!sets_.wanted(i, s)) continue;
+      if (!takes(i, packed, s)) continue;
       int64_t px = 0;
       uint64_t* const changed = space_.changed(step.output, s);
       for (int top = 0; top < v.h; top += side, ++row) {
@@ -188,19 +196,25 @@ class Frame {
   }
 
   void run_step(int i, int thread, int threads) {
-    bool any = false;
-    for (int s = 0; s < call_.n_slots && !any; ++s) any = sets_.wanted(i, s);
-    if (any) {
-      list(i, thread, threads);
-      barrier_.wait(threads);
-      run_tasks(i, thread, threads);
-      barrier_.wait(threads);
-    }
+    run_slots(i, engine_.packed[i].get(), 0, thread, threads);
+    if (any_in_tiles_ && engine_.tiles[i])
+      run_slots(i, engine_.tiles[i].get(), 1, thread, threads);
     if (call_.step_ms && thread == 0) {
       const Clock::time_point now = Clock::now();
       call_.step_ms[i] += std::chrono::duration<double, std::milli>(now - begin_).count();
       begin_ = now;
     }
+  }
+
+  // Runs a step in the slots that compute it with these weights; packing: their number.
+  void run_slots(int i, const Packed* packed, int packing, int thread, int threads) {
+    bool any = false;
+    for (int s = 0; s < call_.n_slots && !any; ++s) any = takes(i, packed, s);
+    if (!any) return;
+    list(i, packed, thread, threads);
+    barrier_.wait(threads);
+    run_tasks(i, packed, packing, thread, threads);
+    barrier_.wait(threads);
   }
 
   // Runs a kernel. Nothing may be thrown out of a parallel region, and the other threads wait at the
@@ -216,24 +230,23 @@ class Frame {
 
   // Works through this thread's share of the tasks, then helps the others. Neighbouring tasks of one
   // thread use neighbouring weights.
-  void run_tasks(int i, int thread, int threads) {
+  void run_tasks(int i, const Packed* packed, int packing, int thread, int threads) {
     size_t total = 0;
     for (int t = 0; t < threads; ++t) total += space_.lists[t].count;
     if (!total) return;
-    const Packed* packed = engine_.packed_of(i, call_.exact);
     const Code code = program_.steps[i].code;
     const bool by_group = packed ? packed->by_group : reads_many(code);
     const Value& out = program_.values[program_.steps[i].output];
     const int groups = by_group ? (out.c + kGroup - 1) / kGroup : 1;
     const size_t most = packed ? packed->most_px : kBlockPx;
     const size_t block = block_px(code, total, groups, threads, most);
-    const Job job = make_job(i);
+    const Job job = make_job(i, packed);
     const int tasks = count_tasks(block, groups, threads);
     for (int k = 0; k < threads; ++k) {
       const int owner = (thread + k) % threads;
       const int begin = int(long(tasks) * owner / threads);
       const int end = int(long(tasks) * (owner + 1) / threads);
-      std::atomic<int>& next = space_.next[size_t(i) * threads + owner];
+      std::atomic<int>& next = space_.next[(2 * size_t(i) + packing) * threads + owner];
       for (;;) {
         const int task = begin + next.fetch_add(1, std::memory_order_relaxed);
         if (task >= end) break;
@@ -283,11 +296,11 @@ class Frame {
     return threads == 1 ? most : std::clamp<size_t>(px, least, most);
   }
 
-  Job make_job(int i) {
+  Job make_job(int i, const Packed* packed) {
     const Step& step = program_.steps[i];
     return {&program_,
             &step,
-            engine_.packed_of(i, call_.exact),
+            packed,
             call_.slots,
             space_.pixels.get(),
             space_.changed_of(step.output),
@@ -320,12 +333,11 @@ class Frame {
       const int32_t failed = call_.foreign(i, s, active.data(), changed.data());
       if (failed) return failed;
       uint64_t* const mask = space_.changed(step.output, s);
-      bool any = false;
-      for (int y = 0; y < v.h; ++y) {
+      for (int y = 0; y < v.h; ++y)
         pack_row(changed.data() + size_t(y) * v.w, v.w, mask + size_t(y) * words);
-        any |= any_bit(mask + size_t(y) * words, words);
-      }
-      space_.any_at(step.output, s) = any;
+      const int64_t published = count_bits(mask, size_t(v.h) * words);
+      call_.slots[s].published_px[i] = published;
+      space_.any_at(step.output, s) = published > 0;
     }
     if (call_.step_ms) {
       const Clock::time_point now = Clock::now();
@@ -363,6 +375,8 @@ class Frame {
   Barrier barrier_;
   Clock::time_point begin_;
   std::atomic<bool> failed_{false};
+  // whether some slot computes in tiles where it can
+  bool any_in_tiles_ = false;
 };
 
 }  // namespace

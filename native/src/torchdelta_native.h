@@ -7,7 +7,7 @@
 extern "C" {
 #endif
 
-#define TD_ABI 6
+#define TD_ABI 7
 #define TD_API __attribute__((visibility("default")))
 
 typedef struct td_program td_program;
@@ -25,6 +25,9 @@ typedef struct {
   int64_t stride_y, stride_x, stride_c;  // in elements
   int32_t frame_is_float;                // 0: uint8, 1: float32
   int32_t whole;                         // publish every pixel without comparing
+  // 1: a pixel has the same bits whatever lies beside its windows; 0: convolutions may be computed in
+  // tiles, where it need not
+  int32_t exact;
   void* const* buffers;                  // one address per buffer of the plan: this slot's [H, W, C]
   // [values, 2]: buffers are rings, and pixel (0, 0) of a value's window lies at this pixel (y, x)
   const int64_t* origins;
@@ -38,7 +41,9 @@ typedef struct {
   const double* thresholds;              // one per value; 0 compares values
   double input_threshold;                // share of full scale
   int64_t input_grain;                   // side of the input gate's cells, pixels; of all slots alike
-  int64_t* active_px;                    // out: one count per step
+  // out: one count per step: active pixels, those of which any group was published, and such groups;
+  // of a step without a native kernel the foreign function counts the groups
+  int64_t *active_px, *published_px, *published_groups;
   uint8_t* active;         // out, or null: active sets of all steps, one behind the other
   // out: change masks of the reported values that changed, one behind the other: of each [H, words],
   // bit x % 64 of word x / 64
@@ -53,9 +58,6 @@ typedef struct {
   int32_t n_slots;
   int32_t threads;
   int32_t norm_is_max;    // 0: rms, 1: max
-  // 1: a pixel has the same bits whatever lies beside its windows; 0: convolutions may be computed in
-  // tiles, where it need not
-  int32_t exact;
   td_foreign_fn foreign;
   double* step_ms;        // out, or null: one per step, all slots together
 } td_call;

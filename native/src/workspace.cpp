@@ -11,7 +11,7 @@ void Workspace::prepare(const Program& program, const Engine& engine, int slots,
   n_values_ = static_cast<int>(program.values.size());
   if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
   lists.assign(threads, {0, 0});
-  const size_t counters = program.steps.size() * threads;
+  const size_t counters = 2 * program.steps.size() * threads;
   if (next_size_ < counters) {
     next_size_ = counters;
     next.reset(new std::atomic<int>[next_size_]);

@@ -40,7 +40,7 @@ class Workspace {
 
   std::vector<Scratch> scratch;
   std::vector<List> lists;
-  // per step and thread: how many of the thread's tasks have been taken
+  // per step, packing (direct, in tiles) and thread: how many of the thread's tasks have been taken
   std::unique_ptr<std::atomic<int>[]> next;
   // blocks of the input's rows that have been compared and published
   std::atomic<int> next_hot{0}, next_publish{0};

@@ -35,7 +35,7 @@ struct Slot {
   // ring: 0, or another number for each place where the buffers' rings may begin
   explicit Slot(const History& h, int ring = 0)
       : origins(h.values.size() * 2 * sizeof(int64_t)), active_px(h.steps * sizeof(int64_t)),
-        active(h.active_bytes), changed(h.changed_bytes),
+        published(2 * h.steps * sizeof(int64_t)), active(h.active_bytes), changed(h.changed_bytes),
         changed_px(h.reported * sizeof(int64_t)) {
     for (const Buffer& b : h.buffers) {
       buffers.emplace_back(b.elements() * b.item_bytes, kNan);
@@ -52,10 +52,11 @@ struct Slot {
   std::vector<void*> addresses;
   // by buffer: where the ring of a window that never moved begins, and where this frame's does
   std::vector<std::pair<size_t, size_t>> rings, corner;
-  Guarded origins, active_px, active, changed, changed_px;
+  Guarded origins, active_px, published, active, changed, changed_px;
+  bool exact = true;
 
   td_slot frame(const History& h, const Frame& f, bool whole) {
-    for (const Guarded* g : {&active_px, &active, &changed, &changed_px})
+    for (const Guarded* g : {&active_px, &published, &active, &changed, &changed_px})
       std::memset(g->at<void>(), 0, g->bytes());
     td_slot s{};
     s.frame = f.pixels.at<void>();
@@ -80,7 +81,10 @@ struct Slot {
     s.thresholds = f.thresholds.at<double>();
     s.input_threshold = f.input_threshold;
     s.input_grain = f.input_grain;
+    s.exact = exact;
     s.active_px = active_px.at<int64_t>();
+    s.published_px = published.at<int64_t>();
+    s.published_groups = s.published_px + h.steps;
     s.active = active.at<uint8_t>();
     s.changed = changed.at<uint64_t>();
     s.changed_px = changed_px.at<int64_t>();
@@ -89,7 +93,7 @@ struct Slot {
   bool guarded() const {
     for (const Guarded& b : buffers)
       if (!b.whole()) return false;
-    return active_px.whole() && active.whole() && changed.whole() && changed_px.whole();
+    return active_px.whole() && published.whole() && active.whole() && changed.whole() && changed_px.whole();
   }
   size_t marks() const {
     size_t n = 0;
@@ -125,14 +129,12 @@ Program load(const History& h, const std::string& isa) {
   return program;
 }
 
-void step(td_program* program, const History& h, std::vector<td_slot>& slots, int threads,
-          bool exact = true) {
+void step(td_program* program, const History& h, std::vector<td_slot>& slots, int threads) {
   td_call call{};
   call.slots = slots.data();
   call.n_slots = int(slots.size());
   call.threads = threads;
   call.norm_is_max = h.norm_is_max;
-  call.exact = exact;
   const int32_t failed = td_step(program, &call);
   check(failed == 0, "td_step returned " + std::to_string(failed));
 }
@@ -181,6 +183,7 @@ void run_history(const History& h, const std::string& isa) {
   const Program program = load(h, isa);
   const size_t n = h.frames.size();
   Slot alone(h), first(h, 1), second(h, 4), whole_last(h, 3), whole_first(h, 2), tiled(h);
+  tiled.exact = false;
   for (size_t t = 0; t < n; ++t) {
     const Frame& f = h.frames[t];
     std::vector<td_slot> one{alone.frame(h, f, f.whole)};
@@ -190,7 +193,7 @@ void run_history(const History& h, const std::string& isa) {
     compare_masks(h, alone, t);
     // rounding may publish more at threshold 0, and moves what is just at another one
     std::vector<td_slot> tiles{tiled.frame(h, f, f.whole)};
-    step(program.get(), h, tiles, 2, false);
+    step(program.get(), h, tiles, 2);
     check(tiled.guarded(), "wrote outside a buffer, in tiles");
     if (h.exact) compare_states(h, tiled, t);
     check(!f.idle || alone.marks() == 0, "frame " + std::to_string(t) + " is idle, and is not");

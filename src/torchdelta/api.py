@@ -362,11 +362,13 @@ class CompiledModel(Unpicklable):
         if followed:
             self._called = spare or self._open_followed(engine.plan, rows)
         else:
-            self._called = self._open(engine, rows, views=True)
+            self._called = Session(engine, rows, self.tolerance, self._profile, views=True)
         return self._called
 
     def _open_followed(self, plan: Plan, rows: int) -> MovingSession:
-        return self._open_moving(plan.size, rows, "given", "keep", views=True, timed=False)
+        return self._open_moving(
+            plan.size, rows, self.tolerance, self._profile, motion="given", views=True
+        )
 
     def _rows(self, frame: Any) -> list[Any]:
         if isinstance(frame, np.ndarray):
@@ -380,46 +382,27 @@ class CompiledModel(Unpicklable):
             raise FrameError(f"frame is {got}, expected a tensor [N, C, H, W]")
         return list(frame)
 
-    def _open(
-        self, engine: Engine, slots: int, views: bool, timed: bool = False, grain: int | None = None
-    ) -> Session:
-        return Session(
-            engine, slots, self.tolerance, self._profile,
-            views=views, timed=timed, grain=grain,
-        )  # fmt: skip
-
-    def _open_moving(
-        self,
-        size: tuple[int, int],
-        slots: int,
-        motion: Motion,
-        border: Border,
-        *,
-        views: bool,
-        timed: bool,
-        grain: int | None = None,
-    ) -> MovingSession:
+    def _open_moving(self, size: Size, *args: Any, **options: Any) -> MovingSession:
         if self.fixed_size:
             raise ValueError(
                 "cameras are followed on windows larger than the frame, and this model was "
                 "compiled with fixed_size=True; compile it without"
             )
-        return MovingSession(
-            self._engine_at, size, slots, self.tolerance, self._profile,
-            motion=motion, border=border, grain=grain, views=views, timed=timed,
-        )  # fmt: skip
+        return MovingSession(self._engine_at, size, *args, **options)
 
     @overload
     def session(
         self, slots: int = 1, *, size: tuple[int, int] | None = None,
-        motion: Literal["none"] = "none", border: Border = "keep", grain: int | None = None,
-        views: bool = False, timed: bool = False,
+        motion: Literal["none"] = "none", border: Border = "keep",
+        tolerance: float | None = None, profile: Profile | str | Path | None = None,
+        grain: int | None = None, views: bool = False, timed: bool = False,
     ) -> Session: ...  # fmt: skip
     @overload
     def session(
         self, slots: int = 1, *, size: tuple[int, int] | None = None, motion: Motion,
-        border: Border = "keep", grain: int | None = None, views: bool = False,
-        timed: bool = False,
+        border: Border = "keep", tolerance: float | None = None,
+        profile: Profile | str | Path | None = None, grain: int | None = None,
+        views: bool = False, timed: bool = False,
     ) -> MovingSession: ...  # fmt: skip
     @apart
     def session(
@@ -429,6 +412,8 @@ class CompiledModel(Unpicklable):
         size: tuple[int, int] | None = None,
         motion: Motion | Literal["none"] = "none",
         border: Border = "keep",
+        tolerance: float | None = None,
+        profile: Profile | str | Path | None = None,
         grain: int | None = None,
         views: bool = False,
         timed: bool = False,
@@ -440,17 +425,28 @@ class CompiledModel(Unpicklable):
                 estimated and followed; "given": homographies come with the frames; "auto":
                 estimated and followed while that pays. All of these return a `MovingSession`
         border: of followed cameras: "keep" or "exact", see `Window`
+        tolerance: of the streams that join; default: the model's. `set_tolerance` changes it
+        profile: a `Profile` or the path of one; default: the model's
         grain:  side in pixels of the cells in which the input gate counts; 1: 3x3 pixels decide,
                 so that the smallest things are seen; None: what suits the network and the camera
         views:  outputs are views of the state, valid until the stream's next frame
         timed:  measure each step, for `stats().per_step()`
-        Raises: ValueError for unknown names, or where windows are not possible; StreamError.
+        Raises: ValueError for unknown names, or where windows are not possible; StreamError;
+        ProfileError.
         """
         size = self._size if size is None else pair("size", size, "(h, w)", least=1)
+        tolerance = self.tolerance if tolerance is None else finite("tolerance", tolerance, least=0)
+        profile = self._profile if profile is None else _take_profile(profile, self.plan)
         if motion == "none":
             check_motion("auto", border)
-            return self._open(self._engine_at(size), slots, views, timed, grain)
-        return self._open_moving(size, slots, motion, border, views=views, timed=timed, grain=grain)
+            return Session(
+                self._engine_at(size), slots, tolerance, profile, views=views, timed=timed,
+                grain=grain,
+            )  # fmt: skip
+        return self._open_moving(
+            size, slots, tolerance, profile, motion=motion, border=border, grain=grain,
+            views=views, timed=timed,
+        )  # fmt: skip
 
     @property
     @apart
@@ -492,6 +488,13 @@ class CompiledModel(Unpicklable):
         with default_float32(), ieee_float32(self.device):
             # a copy: the model may write to its input
             return self._dense(x.clone(memory_format=torch.channels_last))
+
+
+def _take_profile(given: Profile | str | Path, plan: Plan) -> Profile:
+    """Read a profile where its path is given. Raises: ProfileError where it does not fit."""
+    profile = given if isinstance(given, Profile) else Profile.load(given)
+    profile.check(plan)
+    return profile
 
 
 def _homographies(given: Any, rows: int, size: tuple[int, int]) -> list[Any]:

@@ -89,7 +89,7 @@ class Finisher {
   }
   Finisher(const Finisher&) = delete;
   Finisher& operator=(const Finisher&) = delete;
-  ~Finisher() { flush(); }
+  ~Finisher() { count(); }
 
   // Asks for what completing a pixel will read, while there is something else to do.
   TD_INLINE void prefetch(const Pixel& p, int c0, int n) {
@@ -126,6 +126,7 @@ class Finisher {
       word_ = word;
     }
     bits_ |= uint64_t(1) << (p.x % 64);
+    ++groups_;
   }
 
   // row: channels c0 .. c0 + n of the recomputed pixel, in float32; kRow of them may be written
@@ -198,7 +199,7 @@ class Finisher {
 
   // apart from the loops over pixels, which it would only make longer
   __attribute__((noinline)) void enter(int slot) {
-    flush();
+    count();
     slot_ = slot;
     out_ = job_.ring<T>(step_.output, slot);
     mask_ = job_.changed[slot];
@@ -251,9 +252,21 @@ class Finisher {
   // other threads may publish other pixels of the same word
   void flush() {
     if (!bits_) return;
-    __atomic_fetch_or(word_, bits_, __ATOMIC_RELAXED);
-    __atomic_store_n(job_.any + slot_, uint8_t(1), __ATOMIC_RELAXED);
+    const uint64_t before = __atomic_fetch_or(word_, bits_, __ATOMIC_RELAXED);
+    px_ += __builtin_popcountll(bits_ & ~before);
     bits_ = 0;
+  }
+
+  // adds what was published to what the slot and its step have
+  void count() {
+    flush();
+    if (!groups_) return;
+    const td_slot& slot = job_.slots[slot_];
+    const size_t step = &step_ - job_.program->steps.data();
+    __atomic_store_n(job_.any + slot_, uint8_t(1), __ATOMIC_RELAXED);
+    __atomic_fetch_add(slot.published_px + step, px_, __ATOMIC_RELAXED);
+    __atomic_fetch_add(slot.published_groups + step, groups_, __ATOMIC_RELAXED);
+    px_ = groups_ = 0;
   }
 
   const Job& job_;
@@ -269,6 +282,8 @@ class Finisher {
   uint64_t* mask_ = nullptr;
   uint64_t* word_ = nullptr;
   uint64_t bits_ = 0;
+  // pixels and groups published in this slot, not counted yet
+  int64_t px_ = 0, groups_ = 0;
 };
 
 }  // namespace TD_ISA

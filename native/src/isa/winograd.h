@@ -5,7 +5,7 @@
 // A tile's 4x4 inputs become 16 numbers per channel, each of which is multiplied with its own matrix
 // of weights; the 16 sums become the 2x2 outputs. Numbers beside a pixel's window cancel out but for
 // rounding, so a pixel may differ in its last bits by what lies there: only sessions with a tolerance
-// compute this way (`td_call.exact`). Tiles begin at even rows and columns of the window.
+// compute this way (`td_slot.exact`). Tiles begin at even rows and columns of the window.
 #pragma once
 
 #include <algorithm>

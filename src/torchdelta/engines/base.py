@@ -31,6 +31,8 @@ class SlotReport:
     active_px: active output pixels per step
     work_px:   output pixels per step that the engine really computed
     input_px:  input pixels that were published
+    published_px: pixels of which any group was published, per step; None: it does not count them
+    published_groups: how many groups of them were published
     active:    active sets by step index, bool [Ho, Wo]; only where they were asked for
     ms:        time that is this slot's alone, milliseconds
     step_ms:   time per step; only where it was asked for
@@ -41,6 +43,8 @@ class SlotReport:
     active_px: list[int]
     work_px: list[int]
     input_px: int
+    published_px: list[int] | None = None
+    published_groups: list[int] | None = None
     active: dict[int, Tensor] = field(default_factory=dict)
     ms: float = 0.0
     step_ms: list[float] | None = None

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -64,6 +64,16 @@ class _Gate:
     threshold: float
     norm: str
     fresh: Tensor | None = None
+
+
+class _Outcome(NamedTuple):
+    """What a step did in a slot (see `SlotReport`); mask: of what it published, None: nothing."""
+
+    active_px: int
+    work_px: int
+    published_px: int = 0
+    published_groups: int = 0
+    mask: Tensor | None = None
 
 
 @contextmanager
@@ -152,7 +162,8 @@ class TorchEngine(Engine):
         whole, move = slot in call.whole, call.moved.get(slot)
         changed = self._publish_input(state, slot, call)
         input_px = int(changed[self.plan.input].sum()) if changed else 0
-        report = SlotReport(changed, [0] * count, [0] * count, input_px)
+        px, groups = [0] * count, [0] * count
+        report = SlotReport(changed, [0] * count, [0] * count, input_px, px, groups)
         if call.timed:
             report.step_ms = [0.0] * count
         for i, ready in self._steps.items():
@@ -164,7 +175,8 @@ class TorchEngine(Engine):
             if whole or (move and self.plan.shifts.absolute[output]):
                 put_all(stored, self._evaluate(ready, inputs))
                 area = ready.out_size[0] * ready.out_size[1]
-                report.active_px[i] = report.work_px[i] = area
+                report.active_px[i] = report.work_px[i] = px[i] = area
+                groups[i] = area * self._groups(output)
                 changed[output] = active = self._ones(ready.out_size)
             else:
                 fresh: Tensor | None = None
@@ -176,10 +188,11 @@ class TorchEngine(Engine):
                     active = fresh = call.forced[i]
                 if active is not None and bool(active.any()):
                     gate = _Gate(float(state.thresholds[slot, output]), state.norm, fresh)
-                    counts, mask = self._recompute(ready, inputs, stored, active, gate)
-                    report.active_px[i], report.work_px[i] = counts
-                    if mask is not None:
-                        changed[output] = mask
+                    done = self._recompute(ready, inputs, stored, active, gate)
+                    report.active_px[i], report.work_px[i] = done.active_px, done.work_px
+                    px[i], groups[i] = done.published_px, done.published_groups
+                    if done.mask is not None:
+                        changed[output] = done.mask
             if call.record and active is not None:
                 report.active[i] = active
             if report.step_ms is not None:
@@ -187,6 +200,9 @@ class TorchEngine(Engine):
                 report.step_ms[i] = (time.perf_counter() - begin) * 1e3
         report.ms = (time.perf_counter() - start) * 1e3
         return report
+
+    def _groups(self, value: int) -> int:
+        return -(-self.plan.values[value].channels // GROUP_CHANNELS)
 
     def _ones(self, size: Size) -> Tensor:
         return torch.ones((1, 1), dtype=torch.bool, device=self.device).expand(size)
@@ -255,12 +271,13 @@ class TorchEngine(Engine):
         whole: bool = False,
         forced: bool = False,
         fresh: Tensor | None = None,
-    ) -> Tensor | None:
+    ) -> tuple[Tensor | None, int]:
         """Recompute, gate and publish one step of one slot, for engines that lack it.
 
         active: bool [Ho, Wo]; whole: publish all without comparing; forced: all active pixels;
         fresh: bool [Ho, Wo], these active pixels
-        Returns the change mask, bool [Ho, Wo]; None where nothing was published.
+        Returns the change mask, bool [Ho, Wo], None where nothing was published; and how many
+        groups were.
         """
         ready = self._steps[step]
         inputs = [state.pixels(v, slot) for v in ready.step.inputs]
@@ -268,10 +285,12 @@ class TorchEngine(Engine):
         with ieee_float32(self.device):
             if whole:
                 put_all(stored, self._evaluate(ready, inputs))
-                return self._ones(ready.out_size)
+                groups = prod(ready.out_size) * self._groups(ready.step.output)
+                return self._ones(ready.out_size), groups
             threshold = float(state.thresholds[slot, ready.step.output])
             gate = _Gate(threshold, state.norm, active if forced else fresh)
-            return self._recompute(ready, inputs, stored, active, gate)[1]
+            done = self._recompute(ready, inputs, stored, active, gate)
+            return done.mask, done.published_groups
 
     def _evaluate(self, ready: _Ready, pixels: Sequence[Pixels]) -> Tensor:
         step = ready.step
@@ -292,14 +311,10 @@ class TorchEngine(Engine):
         stored: Pixels,
         active: Tensor,
         gate: _Gate,
-    ) -> tuple[tuple[int, int], Tensor | None]:
-        """Recompute, gate and publish the active pixels.
-
-        Returns how many were active and computed, and the change mask, None where none changed.
-        """
+    ) -> _Outcome:
+        """Recompute, gate and publish the active pixels."""
         step = ready.step
         rows, index, work = self._rows(ready, inputs[: step.arity], active)
-        counts = (len(index), work)
         for part, weights in ready.epilogue:
             if isinstance(part, Activation):
                 rows = part.op.apply(rows, weights)
@@ -313,7 +328,7 @@ class TorchEngine(Engine):
             publish |= gate.fresh.flatten().index_select(0, index).unsqueeze(1)
         hit = publish.any(1).nonzero().squeeze(1)
         if not len(hit):
-            return counts, None
+            return _Outcome(len(index), work)
         rows, where = rows.index_select(0, hit), index.index_select(0, hit)
         if publish.shape[1] > 1:
             groups = publish.index_select(0, hit).repeat_interleave(GROUP_CHANNELS, 1)
@@ -322,7 +337,7 @@ class TorchEngine(Engine):
         put_rows(stored, where, rows)
         mask = torch.zeros(active.numel(), dtype=torch.bool, device=self.device)
         mask.index_fill_(0, where, True)
-        return counts, mask.view(active.shape)
+        return _Outcome(len(index), work, len(hit), int(publish.sum()), mask.view(active.shape))
 
     def _rows(
         self, ready: _Ready, inputs: Sequence[Pixels], active: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,8 @@ class ValueAudit:
     """One gated value: is every pixel's channel group within its threshold?
 
     worst:     largest norm(stored - recomputed) over pixels and groups, in the value's unit
-    threshold: in force now; allowance: what rounding may add
+    threshold: the largest in force since everything was last computed anew; allowance: what
+               rounding may add
     """
 
     name: str
@@ -58,9 +60,12 @@ class Audit:
         )
 
 
-def audit_slot(engine: Engine, state: State, slot: int, *, edges: bool = True) -> Audit:
+def audit_slot(
+    engine: Engine, state: State, slot: int, thresholds: np.ndarray, *, edges: bool = True
+) -> Audit:
     """Recompute every value from the published values of its inputs, and compare.
 
+    thresholds: by value
     edges: False: leave out each step's edges, where border="keep" has lost what was beyond
     """
     found = []
@@ -72,9 +77,7 @@ def audit_slot(engine: Engine, state: State, slot: int, *, edges: bool = True) -
             rows, cols = (torch.from_numpy(line) for line in engine.plan.shifts.edges(i))
             lost = (rows[:, None] | cols).to(stored.device)
             fresh = torch.where(lost[:, :, None], stored, fresh)
-        found.append(
-            _compare(value, stored, fresh, float(state.thresholds[slot, value.index]), state.norm)
-        )
+        found.append(_compare(value, stored, fresh, float(thresholds[value.index]), state.norm))
     return Audit(tuple(found))
 
 

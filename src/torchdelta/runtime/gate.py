@@ -59,25 +59,30 @@ def default_grain(stride: Size, *, followed: bool) -> int:
 
 
 class Thresholds:
-    """Keeps the thresholds of a state's slots in line with tolerance, profile and first frames."""
+    """Keeps the thresholds of a state's slots in line with tolerances, profile and first frames.
 
-    def __init__(self, plan: Plan, tolerance: float, profile: Profile) -> None:
-        self.plan, self.tolerance, self.profile = plan, tolerance, profile
+    largest: [N, values], the largest in force since everything was last computed anew in a slot
+    """
+
+    def __init__(self, plan: Plan, slots: int, profile: Profile) -> None:
+        self.plan, self.profile = plan, profile
+        self._tolerances = [0.0] * slots
+        self.largest = np.zeros((slots, len(plan.values)))
         default = profile.multipliers.get("*", 1.0)
         self._gated = [v for v in plan.owners if v.gated]
         self._multiplier = {v.index: profile.multipliers.get(v.name, default) for v in self._gated}
-        self._input = input_threshold(tolerance, profile.multipliers.get("input", 1.0))
+        self._of_input = profile.multipliers.get("input", 1.0)
         self._measured = [v for v in self._gated if v.name not in profile.rms]
         # slots of which some gated value has no scale yet; of them, those that had no frame yet
         self._without: set[int] = set()
         self._fresh: set[int] = set()
         self._pending: _Pending | None = None
 
-    def start(self, state: State, slot: int) -> None:
+    def start(self, state: State, slot: int, tolerance: float) -> None:
         """Set a fresh slot's thresholds: the profile's where it has a scale, else 0."""
         state.rms[slot] = np.nan
-        state.thresholds[slot] = 0.0
-        state.input_threshold[slot] = self._input
+        state.thresholds[slot] = self.largest[slot] = 0.0
+        state.exact[slot] = tolerance == 0
         self._without.discard(slot)
         for v in self._gated:
             if v.name in self.profile.rms:
@@ -85,6 +90,14 @@ class Thresholds:
         if self._measured:
             self._without.add(slot)
             self._fresh.add(slot)
+        self.change(state, slot, tolerance)
+
+    def change(self, state: State, slot: int, tolerance: float) -> None:
+        """Set a slot's tolerance; one of 0 is for `start`: what is stored was gated by another."""
+        self._tolerances[slot] = tolerance
+        state.input_threshold[slot] = input_threshold(tolerance, self._of_input)
+        if tolerance > 0:
+            state.exact[slot] = False
         self._apply(state, slot)
 
     def measure(self, state: State, slots: Iterable[int], to_full_scale: Tensor) -> None:
@@ -141,10 +154,12 @@ class Thresholds:
 
     def _apply(self, state: State, slot: int) -> None:
         state.changes += 1
+        tolerance = self._tolerances[slot]
         for v in self._gated:
             rms = state.rms[slot, v.index]
             known = 0.0 if math.isnan(rms) else rms
-            state.thresholds[slot, v.index] = self.tolerance * self._multiplier[v.index] * known
+            state.thresholds[slot, v.index] = tolerance * self._multiplier[v.index] * known
+        np.maximum(self.largest[slot], state.thresholds[slot], out=self.largest[slot])
 
     def export(self, state: State, slot: int) -> Profile:
         """Give the profile with the slot's measured scales filled in."""

@@ -308,6 +308,13 @@ class MovingSession(Unpicklable):
             for name in list(self._cameras) if stream is None else [stream]:
                 self._session(self._known(name)).refresh(name, reason=reason)
 
+    @apart
+    def set_tolerance(self, stream: str, tolerance: float, *, refresh: bool = False) -> None:
+        """Change a stream's tolerance, from its next frame on; see `Session.set_tolerance`."""
+        with self._lock:
+            session = self._session(self._known(stream))
+            session.set_tolerance(stream, tolerance, refresh=refresh)
+
     # ----------------------------------------------------------------------------- frames
 
     @apart

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torchdelta.apart import apart
+from torchdelta.arguments import finite
 from torchdelta.engines import NONE, Engine, FrameCall, Move
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.plan import Plan, explain
@@ -41,6 +42,7 @@ class Session(Unpicklable):
 
     views: True hands out outputs as views of the state, valid until the stream's next frame (of a
            stream whose window moved they are copies)
+    tolerance: of the streams that join, see `set_tolerance`
     timed: measure each step (slower on a GPU: it synchronises)
     total: where the statistics of all streams are kept, if not here; its plan, the network on a
            frame, is what shares are relative to
@@ -70,9 +72,10 @@ class Session(Unpicklable):
         self.engine, self.views, self._timed = engine, views, timed
         self._state = State(
             engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room(),
-            grain, exact=tolerance == 0,
+            grain,
         )  # fmt: skip
-        self._thresholds = Thresholds(engine.plan, tolerance, profile)
+        self._thresholds = Thresholds(engine.plan, slots, profile)
+        self._tolerance = tolerance
         self._to_full_scale = torch.tensor(
             engine.plan.preprocess.per_full_scale(engine.plan.shape[0]),
             dtype=torch.float32,
@@ -128,11 +131,12 @@ class Session(Unpicklable):
     def _join(self, name: str) -> Stream:
         taken = {stream.slot for stream in self._streams.values()}
         slot = min(set(range(self.slots)) - taken)
-        return self._start(name, slot, "first frame")
+        return self._start(name, slot, self._tolerance, "first frame")
 
-    def _start(self, name: str, slot: int, reason: str) -> Stream:
+    def _start(self, name: str, slot: int, tolerance: float, reason: str) -> Stream:
         self._state.place(slot, (0, 0))
-        stream = self._streams[name] = Stream(name, slot, StreamStats(self._network), reason)
+        stream = Stream(name, slot, StreamStats(self._network), tolerance, reason)
+        self._streams[name] = stream
         return stream
 
     def _known(self, name: str) -> Stream:
@@ -160,7 +164,7 @@ class Session(Unpicklable):
             with to._lock:
                 now = to._streams[stream]
                 now.full, now.stats, now.frames = reason, before.stats, before.frames
-                now.late = before.late
+                now.late, now.tolerance = before.late, before.tolerance
             del self._streams[stream]
 
     @apart
@@ -170,7 +174,8 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
-            self._start(stream, self._known(stream).slot, "reset")
+            known = self._known(stream)
+            self._start(stream, known.slot, known.tolerance, "reset")
 
     @apart
     def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
@@ -183,6 +188,24 @@ class Session(Unpicklable):
             for name in list(self._streams) if stream is None else [stream]:
                 known = self._known(name)
                 known.full = known.full or reason
+
+    @apart
+    def set_tolerance(self, stream: str, tolerance: float, *, refresh: bool = False) -> None:
+        """Change a stream's tolerance, from its next frame on.
+
+        A higher one holds at once, a lower one where pixels are next gated: what was held back
+        before stays until then. With a tolerance of 0, or `refresh`, everything is computed anew
+        at the next frame ("tolerance").
+        Raises: StreamError for an unknown stream, ValueError for what is no tolerance.
+        """
+        tolerance = finite("tolerance", tolerance, least=0)
+        with self._lock:
+            known = self._known(stream)
+            if refresh or tolerance == 0 < known.tolerance:
+                known.full = known.full or "tolerance"
+            known.tolerance = tolerance
+            if known.full is None:
+                self._thresholds.change(self._state, known.slot, tolerance)
 
     @apart
     def step(
@@ -324,7 +347,7 @@ class Session(Unpicklable):
                 masks[stream.slot] = at.mask
             if stream.full is not None:
                 full[name] = stream.full
-                self._thresholds.start(self._state, stream.slot)
+                self._thresholds.start(self._state, stream.slot, stream.tolerance)
         try:
             call = FrameCall(
                 by_slot, frozenset(streams[name].slot for name in full), moved, masks, record,
@@ -422,13 +445,16 @@ class Session(Unpicklable):
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
 
+        Where the tolerance was lowered, that is the largest since everything was computed anew.
+
         Where a window has moved with border="keep", the edges of each step are left out.
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
         with self._lock:
             known = self._with_frames(stream)
             self._thresholds.settle(self._state)
-            return audit_slot(self.engine, self._state, known.slot, edges=not known.kept)
+            largest = self._thresholds.largest[known.slot]
+            return audit_slot(self.engine, self._state, known.slot, largest, edges=not known.kept)
 
     def _with_frames(self, name: str) -> Stream:
         stream = self._known(name)

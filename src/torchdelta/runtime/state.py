@@ -30,8 +30,8 @@ class State:
     changes:         of thresholds and input_threshold so far; whoever writes to them counts on
     rms:             [N, values] float64, NaN until it is known
     norm:            "rms" or "max", of a channel group
-    exact:           whether a pixel must have the same bits whatever lies beside its windows; where
-                     not, engines may use faster sums that differ by rounding
+    exact:           by slot, whether a slot's pixel must have the same bits whatever lies beside
+                     its windows; where not, engines may use faster sums that differ by rounding
     origin:          [N, 2] int64, the corner (y, x) of each slot's window in the world, input
                      pixels; `place` sets it
     rings:           [N, values, 2] int64, where in a value's buffer its window begins, pixels:
@@ -48,10 +48,9 @@ class State:
         norm: str,
         room: Sequence[int] | None = None,
         input_grain: int = 1,
-        exact: bool = True,
     ) -> None:
         """Allocate the buffers; room: channels that a pixel has room for, if more than it has."""
-        self.plan, self.norm, self.input_grain, self.exact = plan, norm, input_grain, exact
+        self.plan, self.norm, self.input_grain = plan, norm, input_grain
         channels = [b.c for b in plan.buffers]
         shapes = [(slots, b.h, b.w, c) for b, c in zip(plan.buffers, room or channels, strict=True)]
         full = _buffers(shapes, [b.dtype or dtype for b in plan.buffers], device)
@@ -59,6 +58,7 @@ class State:
         self.buffers = [b.narrow(3, 0, c) for b, c in zip(full, channels, strict=True)]
         self.thresholds = np.zeros((slots, len(plan.values)))
         self.input_threshold = np.zeros(slots)
+        self.exact = [True] * slots
         self.changes = 0
         self.rms = np.full((slots, len(plan.values)), np.nan)
         self.origin = np.zeros((slots, 2), dtype=np.int64)

@@ -17,6 +17,7 @@ class Stream:
 
     slot:   where its state is
     stats:  its statistics;  frames: how many it has had
+    tolerance: of its gates, from its next frame on
     full:   why everything is computed anew at its next frame; None: it goes on as before
     rest:   where its window lies while nothing is said of it; of a stream that goes on
     kept:   whether its window has moved with border="keep" since everything was computed anew
@@ -26,6 +27,7 @@ class Stream:
     name: str
     slot: int
     stats: StreamStats
+    tolerance: float
     full: str | None
     frames: int = 0
     rest: Placement = AT_REST

@@ -18,7 +18,7 @@ import torch  # its OpenMP runtime must be loaded before ours is looked for
 
 from torchdelta.errors import EngineError
 
-ABI = 6
+ABI = 7
 LIBRARY = "libtorchdelta_native.so"
 ISA_VARIABLE = "TORCHDELTA_CPU_ISA"
 MESSAGE_BYTES = 512
@@ -44,6 +44,7 @@ class Slot(ctypes.Structure):
         ("stride_c", ctypes.c_int64),
         ("frame_is_float", ctypes.c_int32),
         ("whole", ctypes.c_int32),
+        ("exact", ctypes.c_int32),
         ("buffers", ctypes.c_void_p),
         ("origins", ctypes.c_void_p),
         ("moved", ctypes.c_void_p),
@@ -53,6 +54,8 @@ class Slot(ctypes.Structure):
         ("input_threshold", ctypes.c_double),
         ("input_grain", ctypes.c_int64),
         ("active_px", ctypes.c_void_p),
+        ("published_px", ctypes.c_void_p),
+        ("published_groups", ctypes.c_void_p),
         ("active", ctypes.c_void_p),
         ("changed", ctypes.c_void_p),
         ("changed_px", ctypes.c_void_p),
@@ -68,7 +71,6 @@ class Call(ctypes.Structure):
         ("n_slots", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("norm_is_max", ctypes.c_int32),
-        ("exact", ctypes.c_int32),
         ("foreign", ForeignFn),
         ("step_ms", ctypes.c_void_p),
     )

@@ -113,8 +113,8 @@ class CpuEngine(Engine):
         if not tiled or self.dtype != torch.float32:
             return ()
         return (
-            f"{tiled} convolutions run in tiles of 2x2 pixels (Winograd) where the tolerance is "
-            "not 0; they round differently",
+            f"{tiled} convolutions run in tiles of 2x2 pixels (Winograd) where a stream's "
+            "tolerance is not 0; they round differently",
         )
 
     def step(self, state: State, call: FrameCall) -> Done:
@@ -131,7 +131,6 @@ class CpuEngine(Engine):
             len(call.frames),
             threads=torch.get_num_threads(),
             norm_is_max=int(state.norm == "max"),
-            exact=int(state.exact),
             foreign=bind.ForeignFn(native.run_foreign) if self._foreign else bind.NO_FOREIGN,
             step_ms=None if step_ms is None else step_ms.ctypes.data,
         )
@@ -146,14 +145,14 @@ class _Slots:
     """What the native engine is told of each slot of a state, the same in every frame.
 
     given:      td_slot by slot; a frame's own fields are filled in for each call
-    active_px:  [N, steps] int64, changed_px: [N, reported values] int64, bits: [N, words] uint64;
-                written by each call
+    counts:     [N, 3, steps] int64, active and published pixels, and published groups
+    changed_px: [N, reported values] int64, bits: [N, words] uint64; written by each call, too
     """
 
     def __init__(self, engine: CpuEngine, state: State) -> None:
         count = len(state.input_threshold)
         words = sum(h * _words(w) for h, w in engine._mask_sizes.values())
-        self.active_px = np.zeros((count, len(engine._sizes)), dtype=np.int64)
+        self.counts = np.zeros((count, 3, len(engine._sizes)), dtype=np.int64)
         self.changed_px = np.zeros((count, len(engine._reported)), dtype=np.int64)
         self.bits = np.zeros((count, words), dtype=np.uint64)
         self._addresses = np.array(
@@ -169,7 +168,9 @@ class _Slots:
                 origins=state.rings[slot].ctypes.data,
                 thresholds=state.thresholds[slot].ctypes.data,
                 input_grain=state.input_grain,
-                active_px=self.active_px[slot].ctypes.data,
+                active_px=self.counts[slot, 0].ctypes.data,
+                published_px=self.counts[slot, 1].ctypes.data,
+                published_groups=self.counts[slot, 2].ctypes.data,
                 changed_px=self.changed_px[slot].ctypes.data,
                 changed=self.bits[slot].ctypes.data,
             )
@@ -239,6 +240,7 @@ class _NativeCall:
             given.stride_c, given.stride_y, given.stride_x = frame.stride()
             given.frame_is_float = frame.dtype == torch.float32
             given.whole = slot in whole
+            given.exact = state.exact[slot]
             given.input_threshold = state.input_threshold[slot]
             given.active = None if self._active is None else self._active[k].data_ptr()
             given.forced = sets
@@ -267,7 +269,7 @@ class _NativeCall:
             slot = self._order[index]
             whole = slot in self._call.whole
             size = self._engine._sizes[step]
-            mask = self._engine._oracle.run_step(
+            mask, groups = self._engine._oracle.run_step(
                 step,
                 self._state,
                 slot,
@@ -278,6 +280,7 @@ class _NativeCall:
             )
             if mask is not None:
                 _view(changed, size).copy_(mask)
+            self._slots.counts[slot, 2, step] = groups
         except BaseException as error:
             # it must not pass through native code
             self.error = error
@@ -297,14 +300,17 @@ class _NativeCall:
         """Say for each slot what was active and what changed."""
         out = {}
         for k, slot in enumerate(self._order):
-            active_px = self._slots.active_px[slot].tolist()
+            active_px, published_px, published_groups = self._slots.counts[slot].tolist()
             work_px = list(active_px) if self._engine._foreign else active_px
             for i in self._engine._foreign:
                 work_px[i] = prod(self._engine._sizes[i]) if active_px[i] else 0
             counts = self._slots.changed_px[slot].tolist()
             changed_px = dict(zip(self._engine._reported, counts, strict=True))
             input_px = changed_px[self._engine.plan.input]
-            report = SlotReport(self._changed(slot, changed_px), active_px, work_px, input_px)
+            report = SlotReport(
+                self._changed(slot, changed_px), active_px, work_px, input_px, published_px,
+                published_groups,
+            )  # fmt: skip
             out[slot] = report
             if self._active is not None:
                 report.active = self._split_active(k, active_px)

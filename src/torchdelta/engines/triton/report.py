@@ -123,9 +123,11 @@ class FrameNumbers(Reports):
                 for i, px in enumerate(active_px)
             ]
         return SlotReport(
-            changed, active_px, work_px, input_px, active, self._ms,
-            None if self._step_ms is None else [t / len(self.slots) for t in self._step_ms],
-            self._errors.get(slot),
+            changed, active_px, work_px, input_px, active=active, ms=self._ms,
+            step_ms=None
+            if self._step_ms is None
+            else [t / len(self.slots) for t in self._step_ms],
+            error=self._errors.get(slot),
         )  # fmt: skip
 
 
