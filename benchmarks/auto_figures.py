@@ -39,7 +39,6 @@ from torchdelta.capture.load import load_model
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.options import Dtype, Engine
 from torchdelta.motion.vectors import Vectors
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Session
 
 # of the frames without following over those with auto
@@ -48,10 +47,9 @@ SETTLE_S = 0.002
 FIRST_TURNS = 5
 
 
-def open_patient(fast: CompiledModel, mode: str) -> Session | MovingSession:
+def open_patient(fast: CompiledModel, mode: str) -> Session:
     session = open_session(fast, mode)
-    if isinstance(session, MovingSession):
-        session.waits = True
+    session.waits = True
     return session
 
 

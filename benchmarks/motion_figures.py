@@ -32,7 +32,7 @@ from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate, input_threshold
-from torchdelta.runtime.gate import default_grain
+from torchdelta.runtime.thresholds import default_grain
 from torchdelta.video.source import open_source
 
 CLIPS = {

@@ -37,7 +37,6 @@ from torchdelta.capture.load import load_model
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.options import Dtype, Engine
 from torchdelta.motion.vectors import Vectors
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.video.source import open_source
@@ -79,7 +78,7 @@ def frames_of(
     return frames, vectors
 
 
-def open_session(fast: CompiledModel, mode: str) -> Session | MovingSession:
+def open_session(fast: CompiledModel, mode: str) -> Session:
     """Open a session for a mode, perhaps with a tolerance and a grain of its own."""
     mode, _, tolerance = mode.partition("@")
     motion, _, grain = mode.partition("/")
@@ -91,7 +90,7 @@ def open_session(fast: CompiledModel, mode: str) -> Session | MovingSession:
 
 
 def timed_step(
-    fast: CompiledModel, session: Session | MovingSession, frame: np.ndarray,
+    fast: CompiledModel, session: Session, frame: np.ndarray,
     vectors: Vectors | None,
 ) -> tuple[Result, float]:  # fmt: skip
     """Run one frame; gives its result and the milliseconds until a device was done, too."""
@@ -128,8 +127,7 @@ def run(
         open_session(fast, "features").step({STREAM: frames[0]})
     sessions = {mode: open_session(fast, mode) for mode in modes}
     for session in sessions.values():
-        if isinstance(session, MovingSession):
-            session.waits = True
+        session.waits = True
     times: dict[str, list[float]] = {mode: [] for mode in modes}
     layers: dict[str, list[float]] = {mode: [] for mode in modes}
     errors: dict[str, list[float]] = {mode: [] for mode in modes}

@@ -18,7 +18,7 @@ from support import enter_with_module, threads
 from torchdelta.bench.peers import Eager
 from torchdelta.cli.app import app
 from torchdelta.motion.align import Aligner
-from torchdelta.runtime.moving import MovingSession
+from torchdelta.runtime.session import Session
 
 H, W, FRAMES, STEP = 48, 64, 8, 3
 NETS = """
@@ -123,13 +123,13 @@ def test_vectors_of_the_decoder_reach_the_session(monkeypatch: pytest.MonkeyPatc
         for frame in frames:
             writer.write(frame)
     seen = []
-    step = MovingSession.step
+    step = Session.step
 
-    def spy(self: MovingSession, given: Any, **options: Any) -> Any:
+    def spy(self: Session, given: Any, **options: Any) -> Any:
         seen.extend(options["vectors"].values())
         return step(self, given, **options)
 
-    monkeypatch.setattr(MovingSession, "step", spy)
+    monkeypatch.setattr(Session, "step", spy)
     call("--model", "bench_motion_nets:heat", "--source", "pan.mp4", "--motion", "codec",
          "--peers", "none", "--engine", "torch")  # fmt: skip
     assert any(vectors is not None for vectors in seen)

@@ -30,7 +30,7 @@ from torchdelta.cli.app import app
 from torchdelta.cli.compare import Comparison
 from torchdelta.cli.track import Track, movements, summary
 from torchdelta.engines.cpu import bind
-from torchdelta.runtime import watch
+from torchdelta.runtime.placement import watch
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.video.board import Board
 from torchdelta.video.sink import VideoWriter

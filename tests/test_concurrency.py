@@ -24,8 +24,8 @@ from torchdelta.capture.export import CAPTURES, Captured, export
 from torchdelta.engines import Engine
 from torchdelta.runtime.background import in_background
 from torchdelta.runtime.inspect import ask_for_windows, window_engine
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.once import Once
+from torchdelta.runtime.session import Session
 
 SIZE, OTHER = (48, 64), (40, 56)
 # a thread that hangs ends a test, it decides none
@@ -106,7 +106,7 @@ def quietly(call: Callable[[], Any]) -> Any:
         return call()
 
 
-def window_of(session: MovingSession) -> Engine:
+def window_of(session: Session) -> Engine:
     """Wait for the network on windows."""
     session.waits = True
     assert ask_for_windows(session)

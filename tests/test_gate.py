@@ -13,8 +13,8 @@ from support import ENGINE_CASES, move, new_session
 from torchdelta import Profile, ProfileError
 from torchdelta.ops.base import Axis
 from torchdelta.ops.gate import input_gate, input_threshold, value_gate
-from torchdelta.runtime.gate import default_grain
 from torchdelta.runtime.inspect import frame_state
+from torchdelta.runtime.thresholds import default_grain
 
 NAN = float("nan")
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import torchdelta
 from chain_nets import conv
 from support import ENGINE_NAMES, GPU_NAMES, same_bits
-from torchdelta import CaptureError, FrameError, MovingSession, StreamError
+from torchdelta import CaptureError, FrameError, StreamError
 from torchdelta.engines import Engine
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.features import Features
@@ -30,10 +30,11 @@ from torchdelta.motion.homography import shift
 from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate
-from torchdelta.runtime import watch
-from torchdelta.runtime.camera import ESTIMATORS
 from torchdelta.runtime.inspect import frame_state, states, window_engine, window_state
+from torchdelta.runtime.placement import watch
+from torchdelta.runtime.placement.followed import ESTIMATORS
 from torchdelta.runtime.profile import Profile
+from torchdelta.runtime.session import Session
 
 ENGINES = (*ENGINE_NAMES, *GPU_NAMES)
 SIZE = (60, 84)
@@ -102,7 +103,7 @@ class Camera:
         return view(*here), to_previous(here, before)
 
 
-def play(session: MovingSession, *cameras: Camera, **kwargs: Any) -> dict[str, torchdelta.Result]:
+def play(session: Session, *cameras: Camera, **kwargs: Any) -> dict[str, torchdelta.Result]:
     shown = {camera.name: camera.next() for camera in cameras}
     return session.step(
         {name: frame for name, (frame, _) in shown.items()},
@@ -112,13 +113,13 @@ def play(session: MovingSession, *cameras: Camera, **kwargs: Any) -> dict[str, t
 
 
 def dense_on_published(
-    fast: torchdelta.CompiledModel, session: MovingSession, result: torchdelta.Result
+    fast: torchdelta.CompiledModel, session: Session, result: torchdelta.Result
 ) -> float:
     expected = fast.dense(session.published(result.stream))
     return torchdelta.relative_error(result.output, expected)
 
 
-def published(session: MovingSession, stream: str = "a") -> Tensor:
+def published(session: Session, stream: str = "a") -> Tensor:
     """Give what the network has been shown, [1, 3, H, W] on the CPU."""
     return session.published(stream).cpu()
 
@@ -280,7 +281,7 @@ def perspective(along: float) -> np.ndarray:
 
 
 def check_exact(
-    fast: torchdelta.CompiledModel, session: MovingSession, result: torchdelta.Result,
+    fast: torchdelta.CompiledModel, session: Session, result: torchdelta.Result,
     frame: Picture,
 ) -> None:  # fmt: skip
     """P1, and that the window shows the frame where it says; a new reference nothing else."""
@@ -472,7 +473,7 @@ def test_wrong_settings() -> None:
             fast.session(motion="given", grain=grain)  # type: ignore[call-overload]
         with pytest.raises(ValueError, match="expected a whole number of pixels"):
             fast.session(grain=grain)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match='motion="given", this session has motion="features"'):
+    with pytest.raises(ValueError, match="motion=\"given\", stream 'a' has"):
         fast.session(motion="features").step({"a": view(0, 0)}, homographies={"a": np.eye(3)})
     fixed = torchdelta.compile(
         conv(3, 3, 3).eval(), torch.zeros(1, 3, 8, 8).byte(), fixed_size=True
@@ -650,7 +651,6 @@ class Counting(Features):
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> type[Counting]:
-    monkeypatch.setattr("torchdelta.runtime.moving.Codec", Counting)
     monkeypatch.setitem(ESTIMATORS, "auto", Counting)
     Counting.asked = 0
     return Counting
@@ -775,7 +775,7 @@ def test_reset_of_a_followed_stream_begins_still(engine: str, counting: type[Cou
 # ------------------------------------------------------------------------- windows in the making
 
 
-def pan(session: MovingSession, first: int, count: int) -> list[torchdelta.Result]:
+def pan(session: Session, first: int, count: int) -> list[torchdelta.Result]:
     """Show what a panning camera sees; it turns round before it reaches the world's end."""
     results = []
     for n in range(first, first + count):
@@ -784,8 +784,8 @@ def pan(session: MovingSession, first: int, count: int) -> list[torchdelta.Resul
     return results
 
 
-def auto_session(engine_at: Callable[[tuple[int, int]], Engine]) -> MovingSession:
-    return MovingSession(engine_at, PAN_SIZE, 1, 0.04, Profile(), motion="auto")
+def auto_session(engine_at: Callable[[tuple[int, int]], Engine]) -> Session:
+    return Session(engine_at(PAN_SIZE), 1, 0.04, Profile(), engine_at=engine_at, motion="auto")
 
 
 def other_stride() -> Engine:
@@ -847,7 +847,7 @@ def test_windows_that_cannot_be(counting: type[Counting], why: str, waits: bool)
         raise CaptureError("the net is baked")
 
     with pytest.raises(CaptureError, match=said):
-        MovingSession(engine_at, PAN_SIZE, 1, 0.04, Profile(), motion="features")
+        Session(engine_at(PAN_SIZE), 1, 0.04, Profile(), engine_at=engine_at, motion="features")
     asked.clear()
     session = auto_session(engine_at)
     session.waits = waits
@@ -941,7 +941,7 @@ class Slow(Features):
 @pytest.mark.parametrize("motion", ["features", "auto"])
 def test_ms_holds_estimation_and_warp(monkeypatch: pytest.MonkeyPatch, motion: Any) -> None:
     monkeypatch.setitem(ESTIMATORS, motion, Slow)
-    monkeypatch.setattr("torchdelta.runtime.moving.Codec", Slow)
+    monkeypatch.setitem(ESTIMATORS, "auto", Slow)
     warp = Aligned.warp_and_mark
 
     def slow_warp(self: Aligned, frame: Any) -> Any:
@@ -967,7 +967,7 @@ def test_ms_holds_estimation_and_warp(monkeypatch: pytest.MonkeyPatch, motion: A
 def test_auto_follows_where_that_saves_time(
     monkeypatch: pytest.MonkeyPatch, frame_ms: float
 ) -> None:
-    monkeypatch.setattr("torchdelta.runtime.moving.Codec", Slow)
+    monkeypatch.setitem(ESTIMATORS, "auto", Slow)
 
     def saves_time(self: Any, share: float) -> bool:
         assert 0 < share < 1

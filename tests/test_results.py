@@ -195,7 +195,7 @@ def test_what_cannot_be_copied_says_what_to_do(fast: torchdelta.CompiledModel, h
     for what, instead in (
         (fast, "a CompiledModel cannot be pickled, copied or saved: .*; save the model"),
         (fast.session(), "a Session cannot be pickled, .*its results and statistics can be"),
-        (fast.session(motion="given"), "a MovingSession cannot be .*begins with a first frame"),
+        (fast.session(motion="given"), "a Session cannot be .*begins with a first frame"),
     ):
         with pytest.raises(TypeError, match=instead):
             COPIES[how](what)

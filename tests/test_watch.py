@@ -20,9 +20,9 @@ from torchdelta.motion.estimate import Motion
 from torchdelta.motion.homography import shift
 from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.vectors import Vectors
-from torchdelta.runtime import watch
 from torchdelta.runtime.background import MAKES_WAY, in_background
-from torchdelta.runtime.watch import Watch
+from torchdelta.runtime.placement import watch
+from torchdelta.runtime.placement.watch import Watch
 
 SIZE = (48, 64)
 DEVELOPING = Path(__file__).parents[1] / "docs" / "developing.md"

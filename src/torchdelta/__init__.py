@@ -17,7 +17,6 @@ from torchdelta.lazy import lazily
 
 if TYPE_CHECKING:
     from torchdelta.api import CompiledModel, compile, relative_error
-    from torchdelta.runtime.moving import MovingSession
     from torchdelta.runtime.profile import Profile
     from torchdelta.runtime.result import Result
     from torchdelta.runtime.session import Session
@@ -31,7 +30,6 @@ else:
         {
             "torchdelta.api": ("CompiledModel", "compile", "relative_error"),
             "torchdelta.runtime.profile": ("Profile",),
-            "torchdelta.runtime.moving": ("MovingSession",),
             "torchdelta.runtime.result": ("Result",),
             "torchdelta.runtime.session": ("Session",),
             "torchdelta.runtime.stats": ("FrameStats", "StepStats", "StreamStats"),
@@ -49,7 +47,6 @@ __all__ = [
     "FrameError",
     "FrameStats",
     "ModelError",
-    "MovingSession",
     "Profile",
     "ProfileError",
     "Result",

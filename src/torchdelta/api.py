@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,10 +27,9 @@ from torchdelta.ops.base import Size
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
 from torchdelta.ops.preprocess import Preprocess, channel_order
 from torchdelta.plan import Plan, build, explain
-from torchdelta.runtime.camera import Motion, check_motion
 from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame, plain_tensor
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.once import Once
+from torchdelta.runtime.placement import Motion
 from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
@@ -214,7 +213,7 @@ class CompiledModel(Unpicklable):
         self._engines = Once(self._engine_for, MAX_PLANS, {self._size: first})
         # of calls: one at a time, since they share a session
         self._calling = threading.Lock()
-        self._called: Session | MovingSession | None = None
+        self._called: Session | None = None
 
     def _engine_at(self, size: Size) -> Engine:
         """Find or make the engine for an input size; only who asks for a new one waits for it."""
@@ -311,8 +310,8 @@ class CompiledModel(Unpicklable):
         homography: how the cameras have moved: [3, 3], or N of them, pixel centres (x, y, 1) of
                each frame to its camera's previous one, None in a list where that is not known;
                anything for a first frame. The outputs are those of windows larger than the frame:
-               see `MovingSession`, whose results lead back. A call without is one of fixed cameras
-        relative_to: "previous" or "reference", see `MovingSession.step`
+               see `Session.step`, whose results lead back. A call without is one of fixed cameras
+        relative_to: "previous" or "reference", see `Session.step`
         A call that is not like the one before begins anew: with another number of rows, another
         size (a warning says so), with homographies or without.
         Raises: FrameError where any row or homography does not fit; nothing has run then.
@@ -334,17 +333,14 @@ class CompiledModel(Unpicklable):
         with self._calling:
             session = self._session_for(engine, len(rows), spare, followed=given is not None)
             frames = {str(n): row for n, row in enumerate(rows)}
-            if isinstance(session, Session):
-                results = session.step(frames)
-            else:
-                known = {str(n): one for n, one in enumerate(given or ()) if one is not None}
-                results = session.step(frames, homographies=known, relative_to=relative_to)
+            known = {str(n): one for n, one in enumerate(given or ()) if one is not None}
+            results = session.step(frames, homographies=known, relative_to=relative_to)
             outputs = [results[stream].unwrap() for stream in frames]
             return _stack(outputs, results["0"].plan, views)
 
     def _session_for(
-        self, engine: Engine, rows: int, spare: MovingSession | None, *, followed: bool
-    ) -> Session | MovingSession:
+        self, engine: Engine, rows: int, spare: Session | None, *, followed: bool
+    ) -> Session:
         """Give the session that calls go on in; a call that is not like the last begins anew."""
         before = self._called
         if before is not None and _goes_on(before, engine.plan, rows, followed=followed):
@@ -365,10 +361,8 @@ class CompiledModel(Unpicklable):
             self._called = Session(engine, rows, self.tolerance, self._profile, views=True)
         return self._called
 
-    def _open_followed(self, plan: Plan, rows: int) -> MovingSession:
-        return self._open_moving(
-            plan.size, rows, self.tolerance, self._profile, motion="given", views=True
-        )
+    def _open_followed(self, plan: Plan, rows: int) -> Session:
+        return self.session(rows, size=plan.size, motion="given", views=True)
 
     def _rows(self, frame: Any) -> list[Any]:
         if isinstance(frame, np.ndarray):
@@ -382,48 +376,27 @@ class CompiledModel(Unpicklable):
             raise FrameError(f"frame is {got}, expected a tensor [N, C, H, W]")
         return list(frame)
 
-    def _open_moving(self, size: Size, *args: Any, **options: Any) -> MovingSession:
-        if self.fixed_size:
-            raise ValueError(
-                "cameras are followed on windows larger than the frame, and this model was "
-                "compiled with fixed_size=True; compile it without"
-            )
-        return MovingSession(self._engine_at, size, *args, **options)
-
-    @overload
-    def session(
-        self, slots: int = 1, *, size: tuple[int, int] | None = None,
-        motion: Literal["none"] = "none", border: Border = "keep",
-        tolerance: float | None = None, profile: Profile | str | Path | None = None,
-        grain: int | None = None, views: bool = False, timed: bool = False,
-    ) -> Session: ...  # fmt: skip
-    @overload
-    def session(
-        self, slots: int = 1, *, size: tuple[int, int] | None = None, motion: Motion,
-        border: Border = "keep", tolerance: float | None = None,
-        profile: Profile | str | Path | None = None, grain: int | None = None,
-        views: bool = False, timed: bool = False,
-    ) -> MovingSession: ...  # fmt: skip
     @apart
     def session(
         self,
         slots: int = 1,
         *,
         size: tuple[int, int] | None = None,
-        motion: Motion | Literal["none"] = "none",
+        motion: Motion = "none",
         border: Border = "keep",
         tolerance: float | None = None,
         profile: Profile | str | Path | None = None,
         grain: int | None = None,
         views: bool = False,
         timed: bool = False,
-    ) -> Session | MovingSession:
+    ) -> Session:
         """Open a session for several streams, with a state of its own.
 
         slots:  how many streams fit;  size: (h, w) of the frames, default the example's
-        motion: "none": cameras are fixed. "features", "codec", "translation": their motion is
-                estimated and followed; "given": homographies come with the frames; "auto":
-                estimated and followed while that pays. All of these return a `MovingSession`
+        motion: of the streams that join. "none": cameras are fixed. "features", "codec",
+                "translation": their motion is estimated and followed; "given": homographies come
+                with the frames; "auto": estimated and followed while that pays.
+                `set_motion` changes it
         border: of followed cameras: "keep" or "exact", see `Window`
         tolerance: of the streams that join; default: the model's. `set_tolerance` changes it
         profile: a `Profile` or the path of one; default: the model's
@@ -437,15 +410,14 @@ class CompiledModel(Unpicklable):
         size = self._size if size is None else pair("size", size, "(h, w)", least=1)
         tolerance = self.tolerance if tolerance is None else finite("tolerance", tolerance, least=0)
         profile = self._profile if profile is None else _take_profile(profile, self.plan)
-        if motion == "none":
-            check_motion("auto", border)
-            return Session(
-                self._engine_at(size), slots, tolerance, profile, views=views, timed=timed,
-                grain=grain,
-            )  # fmt: skip
-        return self._open_moving(
-            size, slots, tolerance, profile, motion=motion, border=border, grain=grain,
-            views=views, timed=timed,
+        if self.fixed_size and motion != "none":
+            raise ValueError(
+                "cameras are followed on windows larger than the frame, and this model was "
+                "compiled with fixed_size=True; compile it without"
+            )
+        return Session(
+            self._engine_at(size), slots, tolerance, profile, engine_at=self._engine_at,
+            motion=motion, border=border, grain=grain, views=views, timed=timed,
         )  # fmt: skip
 
     @property
@@ -534,14 +506,12 @@ def _another(frame: Tensor) -> Tensor:
     return low + (upside_down / 2 if frame.is_floating_point() else upside_down // 2)
 
 
-def _goes_on(
-    session: Session | MovingSession | None, plan: Plan, rows: int, *, followed: bool
-) -> bool:
+def _goes_on(session: Session | None, plan: Plan, rows: int, *, followed: bool) -> bool:
     """Whether frames like these go on in a session."""
     return (
         session is not None
         and (session.plan.size, session.slots) == (plan.size, rows)
-        and isinstance(session, MovingSession) == followed
+        and session.motion == ("given" if followed else "none")
     )
 
 

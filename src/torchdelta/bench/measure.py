@@ -22,7 +22,6 @@ from torchdelta.errors import FrameError
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.frames import Frame
 from torchdelta.runtime.measure import forced_step
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Result, Session
 from torchdelta.runtime.stats import FrameStats, StepStats
 
@@ -101,7 +100,7 @@ class Race:
 
     def __init__(
         self,
-        session: Session | MovingSession,
+        session: Session,
         reference: Reference,
         *,
         quality: Quality | None = None,
@@ -116,17 +115,15 @@ class Race:
 
     def step(
         self,
-        session: Session | MovingSession,
+        session: Session,
         frames: Sequence[Frame],
         vectors: Sequence[Vectors | None] | None = None,
     ) -> dict[str, Result]:
         """Run one frame of each stream; raises FrameError for one that is refused."""
         given = dict(zip(self.streams, frames, strict=True))
-        if isinstance(session, MovingSession):
-            known = dict(zip(self.streams, vectors or [None] * len(frames), strict=True))
+        known = dict(zip(self.streams, vectors or [None] * len(frames), strict=True))
+        if self._forced is None:
             results = session.step(given, vectors=known)
-        elif self._forced is None:
-            results = session.step(given)
         else:
             results = forced_step(session, given, self._forced)
         for result in results.values():
@@ -221,7 +218,7 @@ class Race:
 
     def slowest_steps(
         self,
-        session: Session | MovingSession,
+        session: Session,
         moments: Iterable[Moment],
         progress: Callable[[FrameStats], None],
     ) -> list[StepStats]:

@@ -23,7 +23,7 @@ from torchdelta.bench.peers import CudnnFp32
 from torchdelta.console import PlainConsole
 from torchdelta.errors import SinkError
 from torchdelta.report.trust import doubts
-from torchdelta.runtime.moving import MovingSession
+from torchdelta.runtime.session import Session
 from torchdelta.targets import target_of, write_whole
 
 REFERENCE = CudnnFp32.name
@@ -100,7 +100,7 @@ def doubtful(found: Mapping[str, Any], times: Times) -> list[str]:
     return [f"the speed-up is not to be trusted: {'; '.join(why)}"] if why else []
 
 
-def following(session: MovingSession, times: Times) -> dict[str, Any]:
+def following(session: Session, times: Times) -> dict[str, Any]:
     """Say what following cameras came to, since the streams began; times are means per frame.
 
     window: (h, w);  align_ms: estimating the motion and warping, which is in our times

@@ -34,7 +34,6 @@ from torchdelta.cli.progress import Meter
 from torchdelta.console import PlainConsole, doing
 from torchdelta.engines import PREFERENCE
 from torchdelta.errors import EngineError
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Session
 from torchdelta.stages import stage
 
@@ -137,10 +136,9 @@ def measure(
     race.peers, left_out = lineup.prepare(work, lambda: _right(race.reference, x, allowance))
     with Meter(log, material.count) as meter:
         times = race.run(material.moments(), _sampled(options, material), meter.add)
-    session, moving = race.session, isinstance(race.session, MovingSession)
-    ran = session.engines if isinstance(session, MovingSession) else [session.engine]
-    state_bytes = session.state_bytes + sum(engine.scratch_bytes for engine in ran)
-    following = report.following(session, times) if isinstance(session, MovingSession) else None
+    session, moving = race.session, race.session.motion != "none"
+    state_bytes = session.state_bytes + sum(engine.scratch_bytes for engine in session.engines)
+    following = report.following(session, times) if moving else None
     steps = _slowest_steps(options, compiled, race, material, log) if options.steps else None
     notes = [*loaded.notes, *material.notes, *left_out]
     if options.engine is Engine.auto and compiled.engine == SLOWEST:
@@ -151,7 +149,7 @@ def measure(
         notes.append("the peers run the same prepared weights as ours")
     return {
         **_conditions(options, loaded, compiled, material),
-        "grain": list(session.grains) if isinstance(session, MovingSession) else session.grain,
+        "grain": list(session.grains) if moving else session.grain,
         "motion": options.motion.value,
         "border": options.border.value if moving else None,
         "following": following,
@@ -159,7 +157,7 @@ def measure(
         "quality": race.quality.summary() if race.quality else None,
         "state_bytes": state_bytes,
         "values_bytes": session.state_bytes,
-        "weight_bytes": sum(engine.weight_bytes for engine in ran),
+        "weight_bytes": sum(engine.weight_bytes for engine in session.engines),
         "peak_rss_bytes": peak_rss_bytes,
         "device": _device_name(device),
         "isa": getattr(session.engine, "isa", None),
@@ -223,9 +221,7 @@ def _race(options: BenchOptions, loaded: LoadedModel, compiled: CompiledModel) -
     )
 
 
-def _session(
-    options: BenchOptions, compiled: CompiledModel, *, timed: bool = False
-) -> Session | MovingSession:
+def _session(options: BenchOptions, compiled: CompiledModel, *, timed: bool = False) -> Session:
     if options.motion is Motion.none:
         return compiled.session(slots=options.streams, grain=options.grain, timed=timed)
     # names that `CompiledModel.session` knows

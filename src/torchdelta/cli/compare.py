@@ -14,7 +14,6 @@ from torchdelta.capture.load import LoadedModel
 from torchdelta.cli.options import Task
 from torchdelta.cli.tasks import Agreement, agree
 from torchdelta.motion.aligned import Aligned
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.verify import relative_error
@@ -49,7 +48,7 @@ class Comparer:
         self._compiled, self._task, self._loaded = compiled, task, loaded
         self._on_published: dict[str, Any] = {}
 
-    def __call__(self, frame: Any, result: Result, session: Session | MovingSession) -> Comparison:
+    def __call__(self, frame: Any, result: Result, session: Session) -> Comparison:
         """Compare one frame [H, W, C] and its result."""
         frame_in = self._compiled.preprocess(frame)
         dense, dense_ms = timed(lambda: self._compiled.dense(frame_in), self._compiled.device)
@@ -66,9 +65,7 @@ class Comparer:
             agreement=agree(self._task, result, dense, self._loaded),
         )
 
-    def _shown(
-        self, frame: Any, aligned: Aligned, session: Session | MovingSession, stream: str
-    ) -> Tensor:
+    def _shown(self, frame: Any, aligned: Aligned, session: Session, stream: str) -> Tensor:
         """Give what a window shows without gates, as the model sees it: [1, C, H, W]."""
         warped = self._compiled.preprocess(aligned.warp(frame))
         there = torch.from_numpy(aligned.mask()).to(warped.device)

@@ -8,7 +8,6 @@ from typing import Any
 from torchdelta.api import CompiledModel
 from torchdelta.cli.options import Border, Motion
 from torchdelta.motion.vectors import Vectors
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.video.pixels import Frame
@@ -40,11 +39,11 @@ class Sessions:
         self._border: Any = border.value
         self._grain = grain
         self._live, self._warn = live, warn
-        self._open: dict[Size, Session | MovingSession] = {}
+        self._open: dict[Size, Session] = {}
         # sizes that each stream has had; the last one is in force
         self._sizes: dict[str, list[Size]] = {}
 
-    def of(self, stream: str) -> Session | MovingSession:
+    def of(self, stream: str) -> Session:
         """Give the session that a stream is in."""
         return self._open[self._sizes[stream][-1]]
 
@@ -64,14 +63,11 @@ class Sessions:
         results: dict[str, Result] = {}
         for size, some in by_size.items():
             session = self._open[size]
-            if isinstance(session, MovingSession):
-                noted = len(session.notes)
-                known = {stream: vectors[stream] for stream in some}
-                results |= session.step(some, vectors=known, record=record)
-                for note in session.notes[noted:]:
-                    self._warn(note)
-            else:
-                results |= session.step(some, record=record)
+            noted = len(session.notes)
+            known = {stream: vectors[stream] for stream in some}
+            results |= session.step(some, vectors=known, record=record)
+            for note in session.notes[noted:]:
+                self._warn(note)
         return results
 
     def _settle(self, stream: str, size: Size) -> None:
@@ -96,10 +92,9 @@ class Sessions:
                 border=self._border,
                 grain=self._grain,
             )
-            if isinstance(session, MovingSession):
-                session.waits = not self._live
-                for note in session.notes:
-                    self._warn(note)
+            session.waits = not self._live
+            for note in session.notes:
+                self._warn(note)
             self._open[size] = session
 
     def leave(self, stream: str) -> None:

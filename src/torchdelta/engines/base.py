@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torchdelta.runtime.state import State
 
 
-NONE: Mapping[int, Any] = MappingProxyType({})
+NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 @dataclass

@@ -12,7 +12,7 @@ from torchdelta.arguments import MOST_GRAIN, MOST_SLOTS, shown, whole
 from torchdelta.errors import StreamError
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
-from torchdelta.runtime.gate import default_grain
+from torchdelta.runtime.thresholds import default_grain
 
 
 def check_slots(slots: Any) -> int:

@@ -11,32 +11,28 @@ from concurrent.futures import Future
 from torch import Tensor
 
 from torchdelta.engines import Engine
-from torchdelta.runtime.moving import MovingSession
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.state import State
 
 
-def frame_state(session: Session | MovingSession) -> State:
+def frame_state(session: Session) -> State:
     """Give the state of the streams that run on frames.
 
     Raises: LookupError where there is none.
     """
-    frames = session._still if isinstance(session, MovingSession) else session
-    if frames is None:
+    if False not in session._canvases:
         raise LookupError("no stream of this session runs on frames")
-    return frames._state
+    return session._canvases[False].state
 
 
-def window_state(session: MovingSession) -> State | None:
+def window_state(session: Session) -> State | None:
     """Give the state of the streams whose cameras are followed; None where nobody is."""
-    return None if session._moving is None else session._moving._state
+    return session._canvases[True].state if True in session._canvases else None
 
 
-def states(session: Session | MovingSession) -> list[State]:
+def states(session: Session) -> list[State]:
     """List the states that a session holds: of frames, then of windows."""
-    if isinstance(session, Session):
-        return [session._state]
-    return [inner._state for inner in session._open()]
+    return [canvas.state for _, canvas in sorted(session._canvases.items())]
 
 
 def slot_of(session: Session, stream: str) -> int:
@@ -55,11 +51,11 @@ def uncounted_turns(session: Session) -> int:
     return len(session._uncounted)
 
 
-def window_engine(session: MovingSession) -> Future[Engine] | None:
+def window_engine(session: Session) -> Future[Engine] | None:
     """Give what is being made for windows, or was; None where nobody asked for windows yet."""
-    return session._making
+    return session._world.making
 
 
-def ask_for_windows(session: MovingSession) -> bool:
+def ask_for_windows(session: Session) -> bool:
     """Have the network compiled for windows, as a camera that moves does; says whether it is."""
-    return session._window_ready()
+    return session._world.ready()

@@ -1,11 +1,11 @@
-"""Sessions: a plan, an engine, and the state of N streams."""
+"""Sessions: a network, an engine, and the state of N streams."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, TypeGuard
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +14,12 @@ from torchdelta.apart import apart
 from torchdelta.arguments import finite
 from torchdelta.engines import NONE, Engine, FrameCall, Move
 from torchdelta.errors import FrameError, StreamError
+from torchdelta.motion.align import RELATIVE_TO
+from torchdelta.motion.vectors import Vectors
+from torchdelta.ops.base import Size
 from torchdelta.plan import Plan, explain
 from torchdelta.runtime.audit import Audit, audit_slot
+from torchdelta.runtime.canvas import Canvas
 from torchdelta.runtime.checks import (
     check_forced,
     check_grain,
@@ -24,30 +28,41 @@ from torchdelta.runtime.checks import (
     check_room,
     check_slots,
 )
-from torchdelta.runtime.frames import Fitting, Frame, check_frame, warn_range
-from torchdelta.runtime.gate import Thresholds
-from torchdelta.runtime.outputs import Outputs
+from torchdelta.runtime.frames import Fitting, Frame, warn_range
+from torchdelta.runtime.placement import (
+    Arrival,
+    Motion,
+    Placed,
+    World,
+    check_motion,
+    make_placement,
+)
 from torchdelta.runtime.profile import Profile
 from torchdelta.runtime.result import Result, StepFrames
-from torchdelta.runtime.state import State
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.stream import Stream
 from torchdelta.runtime.uncounted import CountedStep, Uncounted
 from torchdelta.runtime.unpicklable import Unpicklable
-from torchdelta.runtime.windows import Mask, Placement, Window, place
+from torchdelta.runtime.windows import Border, Mask, Window
 
 
 class Session(Unpicklable):
-    """N slots for streams of one plan. All methods may be called from any thread, one at a time.
+    """N slots for streams of one network. All methods may be called from any thread, one at a time.
 
-    views: True hands out outputs as views of the state, valid until the stream's next frame (of a
-           stream whose window moved they are copies)
+    A stream whose camera stands still runs on its frames. One whose camera is followed runs on a
+    window of the world a little larger than the frame; its frames are aligned and warped into it.
+
+    engine:  what runs the network on frames
     tolerance: of the streams that join, see `set_tolerance`
-    timed: measure each step (slower on a GPU: it synchronises)
-    total: where the statistics of all streams are kept, if not here; its plan, the network on a
-           frame, is what shares are relative to
-    grain: side in pixels of the cells in which the input gate counts, see `ops.gate.input_gate`;
-           None: what suits the network, see `default_grain`
+    engine_at: gives the engine of the network at a size (h, w); None: no camera can be followed
+    motion:  of the streams that join, see `set_motion`
+    border:  of windows of followed cameras, see `Window`
+    views:   True hands out outputs as views of the state, valid until the stream's next frame (of a
+             stream whose window moved they are copies)
+    timed:   measure each step (slower on a GPU: it synchronises)
+    grain:   side in pixels of the cells in which the input gate counts, see `ops.gate.input_gate`;
+             None: what suits the network, see `default_grain`, for still and followed cameras apart
+    grains:  both of these
     """
 
     instead = (
@@ -62,44 +77,39 @@ class Session(Unpicklable):
         tolerance: float,
         profile: Profile,
         *,
+        engine_at: Callable[[Size], Engine] | None = None,
+        motion: Motion = "none",
+        border: Border = "keep",
         views: bool = False,
         timed: bool = False,
-        total: StreamStats | None = None,
         grain: int | None = None,
     ) -> None:
-        slots = check_slots(slots)
-        grain = check_grain(grain, engine.plan.total_stride, followed=False)
-        self.engine, self.views, self._timed = engine, views, timed
-        self._state = State(
-            engine.plan, slots, engine.dtype, engine.device, profile.norm, engine.channel_room(),
-            grain,
-        )  # fmt: skip
-        self._thresholds = Thresholds(engine.plan, slots, profile)
-        self._tolerance = tolerance
-        self._to_full_scale = torch.tensor(
-            engine.plan.preprocess.per_full_scale(engine.plan.shape[0]),
-            dtype=torch.float32,
-            device=engine.device,
+        check_motion(motion, border)
+        self.engine, self.slots = engine, check_slots(slots)
+        self.motion, self.border, self.views, self._timed = motion, border, views, timed
+        self._tolerance, self._profile = tolerance, profile
+        stride = engine.plan.total_stride
+        self.grains: tuple[int, ...] = tuple(
+            check_grain(grain, stride, followed=followed) for followed in (False, True)
         )
+        self._world = World(engine, engine_at, border)
+        # by whether they are of windows
+        self._canvases: dict[bool, Canvas] = {}
         self._streams: dict[str, Stream] = {}
-        self._all = StreamStats(engine.plan) if total is None else total
-        # what shares are relative to
-        self._network = self._all.plan or engine.plan
+        self._all = StreamStats(engine.plan)
         self._uncounted = Uncounted(self._all, asynchronous=engine.asynchronous)
         self._forced: Mapping[int, Tensor] | None = None
-        self._outputs = Outputs(self._state, views=views)
         self._fitting = Fitting(engine.plan, engine.device, trust_device=engine.asynchronous)
         self._lock = threading.Lock()
+        if motion == "none":
+            self._canvas(followed=False)
+        elif motion != "auto":
+            self._world.require()
 
     @property
     def plan(self) -> Plan:
-        """The plan that all streams run."""
+        """The network on the frame."""
         return self.engine.plan
-
-    @property
-    def slots(self) -> int:
-        """How many streams fit."""
-        return len(self._state.input_threshold)
 
     @property
     def streams(self) -> list[str]:
@@ -107,14 +117,67 @@ class Session(Unpicklable):
         return list(self._streams)
 
     @property
+    def followed(self) -> list[str]:
+        """Names of the streams whose cameras are followed."""
+        return [name for name, stream in self._streams.items() if stream.placement.followed]
+
+    @property
+    def engines(self) -> list[Engine]:
+        """What streams run on now: on frames, on windows, or on both."""
+        return [canvas.engine for canvas in self._canvases.values()]
+
+    @property
+    def window(self) -> Size:
+        """The size (h, w) of the windows on which cameras are followed."""
+        return self._world.window
+
+    @property
+    def notes(self) -> list[str]:
+        """What came up on the way."""
+        return self._world.notes
+
+    @property
+    def waits(self) -> bool:
+        """With "auto": whether a stream that first needs a window waits for it.
+
+        That suits recordings. Else it stays still, while the network is compiled for windows in the
+        background. May be set at any time.
+        """
+        return self._world.waits
+
+    @waits.setter
+    def waits(self, waits: bool) -> None:
+        self._world.waits = waits
+
+    @property
     def grain(self) -> int:
-        """Side in pixels of the cells in which the input gate counts."""
-        return self._state.input_grain
+        """Side in pixels of the cells in which the input gate counts, of streams on frames."""
+        return self.grains[0]
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of all slots' state."""
-        return self._state.bytes
+        """Bytes of all slots' state, on frames and on windows."""
+        return sum(canvas.state.bytes for canvas in self._canvases.values())
+
+    def _canvas(self, *, followed: bool) -> Canvas:
+        """Give what streams run on, made when it is first needed."""
+        found = self._canvases.get(followed)
+        if found is None:
+            engine = self._world.require() if followed else self.engine
+            found = self._canvases[followed] = Canvas(
+                engine, self.slots, self._profile, grain=self.grains[followed], views=self.views
+            )
+        return found
+
+    def _close_empty(self) -> None:
+        """Give memory back that nobody is on; a session of still streams keeps its own."""
+        streams = self._streams.values()
+        for followed, canvas in list(self._canvases.items()):
+            used = any(s.placement.followed == followed or s.canvas is canvas for s in streams)
+            if not used and (followed or self.motion != "none"):
+                del self._canvases[followed]
+
+    # ---------------------------------------------------------------------------- streams
 
     @apart
     def join(self, stream: str) -> int:
@@ -126,17 +189,19 @@ class Session(Unpicklable):
             if stream in self._streams:
                 raise StreamError(f"stream {stream!r} has joined already")
             check_room([stream], len(self._streams), self.slots)
-            return self._join(stream).slot
+            return self._join(self._new(stream, self.motion, self._tolerance, "first frame")).slot
 
-    def _join(self, name: str) -> Stream:
-        taken = {stream.slot for stream in self._streams.values()}
-        slot = min(set(range(self.slots)) - taken)
-        return self._start(name, slot, self._tolerance, "first frame")
+    def _new(
+        self, name: str, motion: Motion, tolerance: float, reason: str, slot: int = -1
+    ) -> Stream:
+        """Make a stream at its beginning; slot: -1: it gets one when it joins."""
+        placement = make_placement(motion, self._world, self.grains)
+        return Stream(name, slot, motion, placement, StreamStats(self.plan), tolerance, reason)
 
-    def _start(self, name: str, slot: int, tolerance: float, reason: str) -> Stream:
-        self._state.place(slot, (0, 0))
-        stream = Stream(name, slot, StreamStats(self._network), tolerance, reason)
-        self._streams[name] = stream
+    def _join(self, stream: Stream) -> Stream:
+        taken = {other.slot for other in self._streams.values()}
+        stream.slot = min(set(range(self.slots)) - taken)
+        self._streams[stream.name] = stream
         return stream
 
     def _known(self, name: str) -> Stream:
@@ -149,33 +214,21 @@ class Session(Unpicklable):
         with self._lock:
             self._known(stream)
             del self._streams[stream]
-
-    @apart
-    def hand_over(self, stream: str, to: Session, reason: str) -> None:
-        """Let a stream go on in another session of the same network, with its statistics.
-
-        reason: why its next frame is computed whole there
-        Raises: StreamError for an unknown stream, or where the other session has it or is full.
-        """
-        with self._lock:
-            before = self._known(stream)
-            to.join(stream)
-            self._uncounted.count(wait=True)
-            with to._lock:
-                now = to._streams[stream]
-                now.full, now.stats, now.frames = reason, before.stats, before.frames
-                now.late, now.tolerance = before.late, before.tolerance
-            del self._streams[stream]
+            self._close_empty()
 
     @apart
     def reset(self, stream: str) -> None:
         """Forget everything about a stream; its next frame is a first frame, its window at (0, 0).
 
+        Its tolerance and its motion stay what they were set to.
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
             known = self._known(stream)
-            self._start(stream, known.slot, known.tolerance, "reset")
+            self._streams[stream] = self._new(
+                stream, known.motion, known.tolerance, "reset", known.slot
+            )
+            self._close_empty()
 
     @apart
     def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
@@ -205,7 +258,27 @@ class Session(Unpicklable):
                 known.full = known.full or "tolerance"
             known.tolerance = tolerance
             if known.full is None:
-                self._thresholds.change(self._state, known.slot, tolerance)
+                assert known.canvas is not None
+                known.canvas.thresholds.change(known.canvas.state, known.slot, tolerance)
+
+    @apart
+    def set_motion(self, stream: str, motion: Motion) -> None:
+        """Change how a stream's frames lie in its window; everything is computed anew ("motion").
+
+        motion: "none": the camera stands still, or `windows` say what its frames show; "features",
+                "codec", "translation": it is followed, by this estimator; "given": by homographies
+                that come with the frames; "auto": while that pays
+        Raises: StreamError for an unknown stream, ValueError for an unknown name; CaptureError
+        where the network does not run on windows, the stream stays as it was.
+        """
+        check_motion(motion)
+        with self._lock:
+            known = self._known(stream)
+            known.placement = make_placement(motion, self._world, self.grains)
+            known.motion = motion
+            known.begin_anew(known.full or "motion")
+
+    # ----------------------------------------------------------------------------- frames
 
     @apart
     def step(
@@ -214,6 +287,9 @@ class Session(Unpicklable):
         *,
         roi: Mapping[str, Mask] | None = None,
         windows: Mapping[str, Window] | None = None,
+        homographies: Mapping[str, Any] | None = None,
+        relative_to: str = "previous",
+        vectors: Mapping[str, Vectors | None] | None = None,
         record: bool = False,
     ) -> dict[str, Result]:
         """Run one frame for each stream that has one; unknown streams join.
@@ -222,97 +298,150 @@ class Session(Unpicklable):
         roi:     stream -> bool [H, W], the region of interest: other pixels of the frame are not
                  looked at, and what returns to the region catches up. Ignored where everything is
                  recomputed: a first frame is published whole
-        windows: stream -> where its window lies with this frame; the others' stay where they are.
-                 The frame shows what the window covers. A jump by more than the window recomputes
-                 everything, and the statistics say so
+        windows: with motion="none": stream -> where its window lies with this frame; the others'
+                 stay where they are. The frame shows what the window covers. A jump by more than
+                 the window recomputes everything, and the statistics say so
+        homographies: with motion="given": stream -> 3x3, pixel centres (x, y, 1) of this frame to
+                 those of the stream's previous one. A first frame needs none; any other without
+                 one, or with None, becomes a new reference
+        relative_to: "previous", or "reference": homographies lead to the last frame whose
+                 `result.aligned.anchored` is not None
+        vectors: stream -> the decoder's motion vectors (`Source.vectors`), for "codec" and "auto"
         record:  keep the active sets of all steps in the results
-        returns: stream -> Result, for the streams given
-        A frame, region or window that does not fit is refused (`Result.error`), its stream stays as
-        it was, and the others run. All are checked before any is run; only whether a float frame on
-        a GPU is finite is found out there: then nothing of it is published, and the stream's next
-        result says so; its statistics count it (`late_errors`).
-        Raises: StreamError where a new stream finds no free slot, or where a region or a window
-        is of a stream without a frame; nothing has run then.
+        returns: stream -> Result, for the streams given. Output and masks of a followed camera are
+                 its window's, and `result.to_frame_points` and its like lead back to the frame
+        A frame, region, window or homography that does not fit is refused (`Result.error`), its
+        stream stays as it was, and the others run. All are checked before any is run; only whether
+        a float frame on a GPU is finite is found out there: then nothing of it is published, and
+        the stream's next result says so; its statistics count it (`late_errors`). A homography to a
+        frame that was refused leads nowhere: its frame becomes a new reference ("refused frame").
+        Raises: StreamError where a new stream finds no free slot, or where a region, a window, a
+        homography or vectors are of a stream without a frame; ValueError for homographies that
+        nobody asked for, or an unknown relative_to; nothing has run then.
         """
-        return self._turn(frames, roi=roi, windows=windows, record=record)
+        return self._turn(
+            frames, roi or NONE, windows or NONE, homographies or NONE, relative_to,
+            vectors or NONE, record,
+        )  # fmt: skip
 
     def _turn(
         self,
         frames: Mapping[str, Frame],
-        *,
-        roi: Mapping[str, Mask] | None = None,
-        windows: Mapping[str, Window] | None = None,
+        roi: Mapping[str, Mask] = NONE,
+        windows: Mapping[str, Window] = NONE,
+        homographies: Mapping[str, Any] = NONE,
+        relative_to: str = "previous",
+        vectors: Mapping[str, Vectors | None] = NONE,
         record: bool = False,
         forced: Mapping[int, Tensor] | None = None,
-        spent_ms: Mapping[str, float] | None = None,
     ) -> dict[str, Result]:
-        """Run frames as `step` does, with what its callers have no use for.
-
-        forced:   see `runtime.measure`
-        spent_ms: stream -> time that its frame has taken already, for the statistics
-        """
-        roi, windows = roi or {}, windows or {}
+        """Run frames as `step` does; forced: see `runtime.measure`, of streams on frames."""
+        if relative_to not in RELATIVE_TO:
+            raise ValueError(f"relative_to is {relative_to!r}, expected one of {RELATIVE_TO}")
         with self._lock:
             self._check_forced(forced)
-            if roi or windows:
-                check_named(frames, roi=roi, windows=windows)
-            if not roi and not windows and self._go_on(frames):
-                streams = {name: self._streams[name] for name in frames}
-                results = self._run(streams, frames, None, record, forced, spent_ms or {})
-                for name, error in self._uncounted.take_late(streams.values()).items():
+            if roi or windows or homographies or vectors:
+                check_named(
+                    frames, roi=roi, windows=windows, homographies=homographies, vectors=vectors
+                )
+                self._check_asked_for(homographies)
+            steady = self._begin(frames)
+            if (
+                steady is not None
+                and not roi
+                and not windows
+                and self._fitting.all(frames.values())
+            ):
+                canvas = self._canvas(followed=False)
+                results = self._run(canvas, steady, frames, None, record, forced)  # type: ignore[arg-type]
+                for name, error in self._uncounted.take_late(steady.values()).items():
                     results[name] = Result(name, error=error)
+                self._take_note(steady.values(), results)
                 return results
-            ready: dict[str, Tensor] = {}
-            placed: dict[str, Placement] = {}
+            ready: dict[str, tuple[Stream, Arrival]] = {}
             refused: dict[str, FrameError] = {}
             for name, frame in frames.items():
-                stream = self._streams.get(name)
+                known = self._streams.get(name)
+                stream = known or self._new(name, self.motion, self._tolerance, "first frame")
+                arrival = Arrival(
+                    frame, roi.get(name), windows.get(name), homographies.get(name), relative_to,
+                    vectors.get(name),
+                )  # fmt: skip
                 try:
-                    at = self._place(stream, windows.get(name), roi.get(name))
-                    ready[name], placed[name] = self._check(stream, frame, at), at
+                    ready[name] = stream, stream.placement.check(stream, arrival)
                 except FrameError as error:
                     refused[name] = FrameError(f"stream {name!r}: {error}")
             newcomers = [name for name in ready if name not in self._streams]
             check_room(newcomers, len(self._streams), self.slots)
             for name in newcomers:
-                self._join(name)
-                if ready[name].is_floating_point():
-                    warn_range(ready[name], self.plan.preprocess)
-            streams = {name: self._streams[name] for name in ready}
-            results = self._run(streams, ready, placed, record, forced, spent_ms or {})
-            refused |= self._uncounted.take_late(streams.values())
+                stream, arrival = ready[name]
+                self._join(stream)
+                if arrival.frame.is_floating_point():
+                    warn_range(arrival.frame, self.plan.preprocess)
+            results = self._place_and_run(ready, record, forced)
+            streams = [stream for stream, _ in ready.values()]
+            refused |= self._uncounted.take_late(streams)
             for name in refused:
                 results.pop(name, None)
-            return {n: results[n] if n in results else Result(n, error=refused[n]) for n in frames}
+                if name in self._streams and name not in ready:
+                    self._streams[name].placement.missed()
+            results = {
+                n: results[n] if n in results else Result(n, error=refused[n]) for n in frames
+            }
+            self._take_note(streams, results)
+            if len(self._canvases) > 1:
+                self._close_empty()
+            return results
 
-    def _go_on(self, frames: Mapping[str, Any]) -> TypeGuard[Mapping[str, Tensor]]:
-        """Whether all streams go on as before, with frames about which there is nothing to say."""
-        known = self._streams
+    def _check_asked_for(self, homographies: Mapping[str, Any]) -> None:
+        for name in homographies:
+            known = self._streams.get(name)
+            motion = self.motion if known is None else known.motion
+            if motion != "given":
+                raise ValueError(
+                    f'homographies are for motion="given", stream {name!r} has motion="{motion}"'
+                )
+
+    def _begin(self, frames: Mapping[str, Any]) -> dict[str, Stream] | None:
+        """Begin a turn; gives the streams where all go on as before, on their frames."""
+        streams, steady = {}, True
         for name in frames:
-            if name not in known or known[name].full is not None:
-                return False
-        return self._fitting.all(frames.values())
+            stream = self._streams.get(name)
+            if stream is None:
+                steady = False
+                continue
+            # all of them begin it
+            if not stream.placement.begin() or stream.full is not None:
+                steady = False
+            streams[name] = stream
+        return streams if steady else None
 
-    def _place(self, stream: Stream | None, window: Window | None, roi: Mask | None) -> Placement:
-        """Work out how a stream's window moves, and which of the frame's pixels count."""
-        full = stream is None or stream.full is not None
-        if stream is not None and not full and window is None and roi is None:
-            return stream.rest
-        y, x = (0, 0) if stream is None else self._state.origin[stream.slot].tolist()
-        return place(self.plan, self.engine.device, (y, x), window, roi, whole=full)
+    def _place_and_run(
+        self,
+        ready: Mapping[str, tuple[Stream, Arrival]],
+        record: bool,
+        forced: Mapping[int, Tensor] | None,
+    ) -> dict[str, Result]:
+        """Place frames, and run those on frames, then those on windows."""
+        placed: dict[bool, dict[str, Placed]] = {False: {}, True: {}}
+        for name, (stream, arrival) in ready.items():
+            one = stream.placement.place(stream, arrival)
+            placed[stream.placement.followed][name] = one
+        results: dict[str, Result] = {}
+        for followed, some in placed.items():
+            if some:
+                streams = {name: ready[name][0] for name in some}
+                frames = {name: one.frame for name, one in some.items()}
+                canvas = self._canvas(followed=followed)
+                sets = None if followed else forced
+                results |= self._run(canvas, streams, frames, some, record, sets)
+                for name, one in some.items():
+                    results[name].aligned = one.aligned
+        return results
 
-    def _check(self, stream: Stream | None, frame: Frame, at: Placement) -> Tensor:
-        """Check a frame and bring it to where the engine takes it: [C, H, W]."""
-        engine = self.engine
-        # where everything is computed anew, or the window moved, the frame is looked at in any
-        # case: there is no state to fall back to
-        goes_on = stream is not None and stream.full is None
-        stays = goes_on and at.move is None and at.jump is None
-        ready = check_frame(
-            frame, self.plan, engine.device, engine.dtype,
-            trust_device=engine.asynchronous and stays,
-        ).permute(2, 0, 1)  # fmt: skip
-        return ready if engine.asynchronous else ready.to(engine.device)
+    def _take_note(self, streams: Iterable[Stream], results: Mapping[str, Result]) -> None:
+        for stream in streams:
+            stream.placement.ran(stream, results[stream.name])
 
     def _check_forced(self, forced: Mapping[int, Tensor] | None) -> None:
         # the same masks come with every frame that is timed: one look at them will do
@@ -323,37 +452,41 @@ class Session(Unpicklable):
 
     def _run(
         self,
+        canvas: Canvas,
         streams: Mapping[str, Stream],
         frames: Mapping[str, Tensor],
-        placed: Mapping[str, Placement] | None,
+        placed: Mapping[str, Placed] | None,
         record: bool,
         forced: Mapping[int, Tensor] | None,
-        spent_ms: Mapping[str, float],
     ) -> dict[str, Result]:
         """Run frames; placed: where the streams' windows lie with them, None: they all rest."""
         begin = time.perf_counter()
+        engine, state, thresholds = canvas.engine, canvas.state, canvas.thresholds
         # of streams that had their first frame in the last step
-        self._thresholds.settle(self._state)
+        thresholds.settle(state)
         by_slot = {stream.slot: frames[name] for name, stream in streams.items()}
         moved: dict[int, Move] = {}
         masks: dict[int, Tensor] = {}
         full: dict[str, str] = {}
-        for name, at in placed.items() if placed is not None else ():
-            stream = streams[name]
-            self._settle(stream, at)
+        spent_ms: dict[str, float] = {}
+        for name, one in placed.items() if placed is not None else ():
+            stream, at = streams[name], one.position
+            spent_ms[name] = one.spent_ms
+            stream.canvas = canvas
+            canvas.settle(stream, at)
             if at.move is not None:
                 moved[stream.slot] = at.move
             if at.mask is not None:
                 masks[stream.slot] = at.mask
             if stream.full is not None:
                 full[name] = stream.full
-                self._thresholds.start(self._state, stream.slot, stream.tolerance)
+                thresholds.start(state, stream.slot, stream.tolerance)
         try:
             call = FrameCall(
                 by_slot, frozenset(streams[name].slot for name in full), moved, masks, record,
                 self._timed, forced or NONE,
             )  # fmt: skip
-            reports = self.engine.step(self._state, call)
+            reports = engine.step(state, call)
         except BaseException:
             # it may have failed half-way: these streams start from scratch
             for stream in streams.values():
@@ -362,18 +495,18 @@ class Session(Unpicklable):
         # the device is at work: all that is below costs its time only where it is idle
         for name in full:
             streams[name].full = None
-        self._thresholds.measure(self._state, by_slot, self._to_full_scale)
-        if not self.engine.asynchronous:
-            self._thresholds.settle(self._state)
-        outputs = self._outputs.take(list(by_slot))
+        thresholds.measure(state, by_slot, canvas.to_full_scale)
+        if not engine.asynchronous:
+            thresholds.settle(state)
+        outputs = canvas.outputs.take(list(by_slot))
         shared_ms = 0.0
-        if frames and not self.engine.asynchronous:
-            self._synchronize()
+        if frames and not engine.asynchronous:
+            canvas.synchronize()
             # what the engine does not attribute to a slot is shared equally
             own_ms = sum(reports.get(slot).ms for slot in by_slot)
             shared_ms = ((time.perf_counter() - begin) * 1e3 - own_ms) / len(frames)
         counted = CountedStep(
-            self.plan, self._network, reports.numbers(), streams,
+            engine.plan, self.plan, reports.numbers(), streams,
             [stream.frames for stream in streams.values()], full,
             [name for name, s in streams.items() if s.slot in moved] if moved else (), shared_ms,
             spent_ms,
@@ -381,31 +514,13 @@ class Session(Unpicklable):
         for stream in streams.values():
             stream.frames += 1
         self._uncounted.add(counted)
-        shared = StepFrames(counted, reports, self.engine.device, record)
+        shared = StepFrames(counted, reports, engine.device, record)
         return {
             name: Result(name, s.slot, shared, outputs[s.slot], s.rest.origin)
             for name, s in streams.items()
         }
 
-    def _settle(self, stream: Stream, at: Placement) -> None:
-        """Let a stream's window lie where its frame says."""
-        if at is stream.rest:
-            return
-        if at.jump is not None:
-            stream.full = at.jump
-        if stream.full is not None:
-            stream.kept = False
-        elif at.move is not None and not at.move.exact:
-            stream.kept = True
-        if (at.move is not None or stream.full is not None) and (
-            tuple(self._state.origin[stream.slot]) != at.origin
-        ):
-            self._state.place(stream.slot, at.origin)
-        stream.rest = Placement(at.origin)
-
-    def _synchronize(self) -> None:
-        if self.engine.device.type == "cuda":
-            torch.cuda.synchronize(self.engine.device)
+    # -------------------------------------------------------------------------- questions
 
     @apart
     def stats(self, stream: str | None = None) -> StreamStats:
@@ -429,38 +544,48 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
         with self._lock:
-            x = self._state.window(self.plan.input, self._with_frames(stream).slot)
+            known, canvas = self._with_frames(stream)
+            x = canvas.state.window(canvas.plan.input, known.slot)
             return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
 
     @apart
     def explain(self) -> str:
-        """Return the plan as a table, with the engine and dtype that run it."""
-        engine = self.engine
-        return explain(
-            self.plan, engine.dtype, engine.name, engine.foreign_steps(), engine.whole_steps(),
-            engine.notes(),
-        )  # fmt: skip
+        """Return the plans that streams run now as tables, with the engine and dtype that run them.
+
+        Of sessions that follow cameras: on frames, on windows, or both, and what came up.
+        """
+        with self._lock:
+            moves = self.motion != "none" or True in self._canvases
+            tables = [
+                explain(
+                    engine.plan, engine.dtype, engine.name, engine.foreign_steps(),
+                    engine.whole_steps(), engine.notes(), moves=moves,
+                )
+                for engine in self.engines or [self.engine]
+            ]  # fmt: skip
+            return "\n\n".join([*tables, *self.notes])
 
     @apart
     def audit(self, stream: str) -> Audit:
         """Check that every value of a stream is within its threshold of a fresh recompute.
 
         Where the tolerance was lowered, that is the largest since everything was computed anew.
-
         Where a window has moved with border="keep", the edges of each step are left out.
         Raises: StreamError for an unknown stream, or one that had no frame yet.
         """
         with self._lock:
-            known = self._with_frames(stream)
-            self._thresholds.settle(self._state)
-            largest = self._thresholds.largest[known.slot]
-            return audit_slot(self.engine, self._state, known.slot, largest, edges=not known.kept)
+            known, canvas = self._with_frames(stream)
+            canvas.thresholds.settle(canvas.state)
+            largest = canvas.thresholds.largest[known.slot]
+            return audit_slot(
+                canvas.engine, canvas.state, known.slot, largest, edges=not known.kept
+            )
 
-    def _with_frames(self, name: str) -> Stream:
+    def _with_frames(self, name: str) -> tuple[Stream, Canvas]:
         stream = self._known(name)
-        if stream.frames == 0:
+        if stream.canvas is None or stream.frames == 0:
             raise StreamError(f"stream {name!r} has had no frame yet")
-        return stream
+        return stream, stream.canvas
 
     @apart
     def profile(self, stream: str) -> Profile:
@@ -469,6 +594,6 @@ class Session(Unpicklable):
         Raises: StreamError for an unknown stream.
         """
         with self._lock:
-            known = self._with_frames(stream)
-            self._thresholds.settle(self._state)
-            return self._thresholds.export(self._state, known.slot)
+            known, canvas = self._with_frames(stream)
+            canvas.thresholds.settle(canvas.state)
+            return canvas.thresholds.export(canvas.state, known.slot)

@@ -128,7 +128,7 @@ def _alike(step: CountedStep) -> tuple[int, ...] | None:
     """Say what steps must share to be counted together; None: it is counted by itself."""
     if step.counts() is None:
         return None
-    return tuple(map(id, step.streams.values()))
+    return (id(step.plan), *map(id, step.streams.values()))
 
 
 def _add_together(steps: Sequence[CountedStep], total: StreamStats) -> None:

@@ -41,7 +41,7 @@ class Window:
     border: Border = "keep"
 
 
-class Placement(NamedTuple):
+class Position(NamedTuple):
     """What a stream's window and region of interest come to, for one frame.
 
     origin: the window's corner from now on
@@ -74,7 +74,7 @@ def snug_size(size: Size, stride: Size) -> Size | None:
 def place(
     plan: Plan, device: torch.device, before: Size, window: Window | None, roi: Mask | None,
     *, whole: bool,
-) -> Placement:  # fmt: skip
+) -> Position:  # fmt: skip
     """Work out how a stream's window moves, and which of the frame's pixels count.
 
     before: the window's corner so far;  window: None: it stays where it is
@@ -83,22 +83,22 @@ def place(
     """
     region = None if roi is None else check_mask("roi", roi, plan, device)
     if window is None:
-        return Placement(before, None, None if whole else region)
+        return Position(before, None, None if whole else region)
     origin = _check_window(window, plan)
     valid = window.valid
     mask = None if valid is None else check_mask("window.valid", valid, plan, device)
     if whole:
-        return Placement(origin, None, mask)
+        return Position(origin, None, mask)
     shift = origin[0] - before[0], origin[1] - before[1]
     if shift == (0, 0):
-        return Placement(origin, None, _both(mask, region))
+        return Position(origin, None, _both(mask, region))
     if abs(shift[0]) >= plan.size[0] or abs(shift[1]) >= plan.size[1]:
-        return Placement(origin, None, mask, "the window jumped by more than its size")
+        return Position(origin, None, mask, "the window jumped by more than its size")
     if region is not None:
         # like a first frame, a new strip is published whole
         rows, cols = plan.shifts.lines(plan.input, shift, False)
         region = region | torch.from_numpy(np.maximum(rows[:, None], cols) == UNSEEN).to(device)
-    return Placement(origin, Move(shift, window.border == "exact"), _both(mask, region))
+    return Position(origin, Move(shift, window.border == "exact"), _both(mask, region))
 
 
 def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
