@@ -6,7 +6,7 @@ import time
 
 from torchdelta.runtime.placement.base import Arrival, Placed, Placement
 from torchdelta.runtime.placement.fixed import Fixed
-from torchdelta.runtime.placement.followed import ESTIMATORS, Followed, check_vectors
+from torchdelta.runtime.placement.followed import ESTIMATORS, Followed, check_extras
 from torchdelta.runtime.placement.watch import Watch
 from torchdelta.runtime.placement.world import World
 from torchdelta.runtime.result import Result
@@ -43,8 +43,8 @@ class Auto(Placement):
         """Check what came; changes nothing."""
         if self._following is not None:
             return self._following.check(stream, arrival)
+        check_extras(arrival)
         checked = self._fixed.check(stream, arrival)
-        check_vectors(arrival.vectors)
         if checked.roi is not None:
             still = self._world.still
             checked.roi = check_mask("roi", checked.roi, still.plan, still.device)

@@ -51,16 +51,11 @@ class Followed(Placement):
     def check(self, stream: Stream, arrival: Arrival) -> Arrival:
         """Check a frame and what came with it; changes nothing."""
         still = self._world.still
-        if arrival.window is not None:
-            raise FrameError(
-                "its camera is followed, which places its window; windows are given for streams "
-                'with motion="none"'
-            )
+        check_extras(arrival)
         frame = check_frame(arrival.frame, still.plan, still.device, still.dtype)
         region = arrival.roi
         if region is not None:
             region = check_mask("roi", region, still.plan, still.device)
-        check_vectors(arrival.vectors)
         return replace(arrival, frame=frame, roi=region)
 
     def place(self, stream: Stream, arrival: Arrival) -> Placed:
@@ -108,8 +103,14 @@ class Followed(Placement):
             )
 
 
-def check_vectors(given: Any) -> None:
-    """Refuse what are no motion vectors. Raises: FrameError."""
+def check_extras(arrival: Arrival) -> None:
+    """Refuse a window from outside, and what are no motion vectors. Raises: FrameError."""
+    given: Any = arrival.vectors
+    if arrival.window is not None:
+        raise FrameError(
+            "a window was given, and its camera's motion decides where that lies; windows are for "
+            'streams with motion="none"'
+        )
     if given is not None and not isinstance(given, Vectors):
         raise FrameError(
             f"vectors are a {type(given).__name__}, expected `Source.vectors` of the frame, or None"
