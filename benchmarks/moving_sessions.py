@@ -22,7 +22,6 @@ import json
 import time
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
 
 import cv2
 import numpy as np
@@ -94,11 +93,8 @@ def timed_step(
     vectors: Vectors | None,
 ) -> tuple[Result, float]:  # fmt: skip
     """Run one frame; gives its result and the milliseconds until a device was done, too."""
-    given: dict[str, Any] = {}
-    if isinstance(session, MovingSession):
-        given = {"vectors": {STREAM: vectors}}
     begin = time.perf_counter()
-    result = session.step({STREAM: frame}, **given)[STREAM]
+    result = session.step({STREAM: frame}, vectors={STREAM: vectors})[STREAM]
     if fast.device.type == "cuda":
         torch.cuda.synchronize()
     return result, (time.perf_counter() - begin) * 1e3
