@@ -13,6 +13,7 @@ import torchdelta
 from support import ENGINE_NAMES, same_bits
 from torchdelta import CaptureError, StreamError
 from torchdelta.motion.homography import shift
+from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.session import Session
 
 SIZE = (40, 56)
@@ -129,7 +130,7 @@ def test_what_cannot_be_followed_stays_as_it_was(fast: torchdelta.CompiledModel)
             engine, 1, 0.0, torchdelta.Profile(), engine_at=engine_at,  # type: ignore[arg-type]
         )  # fmt: skip
         session.step({"s": STILL[0]})
-        before = [b.clone() for b in session._state.buffers]
+        before = [b.clone() for b in frame_state(session).buffers]
         with pytest.raises(CaptureError, match="the network does not run at that size"):
             session.set_motion("s", "features")
         with pytest.raises(ValueError, match="motion is 'sideways'"):
@@ -138,7 +139,7 @@ def test_what_cannot_be_followed_stays_as_it_was(fast: torchdelta.CompiledModel)
             session.set_motion("t", "none")
         result = session.step({"s": STILL[1]})["s"]
         assert (result.stats.reason, result.stats.mac_share) == (None, 0.0)
-        after: list[Tensor] = session._state.buffers
+        after: list[Tensor] = frame_state(session).buffers
         assert all(bool(same_bits(x, y).all()) for x, y in zip(before, after, strict=True))
 
 
