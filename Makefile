@@ -1,5 +1,5 @@
 # make demo | test | test-long | test-oldest | test-newest | test-gpu | test-gpu-long | sanitize-gpu
-# | test-native | test-asan | test-arm | mutants | lint
+# | test-native | test-asan | test-arm | mutants | lint | docs
 # each sets up .venv first; make native rebuilds the cpu engine's library (docs/developing.md)
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ ARM_QEMU := qemu-aarch64-static
 COMMA := ,
 
 .PHONY: venv native demo test test-long test-oldest test-newest test-gpu test-gpu-long sanitize-gpu \
-	test-native test-asan test-arm arm-tools mutants lint clean
+	test-native test-asan test-arm arm-tools mutants lint docs clean
 
 venv: $(VENV)/.installed $(LIBRARY)
 
@@ -126,6 +126,10 @@ arm-tools:
 
 mutants: venv
 	$(ONE_THREAD) $(BIN)/python tools/mutants.py
+
+# tables and charts of docs/performance.md, from benchmarks/results/
+docs: venv
+	$(BIN)/python tools/performance_page.py
 
 lint: venv
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Make the tables of docs/performance.md for moving cameras: sessions that follow, and that do not.
+"""Measure moving cameras: sessions that follow them, and sessions that do not.
 
     OMP_NUM_THREADS=2 python benchmarks/moving_sessions.py DATA OUT [--networks ResNet-50,DnCNN-17]
         [--clips rollercoaster,bag] [--modes none,features,auto] [--frames N] [--size HxW]
@@ -32,8 +32,10 @@ from torch import Tensor
 
 import torchdelta
 from torchdelta.api import CompiledModel, relative_error
+from torchdelta.bench.report import commit
 from torchdelta.capture.load import load_model
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
+from torchdelta.cli.info import cpu
 from torchdelta.cli.options import Dtype, Engine
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.result import Result
@@ -169,10 +171,12 @@ def main() -> None:
     cv2.setNumThreads(1)
     size = tuple(int(n) for n in options.size.split("x"))
     modes = options.modes.split(",")
+    on_gpu = options.engine is Engine.triton
+    device = torch.cuda.get_device_name() if on_gpu else cpu()[0]
     for network, clip in itertools.product(options.networks.split(","), options.clips.split(",")):
         model, weights = NETWORKS[network]
         loaded = load_model(model, options.data / weights if weights else None, size=size)
-        if options.engine is Engine.triton:
+        if on_gpu:
             loaded.model.cuda()
         frames, vectors = frames_of(
             options.data / "clips" / CLIPS[clip], size, loaded.channels == 1, options.frames
@@ -187,8 +191,9 @@ def main() -> None:
             line = {
                 "network": network, "clip": clip, "size": options.size,
                 "tolerance": options.tolerance, "threads": torch.get_num_threads(),
-                "engine": fast.engine, "torchdelta": torchdelta.__version__, **figures,
-                "faster": base / figures["ms_mean"],
+                "engine": fast.engine, "dtype": options.dtype.value, "device": device,
+                "versions": {"torchdelta": torchdelta.__version__, "torch": torch.__version__},
+                "commit": commit(), **figures, "faster": base / figures["ms_mean"],
             }  # fmt: skip
             with options.out.open("a") as lines:
                 print(json.dumps(line), file=lines)
