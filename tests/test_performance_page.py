@@ -64,11 +64,11 @@ def test_what_was_measured_anew_takes_the_old_rows_place(tool: ModuleType, tmp_p
     results = tool.load(tmp_path)
     rows = tool.select(results, "cpu", "clips")
     assert {r["clip"]: r["speedup"] for r in rows} == {"room": 4.0, "road": 3.0}
-    first, second = tool.source(rows, results).splitlines()
-    assert "**old**" in first
-    assert "Then" in first
-    assert "**old**" not in second
-    assert "Now" in second
+    new, kept = tool.source(rows, results).splitlines()
+    assert "**old**" not in new
+    assert "Now" in new
+    assert "**old**" in kept
+    assert "Then" in kept
 
 
 def test_the_best_peer_is_named(tool: ModuleType) -> None:

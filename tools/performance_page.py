@@ -39,7 +39,15 @@ PEERS = {
     "openvino": "OpenVINO",
     "cudagraph": "CUDA graph",
 }
-SHARES = {0.02: "2 %", 0.05: "5 %", 0.1: "10 %", 0.15: "15 %", 0.25: "25 %", 1.0: "every pixel"}
+SHARES = {
+    0.0: "nothing",
+    0.02: "2 %",
+    0.05: "5 %",
+    0.1: "10 %",
+    0.15: "15 %",
+    0.25: "25 %",
+    1.0: "every pixel",
+}
 
 Row = dict[str, Any]
 
