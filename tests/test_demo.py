@@ -18,7 +18,7 @@ from torchdelta.demo.net import WEIGHTS_PATH, DemoNet, load_demo_net, normalise
 from torchdelta.demo.run import run_demo
 from torchdelta.demo.scene import CLASSES, Scene
 from torchdelta.demo.score import Agreement
-from torchdelta.errors import FrameError, ModelError
+from torchdelta.errors import FrameError, ModelError, SinkError
 from torchdelta.video.board import Board
 
 SMALL = (96, 144)
@@ -193,6 +193,25 @@ def test_delta_finds_what_dense_finds_at_the_default_tolerance(tmp_path):
     assert report.dense.mean_iou > 0.5
     assert report.delta.mean_iou == pytest.approx(report.dense.mean_iou, abs=0.02)
     assert report.mac_share < 1
+
+
+def test_demo_writes_its_middle_frame(tmp_path):
+    console = PlainConsole(file=io.StringIO())
+    picture = tmp_path / "middle.png"
+    run_demo(tmp_path, frames=4, size=SMALL, picture=picture, console=console)
+    shown = cv2.cvtColor(cv2.imread(str(picture)), cv2.COLOR_BGR2RGB).astype(int)
+    with av.open(str(tmp_path / "demo.mp4")) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    h, w = shown.shape[:2]  # the video's sides are even
+    distances = [np.abs(shown - frame[:h, :w]).mean() for frame in frames]
+    assert np.argmin(distances) == 2
+    assert "middle.png" in console.file.getvalue()
+
+
+def test_demo_refuses_other_kinds_of_pictures(tmp_path):
+    with pytest.raises(SinkError, match=r"middle\.gif: a picture's name ends in \.jpg"):
+        run_demo(tmp_path, frames=4, size=SMALL, picture=tmp_path / "middle.gif")
+    assert not list(tmp_path.iterdir())
 
 
 def test_demo_of_one_frame_is_refused(tmp_path):

@@ -97,12 +97,13 @@ def open_elsewhere(path: str | os.PathLike[str]) -> int | None:
     return None
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text as UTF-8: a file whole or not at all, all else from where it stands.
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write bytes, or a text as UTF-8: a file whole or not at all, all else from where it stands.
 
     Raises SinkError.
     """
-    target, data = target_of(path), text.encode("utf-8", "replace")
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    target = target_of(path)
     try:
         if target.regular:
             _replace(target.file, data)

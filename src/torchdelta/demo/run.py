@@ -1,5 +1,6 @@
 """The demo's run: every frame dense and through a session, compared with the truth."""
 
+import io
 import math
 import statistics
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
@@ -20,14 +22,17 @@ from torchdelta.demo import DEMO_SEED
 from torchdelta.demo.net import DEMO_PREPROCESS, load_demo_net
 from torchdelta.demo.scene import CLASSES, Scene
 from torchdelta.demo.score import Agreement
-from torchdelta.errors import FrameError
+from torchdelta.errors import FrameError, SinkError
 from torchdelta.report import heat_map
+from torchdelta.targets import write_whole
 from torchdelta.video import overlay
 from torchdelta.video.board import Board, Panel
 from torchdelta.video.sink import VideoWriter
 
 _FPS = 25
 _STREAM = "demo"
+# kinds of pictures by the end of a file's name
+_PICTURES = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 # the background is not coloured
 _LEGEND = tuple((overlay.colour_of(n), name) for n, name in enumerate(CLASSES) if n)
 
@@ -138,6 +143,16 @@ def _timed_dense(
     return _labels(logits), ms
 
 
+def _kind_of(picture: str | Path | None) -> str | None:
+    """Give what kind of picture a file's name asks for; raises SinkError for other names."""
+    if picture is None:
+        return None
+    kind = _PICTURES.get(Path(picture).suffix.lower())
+    if kind is None:
+        raise SinkError(f"{picture}: a picture's name ends in {', '.join(_PICTURES)}")
+    return kind
+
+
 @contextmanager
 def _progress(console: PlainConsole, frames: int) -> Iterator[tuple[Progress, TaskID]]:
     columns = (
@@ -158,6 +173,7 @@ def run_demo(
     tolerance: float = 0.04,
     engine: str = "auto",
     pan: bool = False,
+    picture: str | Path | None = None,
     console: PlainConsole | None = None,
 ) -> DemoReport:
     """Run the demo's network on the demo's scene, write a video, print and return the figures.
@@ -166,8 +182,11 @@ def run_demo(
              found; right half: where the network's work was done again
     frames:  length in frames, at least 2, since the first one is dense
     size:    (h, w) in pixels
-    Raises FrameError for a size or length that cannot be.
+    picture: file that the video's middle frame is written to as well, PNG or JPEG
+    Raises FrameError for a size or length that cannot be, SinkError for files that cannot be
+    written.
     """
+    kind = _kind_of(picture)
     if frames < 2:
         raise FrameError(f"a demo of {frames} frames has nothing to compare; ask for 2 or more")
     console = console or PlainConsole()
@@ -186,10 +205,10 @@ def run_demo(
         VideoWriter(path, _FPS, size=board.size) as writer,
     ):
         for index in range(frames):
-            picture, truth = scene.frame(index), scene.mask(index)
-            found, dense_ms = _timed_dense(fast, picture)
+            frame, truth = scene.frame(index), scene.mask(index)
+            found, dense_ms = _timed_dense(fast, frame)
             dense.add(dense_ms, truth, found)
-            result = session.step({_STREAM: picture}, record=True)[_STREAM]
+            result = session.step({_STREAM: frame}, record=True)[_STREAM]
             found = _labels(result.unwrap())
             stats = result.stats
             delta.add(stats.ms, truth, found)
@@ -199,8 +218,13 @@ def run_demo(
                 f"demo  tolerance {tolerance:g}  frame {index}  {stats.ms:.1f} ms "
                 f"(dense {dense_ms:.1f} ms)"
             )
-            mine = Panel(overlay.segmentation(picture, found), "torchdelta", legend=_LEGEND)
-            writer.write(board.draw(title, [mine, _recomputed(fast, picture, result, note)]))
+            mine = Panel(overlay.segmentation(frame, found), "torchdelta", legend=_LEGEND)
+            drawn = board.draw(title, [mine, _recomputed(fast, frame, result, note)])
+            writer.write(drawn)
+            if picture is not None and index == frames // 2:
+                encoded = io.BytesIO()
+                Image.fromarray(drawn).save(encoded, kind, quality=85)
+                write_whole(picture, encoded.getvalue())
             fps = 1000 / stats.ms if stats.ms else math.inf
             progress.update(task, advance=1, note=f"{fps:.0f} FPS  {note}")
 
@@ -222,5 +246,5 @@ def run_demo(
     )
     console.say(report.conditions())
     console.print(report.table())
-    console.say(f"wrote {path}")
+    console.say(f"wrote {path}" + ("" if picture is None else f" and {picture}"))
     return report

@@ -50,6 +50,12 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER", help="Folder of demo.mp4.")
     ] = Path("out"),
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", metavar="FILE", help="Write the middle frame too, as PNG or JPEG."
+        ),
+    ] = None,
 ) -> None:
     """Render a scene, segment it dense and by what changed, and compare both with the truth.
 
@@ -66,5 +72,6 @@ def demo(
             seed=DEMO_SEED if seed is None else seed,
             tolerance=tolerance,
             pan=pan,
+            picture=picture,
             console=console(),
         )
