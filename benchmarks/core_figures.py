@@ -1,4 +1,4 @@
-"""Make the tables of docs/performance.md: `torchdelta run --compare` on real clips.
+"""Measure the torch engine: `torchdelta run --compare` on real clips.
 
     python benchmarks/core_figures.py DATA [--quick] > figures.md
 

@@ -1,4 +1,4 @@
-"""Make the tables of docs/performance.md for the cpu engine: one `torchdelta bench` run per row.
+"""Measure the cpu engine for docs/performance.md: one `torchdelta bench` run per row.
 
     python benchmarks/cpu_figures.py DATA OUT [--only TEXT] [--quick] [--tables]
 

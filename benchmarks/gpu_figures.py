@@ -1,4 +1,4 @@
-"""Make the GPU tables of docs/performance.md for the triton engine.
+"""Measure the triton engine for docs/performance.md.
 
     python benchmarks/gpu_figures.py DATA OUT [--only TEXT] [--seconds N] [--list] [--tables]
 

@@ -1,4 +1,4 @@
-"""Make the alignment tables of docs/performance.md: changed input and times on moving clips.
+"""Make the tables of docs/log/alignment.md: changed input and times on moving clips.
 
     OMP_NUM_THREADS=1 python benchmarks/motion_figures.py DATA [--quick] [--pictures FOLDER]
 

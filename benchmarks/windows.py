@@ -1,4 +1,4 @@
-"""Make the tables of docs/performance.md for windows by themselves, without estimated motion.
+"""Make the tables of docs/log/moving.md for windows by themselves, without estimated motion.
 
     OMP_NUM_THREADS=1 python benchmarks/windows.py DATA [--only static,pan] [--size HxW]
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 import re
 import runpy
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from torchdelta.cli.app import app
 from torchdelta.cli.track import Track
 from torchdelta.demo.scene import Scene
 from torchdelta.ops import OPS
+from torchdelta.ops.gate import input_gate, input_threshold
 from torchdelta.ops.pointwise import POINTWISE
 from torchdelta.plan.rules_compute import COMPUTE
 from torchdelta.plan.rules_move import MOVE
@@ -30,7 +33,11 @@ from torchdelta.video.sink import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart.py"
-DOCUMENTS = ("README.md", "docs/usage.md", "docs/papers.md", "docs/developing.md")
+LOG = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs" / "log").glob("*.md")))
+DOCUMENTS = (
+    "README.md", "docs/usage.md", "docs/papers.md", "docs/performance.md", "docs/developing.md",
+    *LOG,
+)  # fmt: skip
 # shares (in percent) and errors hang on rounding, and so on the machine and the version of PyTorch
 SLACK = {"%": 0.5, "": 0.005}
 
@@ -72,6 +79,38 @@ def resolve(name: str) -> Any:
     return found
 
 
+def test_cells_hide_what_the_table_says() -> None:
+    """A thing is published whole from the contrast that the table gives on, and not below it."""
+    head, *lines = (
+        section("docs/usage.md", "The input gate's cells")
+        .split("| size in pixels ")[1]
+        .splitlines()
+    )
+    grains = [int(n) for n in re.findall(r"grain (\d)", head)]
+    for size, *contrasts in rows("\n".join(["|", *lines])):
+        digits = [int(n) for n in re.findall(r"\d+", size)]
+        h, w = (1, 40) if "line" in size else digits
+        for grain, contrast in zip(grains, contrasts, strict=True):
+            seen = partial(is_seen, h, w, grain)
+            if contrast == "never":
+                assert not seen(255)
+            else:
+                assert seen(int(contrast)), (size, grain)
+                assert not seen(int(contrast) - 1), (size, grain)
+
+
+def is_seen(h: int, w: int, grain: int, levels: int) -> bool:
+    """Say whether all of a thing is published wherever it lies."""
+    for y, x in itertools.product(range(24, 24 + grain), repeat=2):
+        old = torch.zeros(96, 96, 1)
+        new = old.clone()
+        new[y : y + h, x : x + w] = levels
+        hot = input_gate(new, old, input_threshold(0.04), torch.full((1,), 1 / 255), grain=grain)
+        if not hot[y : y + h, x : x + w].all():
+            return False
+    return True
+
+
 def test_every_operation_has_a_row() -> None:
     table = rows(section("docs/usage.md", "Supported operations"))
     assert [row[0] for row in table] == [f"`{name}`" for name in OPS]
@@ -86,7 +125,7 @@ def test_every_lowered_call_is_named() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_names_exist(document: str) -> None:
     names = set(re.findall(r"`(torchdelta(?:\.\w+)+)`", text(document)))
-    assert names or document in ("README.md", "docs/developing.md")
+    assert names or document not in ("docs/usage.md", "docs/papers.md")
     for name in sorted(names):
         try:
             resolve(name)
@@ -111,7 +150,7 @@ def test_links_lead_somewhere(document: str) -> None:
             continue
         path, _, anchor = target.partition("#")
         file = (ROOT / document).parent / path if path else ROOT / document
-        assert file.is_file(), f"{document} links {target}"
+        assert file.exists(), f"{document} links {target}"
         if anchor:
             titles = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), flags=re.M)
             assert anchor in map(slug, titles), f"{document} links {target}"
@@ -134,6 +173,12 @@ def test_json_keys_are_in_the_table() -> None:
     table = [row for row in rows(section("docs/usage.md", "torchdelta run")) if len(row) == 2]
     keys = [key for row in table for key in re.findall(r"`(\w+)`", row[0])]
     assert keys == list(Track("x").record(None, None, None))
+
+
+def test_log_lists_its_files() -> None:
+    listed = {row[0] for row in rows(text("docs/log/README.md"))}
+    names = [Path(name).name for name in LOG if not name.endswith("README.md")]
+    assert listed == {f"[{name}]({name})" for name in names}
 
 
 def test_readme_shows_the_quickstart() -> None:

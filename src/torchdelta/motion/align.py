@@ -55,7 +55,7 @@ Why = tuple[str, str]
 
 @dataclass(frozen=True)
 class Limits:
-    """When a frame becomes a new reference; measured in docs/performance.md.
+    """When a frame becomes a new reference; measured in docs/log/alignment.md.
 
     scale:      at the frame's centre, that much larger or smaller
     stretch:    in any direction, at the centre and the corners, that much longer or shorter

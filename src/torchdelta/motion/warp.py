@@ -1,7 +1,7 @@
 """Frames brought into a window of the world, and maps brought back.
 
 Window pixel (y, x) shows the world at (x + origin x, y + origin y); the frame's pose maps the
-frame's pixel centres to the world's. Why bilinear: docs/performance.md.
+frame's pixel centres to the world's. Why bilinear: docs/log/alignment.md.
 
 Where the valid mask says so, a window shows what OpenCV samples; beyond it, 0 or a blend with 0.
 Where the native library is there, it samples frames of uint8 and three channels, within one grey

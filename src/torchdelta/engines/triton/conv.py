@@ -455,7 +455,7 @@ def _is_same_place(frame: Frame, index: int, phase: Phase) -> bool:
 
 
 def choose_blocks(frame: Frame, packed: Packed, channels: int) -> Blocks:
-    """Choose the tiles of a convolution (measured on an H200, docs/performance.md)."""
+    """Choose the tiles of a convolution (measured on an H200, docs/log/gpu.md)."""
     if frame.interpreted:
         # small pictures take all paths
         return Blocks(16, 16, 32, 24, 60, (1, 1, 1), packed.width)

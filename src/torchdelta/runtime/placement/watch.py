@@ -31,7 +31,7 @@ TRIES = 2
 CLEARLY_LESS, LEAST_SAVING = 0.75, 0.02
 # what a share that changes costs where the input gate counts in cells only while the camera is
 # followed: it lies in fewer places
-# (docs/performance.md, "Moving cameras: whole networks")
+# (docs/log/moving.md, "What `auto` looks at")
 IN_CELLS = 0.65
 # and stops paying where it leaves nearly as much
 HARDLY_LESS = 0.95
