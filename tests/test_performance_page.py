@@ -87,7 +87,8 @@ def test_every_part_has_a_place_and_every_place_a_part(tool: ModuleType) -> None
 
 def test_records_of_bench_become_rows(tool: ModuleType, tmp_path: Path) -> None:
     record = {
-        "model": "resnet50", "source": "room_768x432.mp4", "active": None, "streams": 1,
+        "model": "timm:resnet50", "source": "room_768x432.mp4", "active": None, "streams": 1,
+        "size": [512, 768],
         "frames": 9, "engine": "cpu", "dtype": "fp32", "tolerance": 0.04, "prepared": True,
         "ours_ms": 2.0, "ours_ms_median": 2.0, "peers_ms": {"openvino": 6.0},
         "best_peer": "openvino", "speedup": 3.0, "speedup_median": 3.0, "changed_input": 0.1,

@@ -24,13 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 DEVICES = {"cpu": "two CPU cores", "h200": "an H200, 16 streams"}
+# by what stands behind the colon of a model spec
 NETWORKS = {
     "resnet50": "ResNet-50",
     "resnet18": "ResNet-18",
     "hrnet_w32": "HRNet-W32",
     "mobilenetv2_100": "MobileNetV2",
     "tf_efficientnet_lite0": "EfficientNet-Lite0",
-    "examples.denoise:dncnn": "DnCNN-17",
+    "dncnn": "DnCNN-17",
 }
 PEERS = {
     "torch": "PyTorch",
@@ -295,7 +296,8 @@ def taken(record: dict[str, Any], work: str) -> Row:
     found = record["quality"] or {}
     psnr_db, classes = found.get("psnr_db"), found.get("classes")
     row = {
-        "network": NETWORKS.get(record["model"], record["model"]),
+        "network": NETWORKS.get(record["model"].split(":")[-1], record["model"]),
+        "size": "{}x{}".format(*record["size"]),
         # room_768x432.mp4 is called room
         "clip": Path(record["source"]).stem.split("_")[0] if record["source"] else None,
         "active": record["active"],
