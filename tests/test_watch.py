@@ -25,7 +25,7 @@ from torchdelta.runtime.placement import watch
 from torchdelta.runtime.placement.watch import Watch
 
 SIZE = (48, 64)
-DEVELOPING = Path(__file__).parents[1] / "docs" / "developing.md"
+AUTO = Path(__file__).parents[1] / "docs" / "log" / "auto.md"
 
 
 class Clock:
@@ -146,7 +146,7 @@ def test_a_window_is_made_behind_the_frames_that_run() -> None:
 
 
 def test_every_number_of_auto_is_in_its_table() -> None:
-    _, table = DEVELOPING.read_text().split("### What auto decides by")
+    _, table = AUTO.read_text().split("## Its numbers")
     named: dict[str, float] = {}
     for row in re.findall(r"^\| (`[^|]*) \| ([^|]*) \|", table.split("\n## ")[0], re.M):
         names = re.findall(r"`(\w+)`", row[0])
