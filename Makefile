@@ -1,5 +1,5 @@
-# make demo | test | test-long | test-oldest | test-newest | test-gpu | test-gpu-long | sanitize-gpu
-# | test-native | test-asan | test-arm | mutants | lint | docs
+# make check | demo | test | test-long | test-oldest | test-newest | test-gpu | test-gpu-long
+# | sanitize-gpu | test-native | test-asan | test-arm | mutants | mutants-all | lint | docs
 # each sets up .venv first; make native rebuilds the cpu engine's library (docs/developing.md)
 PYTHON ?= python3
 VENV := .venv
@@ -15,8 +15,8 @@ ARM_CXX := aarch64-linux-gnu-g++
 ARM_QEMU := qemu-aarch64-static
 COMMA := ,
 
-.PHONY: venv native demo test test-long test-oldest test-newest test-gpu test-gpu-long sanitize-gpu \
-	test-native test-asan test-arm arm-tools mutants lint docs clean
+.PHONY: venv native demo check test test-long test-oldest test-newest test-gpu test-gpu-long sanitize-gpu \
+	test-native test-asan test-arm arm-tools mutants mutants-all lint docs clean
 
 venv: $(VENV)/.installed $(LIBRARY)
 
@@ -63,8 +63,13 @@ ONE_THREAD := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive ONEDNN_MAX_CPU_ISA=AVX51
 
 # Triton's interpreter is chosen before Triton is imported: a process of its own. pytest exits with 5
 # where all was skipped, for want of Triton; TORCHDELTA_REQUIRE=triton-interpreter makes that an error
-INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) $(addprefix tests/test_,triton.py weights.py complex.py) || \
-	test $$? = 5
+INTERPRETED := TRITON_INTERPRET=1 $(PYTEST) \
+	$(addprefix tests/test_,triton.py triton_frames.py weights.py complex.py) || test $$? = 5
+
+# what a change most often breaks, within a minute: on the torch engine, and on the cpu engine's best
+# instruction set
+check: lint
+	$(ONE_THREAD) $(PYTEST) -m check
 
 test: venv
 	$(ONE_THREAD) $(PYTEST)
@@ -83,13 +88,11 @@ test-oldest test-newest: test-%:
 GPU_WORKERS ?= 8
 
 test-gpu: venv
-	TORCHDELTA_REQUIRE=cuda $(PYTEST) -n $(GPU_WORKERS) -k "cuda or triton or every_engine" \
-		$(addprefix tests/test_,cuda.py ops.py properties.py networks.py gate.py drift.py ring.py \
-		motion.py moving.py bench.py)
+	TORCHDELTA_REQUIRE=cuda $(PYTEST) -n $(GPU_WORKERS) -m gpu
 
 # 20,000 frames of streams that come and go, in each dtype
 test-gpu-long: venv
-	TORCHDELTA_REQUIRE=cuda TORCHDELTA_LONG=1 $(PYTEST) -n 3 tests/test_cuda.py -k long_run
+	TORCHDELTA_REQUIRE=cuda TORCHDELTA_LONG=1 $(PYTEST) -n 3 -m "gpu and long" tests
 
 # compute-sanitizer over the op cases and sessions of many kinds: make sanitize-gpu PART=1/12
 PART ?= 1/1
@@ -124,8 +127,12 @@ arm-tools:
 		"$(ARM_CXX) and $(ARM_QEMU): apt-get install g++-aarch64-linux-gnu qemu-user-static" >&2; \
 		exit 1; }
 
+# about one known fault for each invariant and engine, each noticed by another test; all of them
 mutants: venv
 	$(ONE_THREAD) $(BIN)/python tools/mutants.py
+
+mutants-all: venv
+	$(ONE_THREAD) $(BIN)/python tools/mutants.py --all
 
 # tables and charts of docs/performance.md, from benchmarks/results/
 docs: venv

@@ -6,6 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+from support import GPU_NAMES
 
 
 def require(module: str) -> ModuleType:
@@ -35,3 +38,22 @@ def data() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def cuda() -> torch.device:
+    """Return the GPU; without one the test is skipped, or fails where one is required."""
+    if not torch.cuda.is_available():
+        if is_required("cuda"):
+            pytest.fail("TORCHDELTA_REQUIRE=cuda, and PyTorch finds no GPU")
+        pytest.skip("PyTorch finds no GPU")
+    return torch.device("cuda")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as `gpu` what runs there: tests of an engine on a GPU, or with the GPU as a fixture."""
+    for item in items:
+        given = getattr(getattr(item, "callspec", None), "params", {}).values()
+        engines = {value for value in given if isinstance(value, str)}
+        if "cuda" in getattr(item, "fixturenames", ()) or not engines.isdisjoint(GPU_NAMES):
+            item.add_marker(pytest.mark.gpu)

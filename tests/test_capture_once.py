@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import torchdelta
 from torchdelta.errors import CaptureError
 
+pytestmark = pytest.mark.check
+
 FRAMES = torch.rand(3, 3, 20, 24, generator=torch.Generator().manual_seed(3))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from typer.main import get_command
 
 import torchdelta
+from documents import ROOT, blocks, rows, section, text
 from torchdelta.cli.app import app
 from torchdelta.cli.track import Track
 from torchdelta.demo.scene import Scene
@@ -31,7 +32,6 @@ from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.session import Session
 from torchdelta.video.sink import VideoWriter
 
-ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart.py"
 LOG = tuple(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs" / "log").glob("*.md")))
 DOCUMENTS = (
@@ -40,28 +40,6 @@ DOCUMENTS = (
 )  # fmt: skip
 # shares (in percent) and errors hang on rounding, and so on the machine and the version of PyTorch
 SLACK = {"%": 0.5, "": 0.005}
-
-
-def text(name: str) -> str:
-    return (ROOT / name).read_text(encoding="utf-8")
-
-
-def section(name: str, title: str) -> str:
-    """Give what stands below a heading, up to the next one of its rank or above."""
-    rank, rest = re.split(rf"^(##+) {re.escape(title)}$", text(name), flags=re.M)[1:]
-    return re.split(rf"^#{{2,{len(rank)}}} ", rest, flags=re.M)[0]
-
-
-def blocks(name: str, language: str) -> list[str]:
-    """Give the code blocks of a language ("" for those without one)."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text(name), flags=re.M | re.S)
-    return [code for kind, code in found if kind == language]
-
-
-def rows(table: str) -> list[list[str]]:
-    """Give the cells of a table's rows, without the head."""
-    lines = [line for line in table.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
 
 
 def resolve(name: str) -> Any:

@@ -16,6 +16,8 @@ from torchdelta.ops.gate import input_gate, input_threshold, value_gate
 from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.thresholds import default_grain
 
+pytestmark = pytest.mark.check
+
 NAN = float("nan")
 
 

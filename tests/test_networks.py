@@ -7,40 +7,11 @@ import torch
 from torch import nn
 
 import torchdelta
-from conftest import require
-from support import ENGINE_CASES, LONG, move, new_session
-from torchdelta.capture.prepare import prepare_untrained
+from networks import NETWORKS, build
+from support import ENGINE_CASES, move, new_session
 
 # relative L2, float32: folded batch norms and other orders of summation through 100 layers
 FP32 = 1e-4
-
-NETWORKS = {
-    "torchvision:resnet18": (65, 97),
-    "torchvision:mobilenet_v2": (65, 97),
-    "torchvision:mobilenet_v3_small": (65, 97),
-    "torchvision:shufflenet_v2_x0_5": (65, 97),
-    "torchvision:efficientnet_b0": (65, 97),
-    "torchvision:lraspp_mobilenet_v3_large": (65, 97),
-    # HRNet adds maps of several scales: only multiples of 32 fit
-    "timm:hrnet_w18_small": (64, 96),
-}
-# the large one is in lraspp, whose blocks squeeze and excite as those of efficientnet_b0 do
-if not LONG:
-    del NETWORKS["torchvision:mobilenet_v3_small"], NETWORKS["torchvision:efficientnet_b0"]
-
-
-def build(spec: str, size: tuple[int, int]) -> nn.Module:
-    where, name = spec.split(":")
-    torch.manual_seed(0)
-    if where == "timm":
-        timm = require("timm")
-        model = timm.create_model(name, pretrained=False)
-    else:
-        models = require("torchvision.models")
-        more = {"weights_backbone": None} if "lraspp" in name else {}
-        model = models.get_model(name, weights=None, **more)
-    frames = torch.rand(6, 3, *size, generator=torch.Generator().manual_seed(1))
-    return prepare_untrained(model, frames)
 
 
 @cache

@@ -80,6 +80,7 @@ SIZED = {
 SIZED_KINDS = ("first", "pixel", "corner", "same", "all", "patch")
 
 
+@pytest.mark.versions
 @pytest.mark.skipif("cpu" not in ENGINE_NAMES, reason="the native library was not built")
 @pytest.mark.parametrize("case", each(SIZED))
 def test_op_in_other_sizes(case: str) -> None:

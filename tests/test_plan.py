@@ -13,6 +13,8 @@ from torchdelta.plan import Plan
 from torchdelta.plan.ir import epilogue_name
 from torchdelta.plan.passes import PASSES
 
+pytestmark = pytest.mark.check
+
 
 def plan_of(model: nn.Module, shape: tuple[int, ...] = (3, 16, 18)) -> Plan:
     torch.manual_seed(0)

@@ -10,17 +10,18 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given, seed
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import torchdelta
+from histories import P1_FP32, quick
 from random_nets import compiled_net
+from streams import dense
 from support import (
     ENGINE_CASES,
     HALF_CASES,
-    LONG,
     move,
     new_session,
     same_bits,
@@ -31,14 +32,12 @@ from torchdelta.ops import OPS
 from torchdelta.runtime.inspect import buffers_of, frame_state, slot_of
 from torchdelta.runtime.session import Session
 
-# relative L2 of a stream against the dense network, float32 (design: P1)
-P1_FP32 = 1e-5
-# the same for streams in half precision against float32: a rounding per layer
+pytestmark = pytest.mark.check
+
+# relative L2 of streams in half precision against the dense network in float32: a
+# rounding per layer
 HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
 NETWORKS_PER_OP = 4
-# `make test-long` draws more histories, and lets a failure shrink
-EXAMPLES_PER_OP = 25 if LONG else 2
-
 FRAMES = ("pixel", "patch", "stripes", "all", "same", "noise", "black", "nan")
 events = st.lists(
     st.tuples(
@@ -55,13 +54,6 @@ CASES = [
     for engine in ENGINE_CASES
     for op in sorted(OPS)
 ]
-quick = settings(
-    max_examples=EXAMPLES_PER_OP,
-    deadline=None,
-    database=None,
-    phases=tuple(Phase) if LONG else (Phase.generate,),
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def for_each_op(**strategies: st.SearchStrategy) -> Callable[[Callable], Callable]:
@@ -110,11 +102,6 @@ class History:
             self.frames[stream] = move(self.frames[stream], kind, generator)
             return stream, self.frames[stream]
         return stream, move(self.frames[stream], kind, generator)
-
-
-def dense(model: nn.Module, x: Tensor) -> object:
-    with torch.no_grad():
-        return model(x)
 
 
 def with_motion(history: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:

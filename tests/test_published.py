@@ -19,6 +19,8 @@ from support import (
     new_session,
 )
 
+pytestmark = pytest.mark.check
+
 KINDS = ("patch", "same", "pixel", "noise", "corner", "all")
 
 

@@ -21,6 +21,8 @@ from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.state import State
 
+pytestmark = pytest.mark.check
+
 SIZE = (12, 16)
 GENERATOR = torch.Generator().manual_seed(0)
 FRAMES = [

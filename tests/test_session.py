@@ -1,5 +1,6 @@
 """Sessions, streams, bad input, threads."""
 
+import copy
 import threading
 import warnings
 
@@ -9,10 +10,12 @@ import torch
 from torch import nn
 
 import torchdelta
-from support import ENGINE_NAMES, as_frame, move, snapshot
+from support import ENGINE_NAMES, GPU_NAMES, as_frame, move, snapshot
 from torchdelta import FrameError, StreamError
 from torchdelta.engines.cpu import bind
 from torchdelta.runtime.inspect import frame_state, slot_of
+
+pytestmark = pytest.mark.check
 
 H, W = 23, 31
 
@@ -26,11 +29,18 @@ def model() -> nn.Module:
     ).eval()  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=ENGINE_NAMES)
+@pytest.fixture(scope="module", params=[*ENGINE_NAMES, *GPU_NAMES])
 def fast(model: nn.Module, request: pytest.FixtureRequest) -> torchdelta.CompiledModel:
+    """The model on an engine; for one on a GPU a copy there, beside the model on the CPU."""
+    device = "cuda" if request.param in GPU_NAMES else "cpu"
     return torchdelta.compile(
-        model, torch.rand(1, 3, H, W), tolerance=0.0, input_range=(0, 1), engine=request.param
-    )
+        copy.deepcopy(model).to(device), torch.rand(1, 3, H, W, device=device), tolerance=0.0,
+        input_range=(0, 1), engine=request.param,
+    )  # fmt: skip
+
+
+# what hangs on frames of the CPU
+on_the_cpu = pytest.mark.parametrize("fast", ENGINE_NAMES, indirect=True)
 
 
 def frame(seed: int) -> torch.Tensor:
@@ -160,6 +170,7 @@ def test_a_bad_first_frame_takes_no_slot(fast: torchdelta.CompiledModel) -> None
     assert session.step({"y": frame(1)})["y"].error is None
 
 
+@on_the_cpu
 def test_an_engine_failure_leaves_the_stream_recoverable(
     fast: torchdelta.CompiledModel, model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +194,7 @@ def test_an_engine_failure_leaves_the_stream_recoverable(
         assert torchdelta.relative_error(result.output, model(frame(2)[None])) < 1e-5
 
 
+@on_the_cpu
 def test_change_masks_say_where(fast: torchdelta.CompiledModel) -> None:
     session = fast.session()
     x = frame(1)
@@ -293,11 +305,13 @@ def test_stats_and_per_step(fast: torchdelta.CompiledModel) -> None:
 
 
 @pytest.mark.parametrize("slots", [0, 65536, 1.5])
+@on_the_cpu
 def test_a_session_has_1_to_65535_slots(fast: torchdelta.CompiledModel, slots: int) -> None:
     with pytest.raises(StreamError, match=f"1 to 65535 slots, got {slots}"):
         fast.session(slots=slots)
 
 
+@on_the_cpu
 def test_the_last_frame_of_all_streams_is_the_latest(fast: torchdelta.CompiledModel) -> None:
     """Frames that are counted together are counted in order."""
     session = fast.session(slots=2)
@@ -308,6 +322,7 @@ def test_the_last_frame_of_all_streams_is_the_latest(fast: torchdelta.CompiledMo
     assert session.stats().frames == 3
 
 
+@on_the_cpu
 def test_masks_and_statistics_of_a_frame_stay(fast: torchdelta.CompiledModel) -> None:
     """They are made when they are read, perhaps after later frames."""
     session = fast.session()
@@ -324,6 +339,7 @@ def test_masks_and_statistics_of_a_frame_stay(fast: torchdelta.CompiledModel) ->
     assert early.output_changed[..., 3, 5].any()
 
 
+@on_the_cpu
 def test_frames_far_outside_the_range_are_warned_about(
     fast: torchdelta.CompiledModel,
 ) -> None:

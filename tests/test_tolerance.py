@@ -15,6 +15,8 @@ from torchdelta import ProfileError, StreamError
 from torchdelta.engines.cpu.blob import in_tiles
 from torchdelta.runtime.inspect import buffers_of
 
+pytestmark = pytest.mark.check
+
 KINDS = ("patch", "pixel", "noise", "stripes", "patch", "noise")
 
 

@@ -39,20 +39,28 @@ class Part:
 
 # a few minutes altogether: each subject on every engine that needs no GPU
 PARTS = (
-    Part("capture and plans", ("tests/test_plan.py", "tests/test_api.py", "tests/test_load.py")),
+    Part(
+        "capture and plans",
+        (
+            "tests/test_plan.py",
+            "tests/test_api.py",
+            "tests/test_api_capture.py",
+            "tests/test_load.py",
+        ),
+    ),
     Part("sessions", ("tests/test_session.py",)),
-    Part("operations", ("tests/test_ops.py", "-k", "other_sizes or every")),
+    Part("operations", ("tests/test_ops.py", "-m", "versions")),
     Part("networks", ("tests/test_networks.py",)),
-    Part("peers", ("tests/test_bench.py", "-k", "peers or exported or clip")),
-    Part("video", ("tests/test_video.py",)),
+    Part("peers", ("tests/test_bench_peers.py",)),
+    Part("video", ("tests/test_video.py", "tests/test_sink.py")),
     Part("command line", ("tests/test_cli.py",)),
     Part(
         "Triton's interpreter",
         (
             "tests/test_triton.py",
-            "tests/test_weights.py",
-            "-k",
-            "conv-same or max or lists or gate",
+            "tests/test_triton_frames.py",
+            "-m",
+            "versions",
         ),
         interpreted=True,
     ),
