@@ -14,6 +14,8 @@ PACKAGE := $(shell find src/torchdelta -name '*.py')
 ARM_CXX := aarch64-linux-gnu-g++
 ARM_QEMU := qemu-aarch64-static
 COMMA := ,
+# tests start many processes: each would compile all that it imports, PyTorch first
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: venv native demo check test test-long test-oldest test-newest test-gpu test-gpu-long sanitize-gpu \
 	test-native test-asan test-arm arm-tools mutants mutants-all lint docs clean
