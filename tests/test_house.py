@@ -1,6 +1,7 @@
-"""Rules of this folder: short files by subject, and none that imports another's tests."""
+"""Rules of this folder: short files by subject, none that imports another's tests, whole groups."""
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,10 @@ def test_files_are_short_and_import_no_tests(file: Path) -> None:
                      [alias.name for alias in node.names])
     }  # fmt: skip
     assert not {name for name in imported if name.split(".")[0].startswith("test_")}
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="runs in one process")
+@pytest.mark.xdist_group("house")
+def test_groups_stay_on_one_worker(request: pytest.FixtureRequest) -> None:
+    """Where pytest-xdist loses a group, each worker compiles its network anew, and says nothing."""
+    assert request.node.nodeid.endswith("@house")

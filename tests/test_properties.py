@@ -22,6 +22,7 @@ from streams import dense
 from support import (
     ENGINE_CASES,
     HALF_CASES,
+    each,
     move,
     new_session,
     same_bits,
@@ -254,7 +255,7 @@ def test_p5_idle(engine: str, op: str, net: int, history: list, tolerance: float
 
 
 @pytest.mark.parametrize(("engine", "dtype"), HALF_CASES)
-@pytest.mark.parametrize("op", sorted(OPS))
+@pytest.mark.parametrize("op", each(sorted(OPS)))
 def test_p1_half_precision(engine: str, op: str, dtype: torch.dtype) -> None:
     """Streams in half precision stay within its rounding of the float32 network."""
     fast, model = compiled_net(op, 0)
