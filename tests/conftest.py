@@ -22,7 +22,7 @@ def require(module: str) -> ModuleType:
 def is_required(what: str) -> bool:
     """Whether TORCHDELTA_REQUIRE names what must not be missing.
 
-    data, cuda, triton-interpreter (for test_triton.py), or an engine.
+    data, cuda, triton-interpreter (for the tests in Triton's interpreter), or an engine.
     """
     return what in os.environ.get("TORCHDELTA_REQUIRE", "").split(",")
 

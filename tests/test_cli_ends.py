@@ -169,7 +169,7 @@ def test_help_imports_no_model_collection() -> None:
     assert re.fullmatch(r"torchdelta \d+\.\d+\.\d+\S*\n", version.stdout)
 
 
-# (a killed run's video and lines: tests/test_video.py)
+# (a killed run's video and lines: tests/test_sink.py)
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGINT, 130), *([(signal.SIGTERM, 143), (signal.SIGKILL, -9)] if LONG else [])],

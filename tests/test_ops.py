@@ -34,7 +34,7 @@ from torchdelta.ops.pointwise import BINARY, POINTWISE
 FP32 = 1e-5
 # half precision: one rounding of the result, and of each intermediate of a composed case
 HALF = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
-# what PyTorch 2.15's exporter makes comparisons of (tests/test_cpu.py computes them)
+# what PyTorch 2.15's exporter makes comparisons of (tests/test_cpu_numbers.py computes them)
 REWRITTEN = {"hardshrink", "softshrink"}
 SPARSE_CASES = [case for case, (op, _, _) in OP_CASES.items() if op != "dense"]
 
