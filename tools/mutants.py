@@ -28,7 +28,7 @@ from mutant import Mutant  # noqa: E402
 PYTEST_TESTS_FAILED = 1
 LIBRARY = "src/torchdelta/engines/cpu/libtorchdelta_native.so"
 # a native fault may keep the engine waiting for ever
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 # what CMake left in native/inplace holds absolute paths
 IGNORED = shutil.ignore_patterns("__pycache__", "CMakeCache.txt", "CMakeFiles", ".ninja*", ".cmake")
 
@@ -68,15 +68,17 @@ class Sources:
                 raise SystemExit(f"{' '.join(step)}:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
         shutil.copy2(build / Path(LIBRARY).name, self.folder / LIBRARY)
 
-    def test(self, mutant: Mutant) -> subprocess.CompletedProcess[str]:
-        """Run a mutant's tests against the copy, up to the first that fails."""
+    def test(
+        self, tests: tuple[str, ...], names: str, *, interpreted: bool
+    ) -> subprocess.CompletedProcess[str]:
+        """Run tests, named as a mutant names them, against the copy, up to the first that fails."""
         env = {**os.environ, "PYTHONPATH": str(self.folder / "src"), "OMP_NUM_THREADS": "1"}
-        if mutant.interpreted:
+        if interpreted:
             env["TRITON_INTERPRET"] = "1"
-        files = [f"tests/{name}" for name in mutant.tests]
+        files = [f"tests/{name}" for name in tests]
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
         return subprocess.run(
-            [*command, "-k", mutant.names], cwd=ROOT, env=env, capture_output=True, text=True,
+            [*command, "-k", names], cwd=ROOT, env=env, capture_output=True, text=True,
             timeout=TIMEOUT_S,
         )  # fmt: skip
 
@@ -92,7 +94,7 @@ def noticed_by(mutant: Mutant, sources: Sources) -> str:
         path.write_text(mutant.planted(text), encoding="utf-8")
         if mutant.native:
             sources.build()
-        done = sources.test(mutant)
+        done = sources.test(mutant.tests, mutant.names, interpreted=mutant.interpreted)
     except LookupError as error:
         raise Survived(str(error)) from None
     except subprocess.TimeoutExpired:
@@ -117,11 +119,14 @@ def judge(chosen: list[Mutant], folder: Path, *, native: bool) -> dict[str, str]
     if native:
         sources.build()
     noticed: dict[str, str] = {}
-    for selected in {(m.tests, m.names): m for m in chosen}.values():
-        done = sources.test(selected)
+    files: dict[tuple[tuple[str, ...], bool], set[str]] = {}
+    for m in chosen:
+        files.setdefault((m.tests, m.interpreted), set()).add(m.names)
+    for (tests, interpreted), names in files.items():
+        every = "" if "" in names else " or ".join(f"({name})" for name in sorted(names))
+        done = sources.test(tests, every, interpreted=interpreted)
         if done.returncode:
-            print(f"{selected.tests} -k {selected.names!r} fail without a fault:")
-            print(done.stdout[-3000:])
+            print(f"{tests} -k {every!r} fail without a fault:\n{done.stdout[-3000:]}")
             return noticed
     for mutant in chosen:
         try:
