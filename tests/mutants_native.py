@@ -258,7 +258,7 @@ MUTANTS = [
         tests=("test_cpu_numbers.py",), names="very_wide", few=True,
     ),
     Mutant(
-        "the interpreter's lock is kept during a frame", "engines/cpu/bind.py", "library",
+        "the interpreter's lock is kept during a frame", "native_lib.py", "library",
         "lib = ctypes.CDLL(str(path))", "lib = ctypes.PyDLL(str(path))",
         tests=("test_cpu.py",), names="other_python",
     ),
@@ -279,7 +279,7 @@ MUTANTS = [
         tests=("test_cpu_memory.py",), names="scratch_bytes",
     ),
     Mutant(
-        "first OpenMP runtime by name", "engines/cpu/bind.py", "library",
+        "first OpenMP runtime by name", "native_lib.py", "library",
         "runtime = pytorchs_openmp() or next", "runtime = next",
         tests=("test_cpu_library.py",), names="runtime_is_taken",
     ),

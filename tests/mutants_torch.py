@@ -58,7 +58,7 @@ MUTANTS = [
         tests=("test_networks.py",), names="resnet18", few=True,
     ),
     Mutant(
-        "wrong cat offset", "runtime/state.py", "State.view",
+        "wrong cat offset", "state/state.py", "State.view",
         "buffer.narrow(2, v.offset, v.channels)",
         "buffer.narrow(2, max(0, v.offset - 1), v.channels)",
         tests=("test_ops.py",), names="test_op and cat", few=True,
@@ -115,7 +115,7 @@ MUTANTS = [
         tests=("test_session.py",), names="bad_first", few=True,
     ),
     Mutant(
-        "slots not aligned alike", "runtime/state.py", "_buffers",
+        "slots not aligned alike", "state/state.py", "_buffers",
         "padded = [-(-size // unit) * unit for size in per_slot]", "padded = per_slot",
         tests=("test_session.py",), names="aligned_alike",
     ),

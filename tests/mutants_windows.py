@@ -15,7 +15,7 @@ MUTANTS = [
         tests=("test_ring_gate.py",), names="gated_alike",
     ),
     Mutant(
-        "ring begins elsewhere", "runtime/state.py", "State.pixels",
+        "ring begins elsewhere", "state/state.py", "State.pixels",
         "return Ring(view, (y, x))", "return Ring(view, (x, y))",
         tests=("test_ring.py",), names="torch and footprint_of_the_new_strip",
     ),
@@ -31,7 +31,7 @@ MUTANTS = [
         tests=("test_ring.py",), names="torch and pans and strides",
     ),
     Mutant(
-        "ring of another stream's window", "runtime/state.py", "State.pixels",
+        "ring of another stream's window", "state/state.py", "State.pixels",
         "y, x = self.rings[slot, value].tolist()", "y, x = self.rings[0, value].tolist()",
         tests=("test_ring_streams.py",), names="torch and move_apart and strides", few=True,
     ),

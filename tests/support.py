@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import torchdelta
 from cases import OP_CASES, Fn, Shape
+from torchdelta import native_lib
 from torchdelta.engines import ENGINES, Engine
-from torchdelta.engines.cpu import CpuEngine, bind
+from torchdelta.engines.cpu import CpuEngine
 from torchdelta.plan import Plan
 from torchdelta.runtime.inspect import frame_state
 from torchdelta.runtime.session import Session
@@ -41,14 +42,14 @@ ENGINE_NAMES = [
 GPU_NAMES = [n for n in ENGINES if n not in ENGINE_NAMES and ENGINES[n].usable()[0]]
 # an engine each, with the instruction set where it has several
 ENGINE_CASES = [
-    f"cpu-{bind.choose_isa()}" if n == "cpu" else n for n in (*ENGINE_NAMES, *GPU_NAMES)
+    f"cpu-{native_lib.choose_isa()}" if n == "cpu" else n for n in (*ENGINE_NAMES, *GPU_NAMES)
 ]
 # those that count what gates publish
 ENGINES_THAT_COUNT = [case for case in ENGINE_CASES if case != "triton"]
 # the same kernels in other instruction sets, for the tests of single operations
 ISA_CASES = [
     f"cpu-{isa}"
-    for isa in (bind.isas() if "cpu" in ENGINE_NAMES else ())
+    for isa in (native_lib.isas() if "cpu" in ENGINE_NAMES else ())
     if f"cpu-{isa}" not in ENGINE_CASES
 ]
 HALF_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}

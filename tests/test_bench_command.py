@@ -17,13 +17,13 @@ from bench_nets import H, W, entered, needs_cuda
 from conftest import require
 from documents import rows, section
 from support import ENGINE_CASES, ENGINE_NAMES, computes_in
+from torchdelta import native_lib
 from torchdelta.bench import peers as peers_module
 from torchdelta.bench.forced import disc_mask
 from torchdelta.bench.peers import PEERS, Eager, Peer, Workload
 from torchdelta.bench.quality import Reference
 from torchdelta.bench.report import write_json
 from torchdelta.cli.app import app
-from torchdelta.engines.cpu import bind
 from torchdelta.errors import SinkError
 
 KEYS = {
@@ -104,7 +104,7 @@ def test_forced_activity_needs_no_clip(folder: Path) -> None:
     assert record["source"] is record["quality"] is record["steps"] is None
     best = "cpu" if "cpu" in ENGINE_NAMES else "torch"
     assert record["engine"] == best
-    assert record["isa"] == (bind.choose_isa() if best == "cpu" else None)
+    assert record["isa"] == (native_lib.choose_isa() if best == "cpu" else None)
     assert record["engine_reason"].startswith("auto: ")
     assert f"engine      {best} (auto: " in result.stdout
     assert (record["active"], record["streams"], record["sampled_frames"]) == (0.1, 2, 4)

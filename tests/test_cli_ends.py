@@ -21,7 +21,7 @@ import torchdelta
 from cli_nets import call, clip, entered, images, pictures, records
 from conftest import require
 from support import LONG
-from torchdelta.engines.cpu import bind
+from torchdelta import native_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -127,20 +127,22 @@ def test_env_names_versions_devices_and_engines() -> None:
     for word in ("torchdelta", torch.__version__.split("+")[0], "cpu", "cuda", "engines", "torch",
                  "instruction sets", "TORCHDELTA_CPU_ISA", "OpenMP"):  # fmt: skip
         assert word in text
-    assert ("several OpenMP runtimes" in text) == (len(bind.openmp_runtimes()) > 1)
+    assert ("several OpenMP runtimes" in text) == (len(native_lib.openmp_runtimes()) > 1)
 
 
 def test_env_says_why_the_cpu_engine_is_missing_and_what_fights_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bind.library.cache_clear()
-    monkeypatch.setattr(bind, "library_path", lambda: None)
-    monkeypatch.setattr(bind, "openmp_runtimes", lambda: ["/a/libgomp.so.1", "/b/libiomp5.so"])
+    native_lib.library.cache_clear()
+    monkeypatch.setattr(native_lib, "library_path", lambda: None)
+    monkeypatch.setattr(
+        native_lib, "openmp_runtimes", lambda: ["/a/libgomp.so.1", "/b/libiomp5.so"]
+    )
     monkeypatch.setenv("TORCHDELTA_CPU_ISA", "avx2")
     try:
         text = " ".join(call("env").stdout.split())
     finally:
-        bind.library.cache_clear()
+        native_lib.library.cache_clear()
     for words in ("was not built", "compiler", "instruction sets │ none", "avx2",
                   "/b/libiomp5.so", "warning: several OpenMP runtimes"):  # fmt: skip
         assert words in text

@@ -19,7 +19,7 @@ from support import (
     LONG,
     compiled,
 )
-from torchdelta import EngineError
+from torchdelta import EngineError, native_lib
 from torchdelta.engines import choose
 from torchdelta.engines.cpu import CpuEngine, bind
 
@@ -29,8 +29,8 @@ if "cpu" not in ENGINE_NAMES:
 
 
 def test_unknown_instruction_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = ", ".join(bind.isas())
-    monkeypatch.setenv(bind.ISA_VARIABLE, "avx9")
+    here = ", ".join(native_lib.isas())
+    monkeypatch.setenv(native_lib.ISA_VARIABLE, "avx9")
     usable, why = CpuEngine.usable()
     assert not usable
     assert why == f"TORCHDELTA_CPU_ISA is 'avx9', this CPU can run {here}"
@@ -41,16 +41,16 @@ def test_unknown_instruction_sets_are_refused(monkeypatch: pytest.MonkeyPatch) -
     for engine in ("auto", "torch"):
         with pytest.raises(EngineError, match=rf"avx9.*{here}"):
             torchdelta.compile(conv, x, engine=engine)
-    monkeypatch.delenv(bind.ISA_VARIABLE)
+    monkeypatch.delenv(native_lib.ISA_VARIABLE)
     fast = torchdelta.compile(conv, x)
     assert fast.engine == "cpu"
     with pytest.raises(EngineError, match="unknown instruction set avx9"):
         CpuEngine(fast.plan, CPU, torch.float32, isa="avx9")
 
 
-@pytest.mark.parametrize("isa", bind.isas())
+@pytest.mark.parametrize("isa", native_lib.isas())
 def test_the_variable_picks_the_instruction_set(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(bind.ISA_VARIABLE, isa)
+    monkeypatch.setenv(native_lib.ISA_VARIABLE, isa)
     fast = torchdelta.compile(nn.Conv2d(3, 2, 1).eval(), torch.rand(1, 3, 8, 8), engine="cpu")
     assert fast.session().engine.isa == isa
     if isa != "avx512_bf16":
@@ -70,16 +70,16 @@ def test_half_precision_and_other_devices_are_refused() -> None:
 @pytest.fixture
 def other_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Let a test put another library in place of the one that is loaded."""
-    bind.library.cache_clear()
+    native_lib.library.cache_clear()
     yield monkeypatch
     monkeypatch.undo()
-    bind.library.cache_clear()
+    native_lib.library.cache_clear()
 
 
 def test_without_the_library_auto_takes_the_torch_engine(
     other_library: pytest.MonkeyPatch,
 ) -> None:
-    other_library.setattr(bind, "library_path", lambda: None)
+    other_library.setattr(native_lib, "library_path", lambda: None)
     usable, why = CpuEngine.usable()
     assert not usable
     assert "compiler" in why
@@ -88,32 +88,34 @@ def test_without_the_library_auto_takes_the_torch_engine(
     assert fast.engine == "torch"
     assert "was not built" in fast.engine_reason
     # nothing would use it
-    other_library.setenv(bind.ISA_VARIABLE, "avx9")
+    other_library.setenv(native_lib.ISA_VARIABLE, "avx9")
     assert torchdelta.compile(conv, x).engine == "torch"
     with pytest.raises(EngineError, match="was not built"):
         torchdelta.compile(conv, x, engine="cpu")
 
 
 def test_why_the_library_may_be_missing(other_library: pytest.MonkeyPatch) -> None:
-    other_library.setattr(bind, "library_path", lambda: None)
+    other_library.setattr(native_lib, "library_path", lambda: None)
     other_library.delenv("CXX", raising=False)
-    other_library.setattr(bind.shutil, "which", lambda name: "/" if name == "clang++" else None)
+    other_library.setattr(
+        native_lib.shutil, "which", lambda name: "/" if name == "clang++" else None
+    )
     assert "clang++ is here now: install torchdelta again" in CpuEngine.usable()[1]
-    other_library.setattr(bind.shutil, "which", lambda name: None)
+    other_library.setattr(native_lib.shutil, "which", lambda name: None)
     assert "there is none (c++, g++, clang++)" in CpuEngine.usable()[1]
-    other_library.setattr(bind.platform, "machine", lambda: "riscv64")
+    other_library.setattr(native_lib.platform, "machine", lambda: "riscv64")
     assert "not for riscv64" in CpuEngine.usable()[1]
 
 
 def test_a_library_that_does_not_load_or_fit_is_refused(
     other_library: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    path = tmp_path / bind.LIBRARY
+    path = tmp_path / native_lib.LIBRARY
     path.write_bytes(b"no library")
     with other_library.context() as patch:
-        patch.setattr(bind, "library_path", lambda: path)
+        patch.setattr(native_lib, "library_path", lambda: path)
         assert "does not load" in CpuEngine.usable()[1]
-    other_library.setattr(bind, "ABI", -1)
+    other_library.setattr(native_lib, "ABI", -1)
     assert "this version of torchdelta needs -1" in CpuEngine.usable()[1]
 
 
@@ -122,7 +124,7 @@ def test_a_damaged_program_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     plan = compiled("conv-3x3")[0].plan
     program = write_program(plan, torch.float32, [plan.input])
-    isa = bind.isas()[0]
+    isa = native_lib.isas()[0]
     bind.NativeProgram(program, isa)
     for wrong, message in (
         (program[:-8], "cut off or damaged"),
@@ -141,7 +143,7 @@ import torch
 for other in sys.argv[1:]:
     ctypes.CDLL(other)
 import torchdelta
-from torchdelta.engines.cpu import bind
+from torchdelta import native_lib
 
 frame = torch.rand(1, 3, 40, 50)
 torch.set_num_threads(2)
@@ -153,7 +155,7 @@ more = len(os.listdir("/proc/self/task")) - before
 torch.set_num_threads(4)
 fast(1 - frame)
 four = len(os.listdir("/proc/self/task")) - before
-print(len(bind.openmp_runtimes()), more, four, bind.pytorchs_openmp())
+print(len(native_lib.openmp_runtimes()), more, four, native_lib.pytorchs_openmp())
 """
 
 
@@ -163,8 +165,8 @@ def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path:
 
     A frame runs on as many threads as PyTorch has been told to use.
     """
-    own = bind.pytorchs_openmp()
-    assert own in bind.openmp_runtimes()
+    own = native_lib.pytorchs_openmp()
+    assert own in native_lib.openmp_runtimes()
     other = tmp_path / "0_libs" / "libgomp-of-another.so.1"
     other.parent.mkdir()
     shutil.copy(own, other)
@@ -178,15 +180,15 @@ def test_the_library_shares_the_openmp_runtime_of_pytorch(others: int, tmp_path:
 
 def test_pytorchs_runtime_is_taken_of_several(other_library: pytest.MonkeyPatch) -> None:
     """Whatever the order of their paths."""
-    own = bind.pytorchs_openmp()
+    own = native_lib.pytorchs_openmp()
     load, opened = ctypes.CDLL, list[str]()
 
     def spy(name: str, *args: Any, **options: Any) -> ctypes.CDLL:
         opened.append(name)
         return load(name, *args, **options)
 
-    other_library.setattr(bind, "openmp_runtimes", lambda: ["/0/libgomp.so.1", own])
-    other_library.setattr(bind.ctypes, "CDLL", spy)
-    bind.library()
+    other_library.setattr(native_lib, "openmp_runtimes", lambda: ["/0/libgomp.so.1", own])
+    other_library.setattr(native_lib.ctypes, "CDLL", spy)
+    native_lib.library()
     assert own in opened
     assert "/0/libgomp.so.1" not in opened

@@ -106,7 +106,7 @@ MEMORY_LIMITED = """
 import ctypes, resource
 from pathlib import Path
 import numpy as np, torch, torchdelta
-from torchdelta.engines.cpu import bind
+from torchdelta.motion import warp as warping
 from torchdelta.motion.warp import warp
 
 torch.set_num_threads(2)
@@ -162,7 +162,7 @@ print(out_of_memory(lambda: session.step({"s": x}), MemoryError))
 program.step = step
 print(torchdelta.relative_error(session.step({"s": x})["s"].output, wide(x).detach()) < 1e-5)
 
-bind.warp = limited(bind.warp)
+warping._run_native = limited(warping._run_native)
 picture, size = np.zeros((2, 2, 3), np.uint8), (64, 200000)
 print(out_of_memory(lambda: warp(picture, np.diag([1, 1.1, 1]), size), torchdelta.EngineError))
 """

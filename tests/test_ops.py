@@ -23,8 +23,9 @@ from support import (
     run_infinite_resize,
     run_op_case,
 )
+from torchdelta import native_lib
 from torchdelta.engines import ENGINES
-from torchdelta.engines.cpu import bind, blob
+from torchdelta.engines.cpu import blob
 from torchdelta.engines.cpu.blob import native_function
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.ops import OPS, Binary, Dense, Pointwise
@@ -159,7 +160,7 @@ def test_every_engine_is_tested() -> None:
 @pytest.mark.skipif("cpu" not in ENGINE_NAMES, reason="the native library was not built")
 def test_every_instruction_set_is_tested() -> None:
     cases = [*ENGINE_CASES, *ISA_CASES]
-    assert {case for case in cases if "-" in case} == {f"cpu-{isa}" for isa in bind.isas()}
+    assert {case for case in cases if "-" in case} == {f"cpu-{isa}" for isa in native_lib.isas()}
     # and every dtype that one of them has
     halves = [(case, dtype) for case in cases for dtype in HALF if computes_in(case, dtype)]
     assert [tuple(param.values) for param in HALF_CASES] == halves

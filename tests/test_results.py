@@ -19,7 +19,7 @@ from torchdelta import FrameError, StreamError
 from torchdelta.engines.base import Done, FrameCall
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.runtime.session import Session
-from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 pytestmark = pytest.mark.check
 

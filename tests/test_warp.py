@@ -13,7 +13,7 @@ import torch
 
 from motion_scenes import BAD, SIZE, START, WARPS, H, W, about_centre, sampled, scene, turned, view
 from support import threads
-from torchdelta.engines.cpu import bind
+from torchdelta import native_lib
 from torchdelta.errors import FrameError
 from torchdelta.motion.align import inside_share
 from torchdelta.motion.aligned import Aligned
@@ -156,7 +156,7 @@ NATIVE_MAPS = {
 NATIVE_SIZES = [(2, 2), (3, 17), (7, 5), (63, 16), (130, 131), (240, 320)]
 
 
-@pytest.mark.skipif(not bind.library_path(), reason="the native library was not built")
+@pytest.mark.skipif(not native_lib.library_path(), reason="the native library was not built")
 @pytest.mark.parametrize("mapped", NATIVE_MAPS)
 def test_native_and_opencv_sample_alike(mapped: str) -> None:
     from torchdelta.motion.warp import _warp_opencv, mask_by_rows, warp_native
@@ -171,7 +171,7 @@ def test_native_and_opencv_sample_alike(mapped: str) -> None:
         assert np.array_equal(valid_mask(there, size, window), mask)
         expected = _warp_opencv(np.ascontiguousarray(noise), there, window, Scratch())
         exact = sampled(noise, there, window)
-        found = {isa: warp_native(noise, there, window, isa) for isa in bind.isas()}
+        found = {isa: warp_native(noise, there, window, isa) for isa in native_lib.isas()}
         compared += int(mask.sum())
         for isa, picture in found.items():
             difference = np.abs(picture.astype(int) - expected)[mask]
@@ -183,7 +183,7 @@ def test_native_and_opencv_sample_alike(mapped: str) -> None:
     assert compared > 1000 or mapped == "beyond"
 
 
-@pytest.mark.skipif(not bind.library_path(), reason="the native library was not built")
+@pytest.mark.skipif(not native_lib.library_path(), reason="the native library was not built")
 def test_native_warp_on_two_threads_and_without_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -252,7 +252,7 @@ def test_a_fit_from_what_is_known_finds_the_map() -> None:
     assert fit_near(start[:20], end[:20].astype(np.float32), 1.0, size, near) is None
 
 
-@pytest.mark.skipif(not bind.library_path(), reason="the native library was not built")
+@pytest.mark.skipif(not native_lib.library_path(), reason="the native library was not built")
 def test_native_warp_reads_nothing_beyond_the_frame() -> None:
     """The frame ends where a page ends, and the next one may not be read."""
     page = mmap.PAGESIZE

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import require
 from support import LONG
-from torchdelta.engines.cpu import bind
+from torchdelta import native_lib
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = "torchdelta/engines/cpu/libtorchdelta_native.so"
@@ -99,7 +99,7 @@ def test_code_of_one_instruction_set_is_called_by_that_one_alone(
 ) -> None:
     """The linker keeps one copy of a template: it must not be one that only some CPUs run."""
     objects = {p.stem.removeprefix("isa_"): p for p in wheel.parent.rglob("isa_*.o")}
-    assert set(bind.isas()) <= set(objects)
+    assert set(native_lib.isas()) <= set(objects)
     for isa, file in objects.items():
         assert defined(file) == [f"td::kernels_{isa}(bool)"]
     zipfile.ZipFile(wheel).extract(LIBRARY, tmp_path)

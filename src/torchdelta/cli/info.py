@@ -12,12 +12,11 @@ import torch
 from rich.table import Table
 
 import torchdelta
-from torchdelta import engines
+from torchdelta import engines, native_lib
 from torchdelta.capture.cards import AskedSize
 from torchdelta.capture.load import load_model
 from torchdelta.cli.options import Dtype, Motion
 from torchdelta.console import PlainConsole, doing
-from torchdelta.engines.cpu import bind
 from torchdelta.errors import TorchdeltaError
 from torchdelta.runtime.windows import window_size
 
@@ -170,18 +169,18 @@ def _engines() -> list[tuple[str, str]]:
 
 def _native() -> list[tuple[str, str]]:
     """What the cpu engine was built with, and what it shares the process with."""
-    wanted = os.environ.get(bind.ISA_VARIABLE)
+    wanted = os.environ.get(native_lib.ISA_VARIABLE)
     try:
-        isas = ", ".join(bind.isas()) or "none that this CPU has"
+        isas = ", ".join(native_lib.isas()) or "none that this CPU has"
     except TorchdeltaError:
         # the table of engines says why
         isas = "none"
-    runtimes = bind.openmp_runtimes()
+    runtimes = native_lib.openmp_runtimes()
     openmp = "\n".join(runtimes) or "none found"
     if len(runtimes) > 1:
         openmp += "\nwarning: several OpenMP runtimes, whose threads take the cores from each other"
     return [
         ("instruction sets", isas),
-        (bind.ISA_VARIABLE, wanted or "not set: the first one"),
+        (native_lib.ISA_VARIABLE, wanted or "not set: the first one"),
         ("OpenMP", openmp),
     ]

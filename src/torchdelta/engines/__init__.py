@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from torchdelta.engines.base import NONE, Engine, FrameCall, Move, Reports, SlotReport
-from torchdelta.engines.cpu import CpuEngine, bind
+from torchdelta.engines.cpu import CpuEngine
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton import TritonEngine
 from torchdelta.errors import EngineError
+from torchdelta.native_lib import wrong_isa
 from torchdelta.plan import Plan
 
 ENGINES: dict[str, type[Engine]] = {
@@ -36,7 +37,7 @@ def choose(
     Raises: EngineError for an unknown engine, or one that cannot run here, or not so; for a wrong
     TORCHDELTA_CPU_ISA whatever the engine, because the native warp serves them all.
     """
-    wrong = bind.wrong_isa()
+    wrong = wrong_isa()
     if wrong:
         raise EngineError(wrong)
     if name == "auto":

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +14,7 @@ from torch import Tensor
 
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
-
-if TYPE_CHECKING:
-    from torchdelta.runtime.state import State
-
+from torchdelta.state import State
 
 NONE: Mapping[Any, Any] = MappingProxyType({})
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,7 @@ from torchdelta.ops.base import Pixels, Size, WindowOp, put_all, put_rows, take_
 from torchdelta.ops.gate import input_gate, value_gate
 from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
 from torchdelta.plan.shift import KEPT, UNSEEN
-
-if TYPE_CHECKING:
-    from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 # side of the smallest tiles, output px; twice and four times that are tried too
 TILE_PX = 4

@@ -10,6 +10,7 @@ level of OpenCV (`native/src/isa/warp.h`).
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any, TypeVar, overload
 
@@ -20,15 +21,33 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchdelta.engines.cpu import bind
 from torchdelta.errors import EngineError
 from torchdelta.motion.homography import Homography, Size, inverse, scaled, shift, whole_shift
+from torchdelta.native_lib import choose_isa, function, isas
 
 # a pixel centre may lie that far outside the frame by rounding, pixels
 ROUNDING_PX = 1e-6
 
 Mask = NDArray[np.bool_]
 Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+class _Call(ctypes.Structure):
+    """One frame brought into a window (td_warp_call in `native/src/torchdelta_native.h`)."""
+
+    _fields_ = (
+        ("frame", ctypes.c_void_p),
+        ("stride_y", ctypes.c_int64),
+        ("h", ctypes.c_int32),
+        ("w", ctypes.c_int32),
+        ("out", ctypes.c_void_p),
+        ("mask", ctypes.c_void_p),
+        ("out_h", ctypes.c_int32),
+        ("out_w", ctypes.c_int32),
+        ("to_frame", ctypes.c_void_p),
+        ("rounding_px", ctypes.c_double),
+        ("threads", ctypes.c_int32),
+    )
 
 
 class Scratch:
@@ -149,14 +168,14 @@ def _copied(frame: Any, by: tuple[int, int], out: Any) -> Any:
 def _has_native() -> bool:
     """Say whether the native library can be used; `torchdelta env` says why where it cannot."""
     try:
-        return bool(bind.isas())
+        return bool(isas())
     except EngineError:
         return False
 
 
 def _native() -> str | None:
     """Name the instruction set of the native library; None where that cannot be used."""
-    return bind.choose_isa() if _has_native() else None
+    return choose_isa() if _has_native() else None
 
 
 def _native_for(frame: NDArray[Any]) -> str | None:
@@ -193,11 +212,16 @@ def warp_native(
 
 
 def _run_native(isa: str, to_window: Homography, window: Size, **fields: Any) -> None:
+    """Have the native library do it; releases the GIL meanwhile."""
     to_frame = np.ascontiguousarray(inverse(to_window))
-    bind.warp(
-        isa, out_h=window[0], out_w=window[1], to_frame=to_frame.ctypes.data,
+    call = _Call(
+        out_h=window[0], out_w=window[1], to_frame=to_frame.ctypes.data,
         rounding_px=ROUNDING_PX, threads=torch.get_num_threads(), **fields,
     )  # fmt: skip
+    run = function("td_warp", ctypes.c_int32, ctypes.c_char_p, ctypes.POINTER(_Call))
+    failed = run(isa.encode(), ctypes.byref(call))
+    if failed:
+        raise EngineError(f"the native warp failed on {isa}: {'memory' if failed < 0 else 'CPU'}")
 
 
 def _warp_opencv(

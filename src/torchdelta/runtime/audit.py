@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchdelta.ops.gate import group_norm
 from torchdelta.plan.ir import GROUP_CHANNELS, Value
-from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 if TYPE_CHECKING:
     from torchdelta.engines import Engine

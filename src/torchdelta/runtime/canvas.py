@@ -8,10 +8,10 @@ from torchdelta.engines import Engine
 from torchdelta.plan import Plan
 from torchdelta.runtime.outputs import Outputs
 from torchdelta.runtime.profile import Profile
-from torchdelta.runtime.state import State
 from torchdelta.runtime.stream import Stream
 from torchdelta.runtime.thresholds import Thresholds
 from torchdelta.runtime.windows import Position
+from torchdelta.state import State
 
 
 class Canvas:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchdelta.engines import Engine
 from torchdelta.runtime.session import Session
-from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 
 def frame_state(session: Session) -> State:

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torchdelta.ops.base import Ring, take_all
 from torchdelta.ops.move import to_model_layout
 from torchdelta.plan import Plan
-from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 
 class Outputs:

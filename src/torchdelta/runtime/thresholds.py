@@ -16,7 +16,7 @@ from torchdelta.ops.base import Size
 from torchdelta.ops.gate import input_threshold
 from torchdelta.plan import Plan
 from torchdelta.runtime.profile import Profile
-from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 # a frame flatter than this (standard deviation, share of full scale) tells nothing about scales
 MIN_FRAME_STD = 4 / 255

@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from torchdelta.engines.cpu import bind
 from torchdelta.engines.cpu.blob import foreign_reason, in_tiles, write_program
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.errors import EngineError
+from torchdelta.native_lib import choose_isa, isas
 from torchdelta.plan import Plan
 from torchdelta.plan.shift import BORDER, UNSEEN
-
-if TYPE_CHECKING:
-    from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 BF16_ISA = "avx512_bf16"
@@ -45,7 +44,7 @@ class CpuEngine(Engine):
         self, plan: Plan, device: torch.device, dtype: torch.dtype, isa: str | None = None
     ) -> None:
         super().__init__(plan, device, dtype)
-        self.isa = isa or bind.choose_isa()
+        self.isa = isa or choose_isa()
         refusal = self._refusal(device, dtype, self.isa)
         if refusal:
             raise EngineError(refusal)
@@ -69,14 +68,14 @@ class CpuEngine(Engine):
     def usable(cls) -> tuple[bool, str]:
         """It runs where its library was built and the CPU has one of the instruction sets."""
         try:
-            return True, f"{bind.choose_isa()}, of {', '.join(bind.isas())}"
+            return True, f"{choose_isa()}, of {', '.join(isas())}"
         except EngineError as error:
             return False, str(error)
 
     @classmethod
     def refuses(cls, device: torch.device, dtype: torch.dtype) -> str | None:
         """Say why it cannot compute on a device or in a dtype; None where it can."""
-        return cls._refusal(device, dtype, bind.choose_isa())
+        return cls._refusal(device, dtype, choose_isa())
 
     @staticmethod
     def _refusal(device: torch.device, dtype: torch.dtype, isa: str) -> str | None:

@@ -25,10 +25,10 @@ from torchdelta.errors import EngineError
 from torchdelta.ops import Conv2d, ConvTranspose2d, Dense
 from torchdelta.plan import Plan
 from torchdelta.plan.ir import Step
+from torchdelta.state import State
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.runner import Runner
-    from torchdelta.runtime.state import State
 
 # the engine's device is the current one already
 CURRENT = nullcontext()

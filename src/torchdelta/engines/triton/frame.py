@@ -15,10 +15,10 @@ from torchdelta.engines.triton.launch import Launch, Work, divider
 from torchdelta.engines.triton.memory import Memory
 from torchdelta.engines.triton.schedule import INPUT, Schedule, make_lanes, phases_of
 from torchdelta.engines.triton.windows import Windows
+from torchdelta.state import State
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
-    from torchdelta.runtime.state import State
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 
 from torchdelta.engines.triton.kernels.shared import FRAME_NUMBERS, MODE
 from torchdelta.ops.base import Size
+from torchdelta.state import State
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
-    from torchdelta.runtime.state import State
 
 MODES_AT = int(MODE.value)
 # frames that may be on their way at once

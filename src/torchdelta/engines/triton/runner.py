@@ -24,10 +24,10 @@ from torchdelta.engines.triton.memory import RING, Memory
 from torchdelta.engines.triton.report import DeviceReports, FrameNumbers
 from torchdelta.engines.triton.schedule import INPUT, make_schedule
 from torchdelta.engines.triton.windows import Windows
+from torchdelta.state import State
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.engine import TritonEngine
-    from torchdelta.runtime.state import State
 
 # how far apart a frame's numbers may lie: kernels count in 32 bits
 FARTHEST = 2**31 - 1

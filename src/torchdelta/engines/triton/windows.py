@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
 from torchdelta.engines.base import FrameCall
 from torchdelta.plan import Plan
-
-if TYPE_CHECKING:
-    from torchdelta.runtime.state import State
+from torchdelta.state import State
 
 
 class Windows:
