@@ -18,7 +18,7 @@ from torchdelta import EngineError, FrameError
 from torchdelta.engines import ENGINES, available, choose
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.engines.triton import TritonEngine
-from torchdelta.plan import Plan
+from torchdelta.plan import Plan, explain
 from torchdelta.runtime.inspect import frame_state
 
 
@@ -254,7 +254,7 @@ def test_a_model_without_parameters() -> None:
 def test_explain_is_a_table() -> None:
     fast = torchdelta.compile(net(), torch.rand(1, 3, 20, 22))
     text = fast.explain()
-    assert fast.plan.explain().splitlines()[1:] == text.splitlines()[2:]
+    assert explain(fast.plan).splitlines()[1:] == text.splitlines()[2:]
     assert f"engine {fast.engine}, float32" in fast.session().explain()
     for part in ("step", "operation", "conv2d 3x3 s2+relu", "8x10x11", "sparse", "MAC per dense",
                  "state", f"engine {fast.engine}"):  # fmt: skip

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import torchdelta
 from torchdelta.cli.app import app
-from torchdelta.plan import Plan
+from torchdelta.plan import Plan, explain
 from torchdelta.plan.verdict import judge, spread
 
 
@@ -85,7 +85,7 @@ def test_dense_steps_that_cost_more_than_the_network_promise_no_gain(convnext: P
     assert 0.3 < verdict.elements < 0.6
     text = said(convnext)
     assert text.startswith("verdict: expect no gain: 51 of 94 steps run dense (permute, layer_norm")
-    assert convnext.explain().splitlines()[-1] == judge(convnext).lines()[-1]
+    assert explain(convnext).splitlines()[-1] == judge(convnext).lines()[-1]
 
 
 def test_a_norm_over_each_map_leaves_a_small_gain_at_most() -> None:
@@ -148,7 +148,7 @@ def test_spread_is_what_a_session_computes_without_gates(share: float) -> None:
 def test_the_total_stride_goes_on_behind_dense_steps(convnext: Plan) -> None:
     assert convnext.total_stride == (32, 32)
     assert convnext.shifts.unknown_from is None
-    assert "total stride 32x32" in convnext.explain()
+    assert "total stride 32x32" in explain(convnext)
     # the tiles of global pools are no maps
     assert plan_of(timm.create_model("resnet18"), (256, 320)).total_stride == (32, 32)
 
@@ -157,7 +157,7 @@ def test_where_the_total_stride_is_lost_it_is_said_so() -> None:
     plan = plan_of(Merging())
     assert plan.total_stride == (4, 4)
     assert plan.shifts.unknown_from is not None
-    text = " ".join(plan.explain().split())
+    text = " ".join(explain(plan).split())
     assert f"total stride 4x4 as far as {plan.shifts.unknown_from}, unknown beyond" in text
 
 

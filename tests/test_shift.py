@@ -5,7 +5,8 @@ from itertools import product
 import pytest
 
 from ring_worlds import NETS, Point, compiled
-from torchdelta.plan.shift import BORDER, KEPT, UNSEEN, shift_stride
+from torchdelta.plan import explain
+from torchdelta.plan.shift import BORDER, KEPT, UNSEEN
 
 
 @pytest.mark.parametrize(
@@ -27,14 +28,14 @@ from torchdelta.plan.shift import BORDER, KEPT, UNSEEN, shift_stride
 def test_strides(net: str, total: Point, last: Point | None) -> None:
     plan = compiled(net)[0].plan
     assert plan.total_stride == total
-    assert shift_stride(plan, plan.input) == (1, 1)
-    assert shift_stride(plan, plan.outputs[0]) == last
-    absolute = {i for i, s in enumerate(plan.steps) if shift_stride(plan, s.output) is None}
+    assert plan.shifts.strides[plan.input] == (1, 1)
+    assert plan.shifts.strides[plan.outputs[0]] == last
+    absolute = {i for i, s in enumerate(plan.steps) if plan.shifts.strides[s.output] is None}
     assert plan.shifts.reasons.keys() == absolute
-    text = plan.explain(moves=True)
+    text = explain(plan, moves=True)
     assert f"multiples of {total[0]}x{total[1]} px" in " ".join(text.split())
     assert sum(" whole: " in line for line in text.splitlines()) >= bool(absolute)
-    assert "at a move" not in plan.explain()
+    assert "at a move" not in explain(plan)
 
 
 def test_steps_that_hang_on_their_place_say_why() -> None:
@@ -57,7 +58,7 @@ def test_lines_are_what_their_definition_says(net: str) -> None:
     for shift in ((sy, 0), (-sy, sx), (0, -2 * sx), (3 * sy, 3 * sx)):
         for value, exact in product(plan.owners, (False, True)):
             lines = plan.shifts.lines(value.index, shift, exact)
-            stride = shift_stride(plan, value.index)
+            stride = plan.shifts.strides[value.index]
             for axis, (n, line) in enumerate(zip(value.size, lines, strict=True)):
                 if stride is None:
                     assert (line == UNSEEN).all()
@@ -69,7 +70,7 @@ def test_lines_are_what_their_definition_says(net: str) -> None:
                     if kind == KEPT and exact and step is not None:
                         changed = [
                             reads(fp, axis, o) != {
-                                v - int(shift[axis] / shift_stride(plan, source)[axis])
+                                v - int(shift[axis] / plan.shifts.strides[source][axis])
                                 for v in reads(fp, axis, o + k)
                             }
                             for source, fp in zip(step.inputs, step.footprints, strict=True)
@@ -89,7 +90,7 @@ def test_rings_are_reduced_positions() -> None:
     for origin in ((0, 0), (-8, 12), (400, -4000)):
         rings, k = plan.shifts.rings(origin), plan.shifts.pixels(origin)
         for v in plan.values:
-            stride = shift_stride(plan, v.index)
+            stride = plan.shifts.strides[v.index]
             for axis in (0, 1):
                 assert k[v.index, axis] == origin[axis] / stride[axis]
                 assert rings[v.index, axis] == k[v.index, axis] % v.size[axis]

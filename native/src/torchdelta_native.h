@@ -1,5 +1,5 @@
-// The C interface of the native engine; `engines/cpu/bind.py` and
-// `motion/warp.py` mirror it with ctypes.
+// The C interface of the native engine; `engines/cpu/bind.py` and `motion/warp.py` mirror
+// it with ctypes.
 #pragma once
 
 #include <stdint.h>

@@ -24,7 +24,8 @@ from torchdelta.engines.weights import Weights
 from torchdelta.ops import Conv2d
 from torchdelta.ops.base import Pixels, Size, WindowOp, put_all, put_rows, take_all, take_rows
 from torchdelta.ops.gate import input_gate, value_gate
-from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
+from torchdelta.plan import Plan
+from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Residual, Step
 from torchdelta.plan.shift import KEPT, UNSEEN
 from torchdelta.state import State
 

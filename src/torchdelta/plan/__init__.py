@@ -2,8 +2,9 @@
 
 from torchdelta.plan.build import build
 from torchdelta.plan.explain import explain
-from torchdelta.plan.ir import Activation, Buffer, Plan, Residual, Step, Value
-from torchdelta.plan.shift import Shifts, shift_stride
+from torchdelta.plan.ir import Activation, Buffer, Residual, Step, Value
+from torchdelta.plan.plan import Plan
+from torchdelta.plan.shift import Shifts
 
 __all__ = [
     "Activation",
@@ -15,5 +16,4 @@ __all__ = [
     "Value",
     "build",
     "explain",
-    "shift_stride",
 ]

@@ -12,10 +12,11 @@ from torchdelta.ops.base import IDENTITY
 from torchdelta.ops.move import state_shape
 from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan.draft import Draft, DraftGraph
-from torchdelta.plan.ir import Plan, Step, Value
+from torchdelta.plan.ir import Step, Value
 from torchdelta.plan.layout import Layout
 from torchdelta.plan.lower import lower
 from torchdelta.plan.passes import PASSES
+from torchdelta.plan.plan import Plan
 
 # a vector (a global pool's result) behind which lies less of the network's MACs is not gated: being
 # quiet would cost accuracy and save nothing. Behind squeeze-and-excitation's lies nearly all

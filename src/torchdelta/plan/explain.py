@@ -10,7 +10,8 @@ from rich import box
 from rich.table import Table
 
 from torchdelta.console import PlainConsole
-from torchdelta.plan.ir import Plan, Step, epilogue_name
+from torchdelta.plan.ir import Step, epilogue_name
+from torchdelta.plan.plan import Plan
 from torchdelta.plan.verdict import judge
 
 

@@ -1,25 +1,17 @@
-"""The plan: a frozen, device-free list of steps with weights."""
+"""What plans are made of: values and their buffers, steps and what is fused into them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from math import prod
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from torchdelta.ops.base import Footprint, Op, Size
 from torchdelta.ops.gate import group_count
 from torchdelta.ops.move import state_shape
 from torchdelta.ops.pointwise import Binary, Pointwise
-from torchdelta.ops.preprocess import Preprocess
-
-if TYPE_CHECKING:
-    from torchdelta.plan.shift import Shifts
 
 # channels in a gate's group; a value with at most as many has one group
 GROUP_CHANNELS = 64
@@ -131,80 +123,11 @@ class Step:
         return self.reason is not None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A network for one input size, ready for any engine.
-
-    outputs: leaves of the model's result in order: a value index, or a constant (str, int, None,
-             Tensor …) that does not depend on the input; `out_spec` puts them together
-    output_shapes: of one stream's result with its batch axis; None for a constant
-    repeated: leaves that are constants with one row per stream
-    notes:   what the user should know about the capture
-    """
-
-    preprocess: Preprocess
-    shape: tuple[int, int, int]
-    values: tuple[Value, ...]
-    buffers: tuple[Buffer, ...]
-    steps: tuple[Step, ...]
-    input: int
-    outputs: tuple[int | Any, ...]
-    output_shapes: tuple[tuple[int, ...] | None, ...]
-    out_spec: pytree.TreeSpec
-    repeated: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> Size:
-        """Height and width of a frame."""
-        return self.shape[1], self.shape[2]
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates of one dense frame."""
-        return sum(step.macs for step in self.steps)
-
-    @cached_property
-    def mac_share_per_px(self) -> tuple[float, ...]:
-        """Give for each step what one of its output pixels is of the network's MACs."""
-        whole = self.macs or 1
-        return tuple(s.macs / prod(self.values[s.output].size) / whole for s in self.steps)
-
-    @cached_property
-    def shifts(self) -> Shifts:
-        """Say how the values follow a window that moves."""
-        from torchdelta.plan.shift import Shifts
-
-        return Shifts(self)
-
-    @property
-    def total_stride(self) -> Size:
-        """Give the least move (y, x) of a window, input pixels; it moves by multiples of it."""
-        return self.shifts.total
-
-    @property
-    def owners(self) -> tuple[Value, ...]:
-        """Values that are written, in order: the input, then one per step."""
-        return tuple(v for v in self.values if v.owners == (v.index,))
-
-    def state_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of one stream's state."""
-        return sum(b.h * b.w * b.c * (b.dtype or dtype).itemsize for b in self.buffers)
-
-    def explain(self, dtype: torch.dtype = torch.float32, *, moves: bool = False) -> str:
-        """Return the plan as a table: step, shape, MACs, state, how it runs and why.
-
-        moves: with what each step does when a moving camera's window moves
-        """
-        from torchdelta.plan.explain import explain
-
-        return explain(self, dtype, moves=moves)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
-        """Return itself: a plan is frozen and shared."""
-        return self
-
-
 def epilogue_name(epilogue: Epilogue) -> str:
     """Say what is fused into a step: '+add+relu'."""
     return "".join(part.describe() for part in epilogue)
+
+
+def owners_of(values: Sequence[Value]) -> tuple[Value, ...]:
+    """Give the values that are written, in order: the input, then one per step."""
+    return tuple(v for v in values if v.owners == (v.index,))

@@ -12,16 +12,13 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import lcm
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from torchdelta.ops.base import Axis, Size
+from torchdelta.plan.ir import Step, Value, owners_of
 from torchdelta.plan.ratio import NONE, Stride, ratio_of, same_taps, shift_ratio, sorted_taps
 from torchdelta.plan.stride import map_strides
-
-if TYPE_CHECKING:
-    from torchdelta.plan.ir import Plan, Step
 
 Lines = tuple[np.ndarray, np.ndarray]
 
@@ -32,7 +29,7 @@ MOST_LINES = 4096
 
 
 class Shifts:
-    """How the values of one plan follow a window that moves; made from the plan alone.
+    """How the values of one plan follow a window that moves.
 
     strides:  by value: (y, x), input pixels between its neighbouring pixels; None: it is absolute
     reasons:  by index of the steps that are fully active whenever the window moved: why
@@ -41,13 +38,16 @@ class Shifts:
     unknown_from: name of the step behind which maps may be coarser than `total` knows; None: none
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.strides: list[Stride | None] = [None] * len(plan.values)
+    def __init__(
+        self, values: Sequence[Value], steps: Sequence[Step], input: int, outputs: Sequence[int]
+    ) -> None:
+        """Follow the steps; input, outputs: which values come in and go out."""
+        self._values, self._steps, self._input = values, steps, input
+        self.strides: list[Stride | None] = [None] * len(values)
         self.reasons: dict[int, str] = {}
-        self._maker = {step.output: i for i, step in enumerate(plan.steps)}
+        self._maker = {step.output: i for i, step in enumerate(steps)}
         self._follow()
-        maps = map_strides(plan)
+        maps = map_strides(values, steps, input, outputs)
         self.unknown_from = maps.unknown_from
         self.total = self._total(maps.of)
         self.lines = lru_cache(MOST_LINES)(self._lines)
@@ -57,18 +57,18 @@ class Shifts:
 
         Values side by side in one buffer share its ring: they follow alike or not at all.
         """
-        values = self.plan.values
+        values = self._values
         while True:
-            self.strides[self.plan.input] = (Fraction(1), Fraction(1))
-            for i, step in enumerate(self.plan.steps):
+            self.strides[self._input] = (Fraction(1), Fraction(1))
+            for i, step in enumerate(self._steps):
                 if i not in self.reasons:
                     self._stride_of(i, step)
             alone: dict[int, set[Stride | None]] = {}
-            for v in self.plan.owners:
+            for v in owners_of(self._values):
                 alone.setdefault(v.buffer, set()).add(self.strides[v.index])
             mixed = {buffer for buffer, strides in alone.items() if len(strides) > 1}
             torn = [
-                v for v in self.plan.owners
+                v for v in owners_of(self._values)
                 if v.buffer in mixed and self.strides[v.index] is not None
             ]  # fmt: skip
             if not torn:
@@ -83,9 +83,9 @@ class Shifts:
 
     def _stride_of(self, index: int, step: Step) -> None:
         found: set[Stride] = set()
-        reason = step.op.fixed([self.plan.values[v].size for v in step.inputs[: step.arity]])
+        reason = step.op.fixed([self._values[v].size for v in step.inputs[: step.arity]])
         for value, footprint in zip(step.inputs, step.footprints, strict=True):
-            if footprint.everything and self.plan.values[value].size == (1, 1):
+            if footprint.everything and self._values[value].size == (1, 1):
                 # one pixel for all places
                 continue
             stride, ratio = self._stride_of_view(value), ratio_of(footprint)
@@ -104,16 +104,16 @@ class Shifts:
 
     def _stride_of_view(self, value: int) -> Stride | None:
         """Give the stride of a value that may be a view of several."""
-        owners = self.plan.values[value].owners
+        owners = self._values[value].owners
         strides = {self.strides[owner] for owner in owners}
         stride = strides.pop() if len(strides) == 1 else None
         self.strides[value] = stride
         return stride
 
     def _fixed_before(self, value: int) -> str:
-        owners = self.plan.values[value].owners
+        owners = self._values[value].owners
         fixed = [o for o in owners if self.strides[o] is None]
-        return self.plan.values[(fixed or owners)[0]].name
+        return self._values[(fixed or owners)[0]].name
 
     def _total(self, maps: Sequence[Stride | None]) -> Size:
         """Find the least move that every value, and every step's rule, follows.
@@ -121,7 +121,7 @@ class Shifts:
         maps: the maps' strides by value
         """
         total = [lcm(*(stride[axis].numerator for stride in maps if stride)) for axis in (0, 1)]
-        for step in self.plan.steps:
+        for step in self._steps:
             stride = self.strides[step.output]
             if stride is None:
                 continue
@@ -167,7 +167,7 @@ class Shifts:
 
     @cached_property
     def _sizes(self) -> np.ndarray:
-        return np.array([v.size for v in self.plan.values], dtype=np.int64)
+        return np.array([v.size for v in self._values], dtype=np.int64)
 
     def _lines(self, value: int, shift: Size, exact: bool) -> Lines:
         """Say what a move makes active of a written value: uint8 [H] by row, uint8 [W] by column.
@@ -179,11 +179,11 @@ class Shifts:
         before the move); BORDER: active, gated as always; KEPT: active where the footprints say.
         Kept for later calls: not to be written to. Call it as `lines`.
         """
-        h, w = self.plan.values[value].size
+        h, w = self._values[value].size
         if self.strides[value] is None:
             return np.full(h, UNSEEN, np.uint8), np.full(w, UNSEEN, np.uint8)
         k = self.pixels(shift)
-        step = self.plan.steps[self._maker[value]] if exact and value in self._maker else None
+        step = self._steps[self._maker[value]] if exact and value in self._maker else None
         both = []
         for axis, n in enumerate((h, w)):
             line = np.zeros(n, np.uint8)
@@ -203,21 +203,16 @@ class Shifts:
         Returns bool [H], bool [W]: there a pixel of a window that moved may keep what it was
         computed from before (border="keep").
         """
-        output = self.plan.steps[step].output
+        output = self._steps[step].output
         both = []
-        for axis, n in enumerate(self.plan.values[output].size):
+        for axis, n in enumerate(self._values[output].size):
             line = np.zeros(n, dtype=bool)
-            for footprint in self.plan.steps[step].footprints:
+            for footprint in self._steps[step].footprints:
                 reads = (footprint.rows, footprint.cols)[axis]
                 if reads is not None and (ratio := shift_ratio(reads)):
                     line |= _unlike_the_middle(reads, *ratio)
             both.append(line)
         return both[0], both[1]
-
-
-def shift_stride(plan: Plan, value: int) -> Stride | None:
-    """Give a value's stride in input pixels, (y, x); None where it follows no shift."""
-    return plan.shifts.strides[value]
 
 
 def _crossing(axis: Axis, k_out: int, k_in: int) -> np.ndarray:

@@ -9,17 +9,15 @@ size of what it gives: where that is a map's that it was made from, the stride i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
-from typing import TYPE_CHECKING
 
 from torchdelta.ops.base import Size
 from torchdelta.ops.dense import Dense
+from torchdelta.plan.ir import Step, Value
 from torchdelta.plan.ratio import Stride, ratio_of
-
-if TYPE_CHECKING:
-    from torchdelta.plan.ir import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -49,35 +47,40 @@ class MapStrides:
     unknown_from: str | None
 
 
-def map_strides(plan: Plan) -> MapStrides:
-    """Work out how coarse a plan's maps are, from footprints and from sizes."""
-    grids: list[_Grid | None] = [None] * len(plan.values)
-    grids[plan.input] = _Grid(plan.size, (Fraction(1), Fraction(1)))
+def map_strides(
+    values: Sequence[Value], steps: Sequence[Step], input: int, outputs: Sequence[int]
+) -> MapStrides:
+    """Work out how coarse a plan's maps are, from footprints and from sizes.
+
+    input, outputs: which values come in and go out
+    """
+    grids: list[_Grid | None] = [None] * len(values)
+    grids[input] = _Grid(values[input].size, (Fraction(1), Fraction(1)))
     unknown: list[str] = []
-    for step in plan.steps:
-        grids[step.output] = _grid_of(plan, step, grids, unknown)
-    for leaf, shape in zip(plan.outputs, plan.output_shapes, strict=True):
-        # a constant may be a number, too
-        found = [] if shape is None else _of_view(plan, leaf, grids)
-        unknown += [grid.lost for grid in found if grid.lost]
-    order = {step.name: i for i, step in enumerate(plan.steps)}
+    for step in steps:
+        grids[step.output] = _grid_of(values, step, grids, unknown)
+    for output in outputs:
+        unknown += [grid.lost for grid in _of_view(values[output], grids) if grid.lost]
+    order = {step.name: i for i, step in enumerate(steps)}
     return MapStrides(
         tuple(grid.stride if grid and grid.plain else None for grid in grids),
         min(unknown, key=order.__getitem__, default=None),
     )
 
 
-def _of_view(plan: Plan, value: int, grids: list[_Grid | None]) -> list[_Grid]:
-    return [grid for owner in plan.values[value].owners if (grid := grids[owner]) is not None]
+def _of_view(value: Value, grids: list[_Grid | None]) -> list[_Grid]:
+    return [grid for owner in value.owners if (grid := grids[owner]) is not None]
 
 
-def _grid_of(plan: Plan, step: Step, grids: list[_Grid | None], unknown: list[str]) -> _Grid | None:
+def _grid_of(
+    values: Sequence[Value], step: Step, grids: list[_Grid | None], unknown: list[str]
+) -> _Grid | None:
     """Give what a step's output was made from; what is lost for good goes to `unknown`."""
-    out, size = plan.values[step.output], plan.values[step.output].size
-    sizes = [plan.values[v].size for v in step.inputs[: step.arity]]
+    out, size = values[step.output], values[step.output].size
+    sizes = [values[v].size for v in step.inputs[: step.arity]]
     found: list[_Grid] = []
     for value, footprint in zip(step.inputs, step.footprints, strict=True):
-        for grid in _of_view(plan, value, grids):
+        for grid in _of_view(values[value], grids):
             ratio = None if isinstance(step.op, Dense) else ratio_of(footprint)
             if ratio != (1, 1) and step.op.fixed(sizes):
                 # the tiles of a global pool, and what stretches a map to another one's corners

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from torchdelta.ops.pointwise import Binary
-from torchdelta.plan.ir import Plan, Residual, Step
+from torchdelta.plan.ir import Residual, Step
+from torchdelta.plan.plan import Plan
 
 ELEMENT, DENSE_ELEMENT = 25, 300
 # floors of 1 and of half of it, less what they may be off by: no gain; at most a small one

@@ -19,7 +19,8 @@ from torch import Tensor
 from torchdelta import ops
 from torchdelta.ops.base import Axis, Footprint, Op
 from torchdelta.ops.pool import TILE_PX
-from torchdelta.plan.ir import Activation, Plan, Residual, Step
+from torchdelta.plan import Plan
+from torchdelta.plan.ir import Activation, Residual, Step
 
 MAGIC = 0x31474F5250445400
 

@@ -17,7 +17,8 @@ from torchdelta.engines.triton.kernels.shared import GROUP
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.schedule import phases_of
 from torchdelta.ops import Conv2d, ConvTranspose2d
-from torchdelta.plan.ir import Activation, Plan, Residual, Step
+from torchdelta.plan import Plan
+from torchdelta.plan.ir import Activation, Residual, Step
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.frame import Frame

@@ -22,7 +22,8 @@ from torchdelta.engines.triton.launch import Launch, divider
 from torchdelta.engines.weights import Weights
 from torchdelta.ops.base import Op
 from torchdelta.ops.pool import TILE_PX
-from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Plan, Residual, Step
+from torchdelta.plan import Plan
+from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Residual, Step
 
 if TYPE_CHECKING:
     from torchdelta.engines.triton.frame import Frame

@@ -19,8 +19,8 @@ from functools import cached_property
 
 from torchdelta.ops import ConvTranspose2d
 from torchdelta.ops.base import Axis, Footprint
-from torchdelta.plan.ir import Plan, Step
-from torchdelta.plan.shift import shift_stride
+from torchdelta.plan import Plan
+from torchdelta.plan.ir import Step
 
 # values whose stamps a follower looks at
 MOST_FILTERS = 2
@@ -135,7 +135,8 @@ def _follow(
     output = plan.steps[leader.step].output
     if plan.values[output].size != size:
         return None
-    if moving and shift_stride(plan, output) != shift_stride(plan, step.output):
+    strides = plan.shifts.strides
+    if moving and strides[output] != strides[step.output]:
         return None
     if isinstance(plan.steps[leader.step].op, ConvTranspose2d):
         return None
