@@ -74,7 +74,8 @@ def open_frame(fast: CompiledModel, streams: int, share: float, pdl: bool) -> Op
     """Run some frames with forced active sets, so that all kernels are compiled."""
     session = fast.session(slots=streams)
     engine: Any = session.engine
-    before, engine.pdl = engine.pdl, pdl and engine.pdl
+    gpu = engine.program.gpu
+    before, gpu.pdl = gpu.pdl, pdl and gpu.pdl
     forced = forced_masks(fast.plan, share, fast.device)
     discs = disc_mask(SIZE, share)
     pictures = []
@@ -86,7 +87,7 @@ def open_frame(fast: CompiledModel, streams: int, share: float, pdl: bool) -> Op
     frames = {str(n): x.permute(2, 0, 1) for n, x in enumerate(shown)}
     for _ in range(2):
         forced_step(session, frames, forced)
-    engine.pdl = before
+    gpu.pdl = before
     runner = engine.runners[frame_state(session)]
     (frame,) = runner._frames.values()
     return Opened(runner, frame, shown, pictures)

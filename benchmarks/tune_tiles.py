@@ -2,7 +2,7 @@
 
     python benchmarks/tune_tiles.py [--model timm:resnet50] [--dtype fp16] [--seconds 300]
 
-`choose_blocks` (engines/triton/conv.py) gives each convolution the lengths of lists up to which it
+`choose_blocks` (engines/triton/pack.py) gives each convolution the lengths of lists up to which it
 takes its small and its middle tiles. For each number of streams and active share, this moves one of
 the two lengths of all convolutions of a kind at a time, and prints what the frame's CUDA graph
 gains or loses by it, µs per convolution (below 0: faster). A kind whose numbers are below 0 in
@@ -25,8 +25,9 @@ from torchdelta.bench.forced import forced_masks, made_frame
 from torchdelta.capture.load import load_model
 from torchdelta.cli.compiled import compile_loaded
 from torchdelta.cli.options import Dtype, Engine
-from torchdelta.engines.triton import conv
+from torchdelta.engines.triton import pack
 from torchdelta.engines.triton.frame import Frame
+from torchdelta.engines.triton.gpu import Gpu
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.engines.triton.runner import Runner
 from torchdelta.runtime.inspect import frame_state
@@ -42,10 +43,10 @@ REPLAYS, ROUNDS = 12, 3
 
 def open_frame(fast: CompiledModel, streams: int, share: float) -> tuple[Runner, Frame]:
     """Run some frames with forced active sets; gives what launches them."""
-    plain = conv.choose_blocks
+    plain = pack.choose_blocks
 
-    def roomy(frame: Frame, packed: conv.Packed, channels: int) -> conv.Blocks:
-        blocks = plain(frame, packed, channels)
+    def roomy(gpu: Gpu, packed: pack.Packed, channels: int) -> pack.Blocks:
+        blocks = plain(gpu, packed, channels)
         lengths = {name: MOST * getattr(blocks, name) for name in FACTORS}
         return dataclasses.replace(blocks, **lengths)
 
@@ -55,11 +56,11 @@ def open_frame(fast: CompiledModel, streams: int, share: float) -> tuple[Runner,
         for n in range(streams)
     }
     forced = forced_masks(fast.plan, share, fast.device)
-    conv.choose_blocks = roomy
+    pack.choose_blocks = roomy
     try:
         forced_step(session, frames, forced)
     finally:
-        conv.choose_blocks = plain
+        pack.choose_blocks = plain
     # these two hold all memory that the launches name, also when the session is gone
     runner = session.engine.runners[frame_state(session)]
     (frame,) = runner._frames.values()

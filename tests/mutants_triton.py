@@ -87,8 +87,8 @@ MUTANTS = [
     Mutant(
         "triton: old numbers are those of a later frame", "engines/triton/report.py",
         "FrameNumbers.settle",
-        "reshape(len(self._engine.plan.steps) + 1, -1).copy()",
-        "reshape(len(self._engine.plan.steps) + 1, -1)",
+        "reshape(len(self._program.plan.steps) + 1, -1).copy()",
+        "reshape(len(self._program.plan.steps) + 1, -1)",
         tests=("test_triton_frames.py",), names="masks_are_those", interpreted=True,
     ),
     Mutant(
@@ -97,7 +97,7 @@ MUTANTS = [
         tests=("test_triton_frames.py",), names="scales_count", interpreted=True,
     ),
     Mutant(
-        "triton: a phase's list cut short", "engines/triton/conv.py", "_longest_list",
+        "triton: a phase's list cut short", "engines/triton/convolutions.py", "_longest_list",
         "frame.slots * ceil(h / down) * ceil(w / across)",
         "ceil(frame.slots * h * w / (down * across))",
         tests=("test_triton.py",), names="phases_of_an_odd", interpreted=True,

@@ -250,7 +250,7 @@ def test_a_capture_holds_no_synchronisation(
             session.step({"a": frame})
         # with float frames and without
         assert captures >= 2
-        assert not session.engine.uncaptured
+        assert not session.engine.program.uncaptured
         captures = 0
     assert no_waiting.events == 0
 
@@ -264,13 +264,13 @@ def test_a_step_that_cannot_be_captured_splits_the_graph() -> None:
     session = new_session(fast, "triton", 0.0, slots=3)
     ((name, _),) = session.engine.foreign_steps().items()
     computed: list[int] = []
-    evaluate = session.engine.oracle.evaluate
+    evaluate = session.engine.program.oracle.evaluate
 
     def counted(step: int, inputs: Sequence[Tensor]) -> Tensor:
         computed.append(step)
         return evaluate(step, inputs)
 
-    session.engine.oracle.evaluate = counted  # type: ignore[method-assign]
+    session.engine.program.oracle.evaluate = counted  # type: ignore[method-assign]
     for t, x in enumerate(history(["patch", "all", "pixel", "patch"], 14)):
         streams = "ab" if t % 2 == 0 else "a"
         computed.clear()
@@ -280,7 +280,7 @@ def test_a_step_that_cannot_be_captured_splits_the_graph() -> None:
         if t != 1:
             # the second frame is captured
             assert len(computed) == len(streams)
-    assert fast.plan.steps[next(iter(session.engine.uncaptured))].name == name
+    assert fast.plan.steps[next(iter(session.engine.program.uncaptured))].name == name
     # a row of the table goes over several lines
     assert "between CUDA graphs" in " ".join(session.explain().split())
     (parts,) = runner(session)._graphs.values()
@@ -294,7 +294,7 @@ def test_lanes_give_what_a_chain_gives() -> None:
     size = (3, 96, 128)
     fast = torchdelta.compile(Fused().eval(), torch.rand(1, *size), input_range=(0, 1))
     sessions = [new_session(fast, "triton", 0.0, slots=2) for _ in range(2)]
-    sessions[1].engine.most_lanes = 1
+    sessions[1].engine.program.most_lanes = 1
     kinds = ["patch", "pixel", "all", "stripes", "corner", "same"] * 6
     clips = [history(kinds, seed, size) for seed in (1, 2)]
     for frames in zip(*clips, strict=True):
@@ -320,10 +320,10 @@ def test_running_out_of_memory_is_no_reason_to_split_the_graph(
         raise torch.OutOfMemoryError("none left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(session.engine.oracle, "evaluate", evaluate)
+        patch.setattr(session.engine.program.oracle, "evaluate", evaluate)
         with pytest.raises(RuntimeError):
             session.step({"s": x})
-    assert not session.engine.uncaptured
+    assert not session.engine.program.uncaptured
     _, model = compiled_chain("left-to-pytorch")
     for _ in range(2):
         out = session.step({"s": x})["s"].output

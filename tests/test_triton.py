@@ -125,7 +125,7 @@ each_net = pytest.mark.parametrize(
 
 def shared_lists(session: Session) -> int:
     """Count the steps that walk over another step's list."""
-    return sum(bool(use.filters) for use in session.engine.shared.uses)
+    return sum(bool(use.filters) for use in session.engine.program.shared.uses)
 
 
 @pytest.mark.versions
@@ -329,7 +329,7 @@ def test_lists_of_any_length_give_the_same_bits() -> None:
     shape = (5, 9, 11)
     fast = torchdelta.compile(model, torch.rand(1, *shape), input_range=(0, 1))
     engine = make_engine("triton", fast.plan, CPU, torch.float32)
-    assert any(packed.splits > 1 for packed in engine.packed.values())
+    assert any(packed.splits > 1 for packed in engine.program.packed.values())
     frames = history(("pixel", "corner", "patch"), 8, shape)
     session = new_session(fast, "triton", 0.0)
     lengths: set[int] = set()

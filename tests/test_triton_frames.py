@@ -64,6 +64,8 @@ def in_turns(streams: Sequence[Stream], do: Callable[[Launch], None]) -> None:
 
 def test_lanes_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever lane is ahead, the result is dense (P1); sums in parts have room by lane."""
+    from torchdelta.engines.triton.gate import check_launches
+
     torch.manual_seed(0)
     branches = [nn.Sequential(conv(3, 16, 1), nn.ReLU(), conv(16, 4, 3)) for _ in range(2)]
     shape = (3, 4, 5)
@@ -100,7 +102,7 @@ def test_lanes_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(torch.cuda, "current_stream", lambda _: current[-1])
             patch.setattr(torch.cuda, "stream", switched)
             patch.setattr(Launch, "__call__", lambda this: current[-1].todo.append(this))
-            runner._run_lanes(frame, frame.check_frames(), streams[1:])
+            runner._run_lanes(frame, check_launches(frame), streams[1:])
         assert all(stream.todo for stream in streams)
         in_turns(order, launch)
 

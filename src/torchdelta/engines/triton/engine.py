@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,18 +12,9 @@ import torch
 from torch import Tensor
 
 from torchdelta.engines.base import NONE, Done, Engine, FrameCall, Reports
-from torchdelta.engines.torch_engine import TorchEngine
-from torchdelta.engines.triton.schedule import (
-    MOST_LANES,
-    make_lanes,
-    make_schedule,
-    sources_of,
-)
-from torchdelta.engines.weights import Weights
-from torchdelta.errors import EngineError
-from torchdelta.ops import Conv2d, ConvTranspose2d, Dense
+from torchdelta.engines.triton.gpu import Gpu, is_interpreted, too_old
+from torchdelta.engines.triton.schedule import make_lanes
 from torchdelta.plan import Plan
-from torchdelta.plan.ir import Step
 from torchdelta.state import State
 
 if TYPE_CHECKING:
@@ -49,58 +39,13 @@ class TritonEngine(Engine):
     def __init__(
         self, plan: Plan, device: torch.device, dtype: torch.dtype, tf32: bool = False
     ) -> None:
-        from torchdelta.engines.triton import conv, rows
+        from torchdelta.engines.triton.load import load
 
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         super().__init__(plan, device, dtype)
-        self.interpreted = is_interpreted()
-        if device.type != ("cpu" if self.interpreted else "cuda"):
-            raise EngineError(f"the triton engine runs on NVIDIA GPUs, the model is on {device}")
-        self.precision = "tf32" if tf32 and dtype == torch.float32 else "ieee"
-        self.pdl = not self.interpreted and torch.cuda.get_device_capability(device) >= (9, 0)
-        self.processors = (
-            4 if self.interpreted
-            else torch.cuda.get_device_properties(device).multi_processor_count
-        )  # fmt: skip
-        self.foreign = {
-            i: reason for i, s in enumerate(plan.steps) if (reason := foreign_reason(plan, s))
-        }
-        self._weights = Weights(device, dtype)
-        self.oracle = TorchEngine(plan, device, dtype, sorted(self.foreign), self._weights)
-        # what PyTorch does inside a frame it does on one stream
-        self.most_lanes = 1 if self.foreign else MOST_LANES
-        # steps of `foreign` that PyTorch cannot capture, with its words; found out when it tries
-        self.uncaptured: dict[int, str] = {}
-        self.packed = {
-            i: conv.pack(plan, step, device, dtype)
-            for i, step in enumerate(plan.steps)
-            if i not in self.foreign and isinstance(step.op, (Conv2d, ConvTranspose2d))
-        }
-        self.weights = {
-            i: rows.take_weights(plan, step, self._weights)
-            for i, step in enumerate(plan.steps)
-            if i not in self.foreign and i not in self.packed
-        }
-        self.normalise = _normalise(plan, device)
-        channels = plan.shape[0]
-        scale = [f / channels for f in plan.preprocess.per_full_scale(channels)]
-        self.to_full_scale = torch.tensor(scale, dtype=torch.float32, device=device)
-        self.reported = self._reported()
-        sources = [source for step in plan.steps for source in sources_of(plan, step)]
-        self.stamped = set(self.reported) | {owner for owner, _ in sources}
-        self.touched = {owner for owner, footprint in sources if footprint.everything}
-        self.shared = make_schedule(plan)
+        self.program = load(plan, Gpu.of(device, dtype, tf32))
         self.runners: weakref.WeakKeyDictionary[State, Runner] = weakref.WeakKeyDictionary()
-
-    def _reported(self) -> list[int]:
-        owners = {
-            owner
-            for out, shape in zip(self.plan.outputs, self.plan.output_shapes, strict=True)
-            if shape is not None
-            for owner in self.plan.values[out].owners
-        }
-        return sorted(owners | {self.plan.input})
 
     @classmethod
     def usable(cls) -> tuple[bool, str]:
@@ -116,7 +61,7 @@ class TritonEngine(Engine):
             return True, f"{found}, interpreted on the CPU (TRITON_INTERPRET=1)"
         if not torch.cuda.is_available():
             return False, "PyTorch finds no GPU"
-        refusals = [_too_old(n) for n in range(torch.cuda.device_count())]
+        refusals = [too_old(n) for n in range(torch.cuda.device_count())]
         if all(refusals):
             return False, "; ".join(dict.fromkeys(filter(None, refusals)))
         names = [torch.cuda.get_device_name(n) for n, old in enumerate(refusals) if not old]
@@ -128,7 +73,7 @@ class TritonEngine(Engine):
         wanted = "cpu" if is_interpreted() else "cuda"
         if device.type != wanted:
             return f"the triton engine runs on {wanted} here, the model is on {device}"
-        return None if is_interpreted() else _too_old(device)
+        return None if is_interpreted() else too_old(device)
 
     @classmethod
     def reluctance(cls) -> str | None:
@@ -138,7 +83,7 @@ class TritonEngine(Engine):
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights, packed and not, with those of steps left to PyTorch."""
-        return self._weights.bytes + sum(packed.bytes for packed in self.packed.values())
+        return self.program.weight_bytes
 
     @property
     def scratch_bytes(self) -> int:
@@ -147,7 +92,7 @@ class TritonEngine(Engine):
 
     def channel_room(self) -> list[int]:
         """Give the channels per buffer that a pixel's place in the state has room for."""
-        from torchdelta.engines.triton.conv import padded_channels
+        from torchdelta.engines.triton.pack import padded_channels
 
         of_input = self.plan.values[self.plan.input].buffer
         return [
@@ -156,25 +101,25 @@ class TritonEngine(Engine):
 
     def evaluate(self, step: int, inputs: Sequence[Tensor]) -> Tensor:
         """Compute one step whole (see `Engine.evaluate`)."""
-        return self.oracle.evaluate(step, inputs)
+        return self.program.oracle.evaluate(step, inputs)
 
     def foreign_steps(self) -> dict[str, str]:
         """Name the steps that PyTorch computes, each with the reason."""
-        return {self.plan.steps[i].name: reason for i, reason in self.foreign.items()}
+        return {self.plan.steps[i].name: reason for i, reason in self.program.foreign.items()}
 
     def whole_steps(self) -> dict[str, str]:
         """Name the steps that are computed whole in every frame, and which split the CUDA graph."""
         return {
             self.plan.steps[i].name: "in every frame, for every slot"
-            if i not in self.uncaptured
-            else f"for every slot with a frame, between CUDA graphs: {self.uncaptured[i]}"
-            for i in self.foreign
+            if i not in self.program.uncaptured
+            else f"for every slot with a frame, between CUDA graphs: {self.program.uncaptured[i]}"
+            for i in self.program.foreign
         }
 
     def notes(self) -> tuple[str, ...]:
         """Say how many lanes a frame's graph has."""
-        lanes = make_lanes(self.plan, self.shared, self.most_lanes).count
-        one = ": steps are left to PyTorch" if self.foreign else ""
+        lanes = make_lanes(self.plan, self.program.shared, self.program.most_lanes).count
+        one = ": steps are left to PyTorch" if self.program.foreign else ""
         return (f"a frame's CUDA graph runs in {lanes} lane{'s' if lanes > 1 else one}",)
 
     def step(self, state: State, call: FrameCall) -> Reports:
@@ -190,46 +135,11 @@ class TritonEngine(Engine):
             if runner is None:
                 from torchdelta.engines.triton.runner import Runner
 
-                runner = self.runners[state] = Runner(self, state)
+                runner = self.runners[state] = Runner(self.program, state)
             return runner.step(state, call)
 
     def _current(self) -> AbstractContextManager[object]:
         """Make the engine's device the current one; where it is, that costs next to nothing."""
-        if self.interpreted or torch.cuda.current_device() == self.device.index:
+        if self.program.gpu.interpreted or torch.cuda.current_device() == self.device.index:
             return CURRENT
         return torch.cuda.device(self.device)
-
-
-def is_interpreted() -> bool:
-    """Whether Triton's kernels run in its interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _too_old(device: torch.device | int) -> str | None:
-    """Say why a GPU cannot run the kernels; None where it can."""
-    capability = torch.cuda.get_device_capability(device)
-    if capability >= (8, 0):
-        return None
-    return f"the GPU has compute capability {capability[0]}.{capability[1]}, not 8.0"
-
-
-def foreign_reason(plan: Plan, step: Step) -> str | None:
-    """Say why a step is left to PyTorch; None where a kernel here computes it."""
-    from torchdelta.engines.triton import conv, rows
-
-    if isinstance(step.op, Dense):
-        return step.reason or "no sparse form"
-    if isinstance(step.op, (Conv2d, ConvTranspose2d)):
-        return conv.refusal(plan, step)
-    return rows.refusal(plan, step)
-
-
-def _normalise(plan: Plan, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Give factors and shifts [2, C] that make the network's input of uint8 and float frames."""
-    pre, channels = plan.preprocess, plan.shape[0]
-    mean = torch.tensor(pre.mean or (0.0,) * channels, dtype=torch.float64)
-    std = torch.tensor(pre.std or (1.0,) * channels, dtype=torch.float64)
-    scale = (pre.hi - pre.lo) / 255
-    factor = torch.stack([scale / std, 1 / std])
-    shift = torch.stack([(pre.lo - mean) / std, -mean / std])
-    return factor.float().to(device).contiguous(), shift.float().to(device).contiguous()

@@ -1,24 +1,22 @@
-"""All launches of a frame, with the lists, counters and partial sums that they share."""
+"""What the launches of a frame share: lists, counters, partial sums, and arguments of kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchdelta.engines.triton import conv, gate, rows, select
-from torchdelta.engines.triton.launch import Launch, Work, divider
+from torchdelta.engines.triton import pack
+from torchdelta.engines.triton.launch import Work, divider
 from torchdelta.engines.triton.memory import Memory
-from torchdelta.engines.triton.schedule import INPUT, Schedule, make_lanes, phases_of
+from torchdelta.engines.triton.program import Program
+from torchdelta.engines.triton.schedule import Schedule, make_lanes, phases_of
 from torchdelta.engines.triton.windows import Windows
 from torchdelta.state import State
-
-if TYPE_CHECKING:
-    from torchdelta.engines.triton.engine import TritonEngine
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class List:
 
 
 class Frame:
-    """The launches of one session's frame, bound to its memory.
+    """One kind of frame of a session, bound to its memory.
 
     forced: steps whose active sets come from `forced_masks` instead of the stamps
     windows: where they may move, or frames have masks; else None: kernels know nothing of them
@@ -40,31 +38,30 @@ class Frame:
     lists:  by leader, and whether it is the wide one
     lanes:  of the graph
     work:   of the input gate, of each step, and of the end, with the index of a step
+            (`work.make_frame`)
     bytes:  of lists, counters and partial sums
     """
 
     def __init__(
         self,
-        engine: TritonEngine,
+        program: Program,
         state: State,
         memory: Memory,
         schedule: Schedule,
         forced: frozenset[int],
         windows: Windows | None,
     ) -> None:
-        self.engine, self.plan, self.memory = engine, engine.plan, memory
+        self.program, self.plan, self.gpu = program, program.plan, program.gpu
+        self.memory = memory
         # not the state itself, which would then live as long as this
         self._buffers, self._norm = state.buffers, state.norm
-        self.device, self.dtype = engine.device, engine.dtype
         self.slots = memory.slots
         self.schedule = schedule
         self.windows = windows
-        self.precision, self.interpreted = engine.precision, engine.interpreted
-        self.processors = engine.processors
         self.bytes = 0
         steps, self._info_size = len(self.plan.steps), (len(self.plan.steps) + 1) * self.slots
         lists = sum(1 + prod(phases_of(self.plan, index)) for index in schedule.selections)
-        self.zeros = torch.zeros(self._info_size + lists, dtype=torch.int32, device=self.device)
+        self.zeros = torch.zeros(self._info_size + lists, dtype=torch.int32, device=self.gpu.device)
         self.info = self.zeros[: self._info_size]
         self.counts = self.zeros[: steps * self.slots].view(steps, self.slots)
         self.changed = self.zeros[steps * self.slots : self._info_size]
@@ -72,19 +69,18 @@ class Frame:
         self.dummy = self.zeros
         self.forced_masks: dict[int, Tensor] = {}
         self.forced = forced
-        self.pdl = engine.pdl
         self.constants: list[Tensor] = []
         self.lists: dict[tuple[int, bool], List] = {}
-        self.lanes = make_lanes(self.plan, schedule, engine.most_lanes)
+        self.lanes = make_lanes(self.plan, schedule, program.most_lanes)
         # by lane, whose steps use it one after the other
         self._partial_sums = [self._make_partial_sums(n) for n in range(self.lanes.count)]
-        self.work: list[tuple[int | None, list[Work]]] = self._make()
+        self.work: list[tuple[int | None, list[Work]]] = []
 
     # what makers of launches ask for
 
     def weights(self, index: int) -> Mapping[str, Tensor]:
         """Give a step's weights on the device, in the compute dtype."""
-        return self.engine.weights[index]
+        return self.program.weights[index]
 
     def capacity(self, index: int) -> int:
         """Give the longest that a step's list can be."""
@@ -92,7 +88,7 @@ class Frame:
 
     def programs(self, blocks: int, per_processor: int = 4) -> int:
         """Choose how many programs share so many blocks at most."""
-        return max(1, min(blocks, self.processors * per_processor))
+        return max(1, min(blocks, self.gpu.processors * per_processor))
 
     def in_args(self, value: int, name: str) -> dict[str, Any]:
         """Give a kernel's arguments for reading a value."""
@@ -131,7 +127,8 @@ class Frame:
             "limit_stride": len(self.plan.values), "ctl_ptr": self.memory.ctl,
             "stamp_ptr": self.memory.touch if stamp is None else stamp,
             "touch_ptr": self.memory.touch[output], "NORM_MAX": self._norm == "max",
-            "STAMP": stamp is not None, "TOUCH": output in self.engine.touched, "PDL": self.pdl,
+            "STAMP": stamp is not None, "TOUCH": output in self.program.touched,
+            "PDL": self.gpu.pdl,
         }  # fmt: skip
 
     def list_args(self, index: int) -> dict[str, Any]:
@@ -145,7 +142,7 @@ class Frame:
             "filter1_ptr": padded[1], "FILTERS": len(filters),
         }  # fmt: skip
 
-    def _window(self, value: int, slot: int) -> Tensor:
+    def window(self, value: int, slot: int) -> Tensor:
         """Give one slot of a value in reading order, [H, W, C]."""
         v = self.plan.values[value]
         x = self._buffers[v.buffer][slot].narrow(2, v.offset, v.channels)
@@ -153,7 +150,7 @@ class Frame:
             return x
         for axis, n in enumerate(v.size):
             # where it begins only the device knows: a captured graph moves with it
-            places = torch.arange(n, device=self.device) + self.windows.rings[value, slot, axis]
+            places = torch.arange(n, device=self.gpu.device) + self.windows.rings[value, slot, axis]
             x = x.index_select(axis, places % n)
         return x
 
@@ -161,14 +158,14 @@ class Frame:
         """Take room for a list."""
         first = self._info_size + self._lists_made
         self._lists_made += phases
-        room = torch.zeros(entries * phases, dtype=torch.int32, device=self.device)
+        room = torch.zeros(entries * phases, dtype=torch.int32, device=self.gpu.device)
         self.bytes += room.numel() * 4
         return List(room, self.zeros[first : first + phases])
 
     def listed(self, index: int) -> Tensor:
         """Give the pixels of a leader's list, bool [slots * H * W]."""
         found = self.lists[index, False]
-        mask = torch.zeros(self.capacity(index), dtype=torch.bool, device=self.device)
+        mask = torch.zeros(self.capacity(index), dtype=torch.bool, device=self.gpu.device)
         for phase, count in enumerate(found.count.tolist()):
             first = phase * self.capacity(index)
             mask[found.entries[first : first + count].long()] = True
@@ -180,11 +177,11 @@ class Frame:
 
     def _make_partial_sums(self, lane: int) -> tuple[Tensor, Tensor]:
         numbers = tiles = 0
-        for index, packed in self.engine.packed.items():
+        for index, packed in self.program.packed.items():
             if self.lanes.lane(index) != lane or packed.depthwise or packed.splits == 1:
                 continue
             channels = self.plan.values[self.plan.steps[index].output].channels
-            blocks = conv.choose_blocks(self, packed, channels)
+            blocks = pack.choose_blocks(self.gpu, packed, channels)
             capacity = self.capacity(index)
             columns = ceil(channels / blocks.width)
             own, rows_px = blocks.split_tiles(capacity)
@@ -192,55 +189,6 @@ class Frame:
             numbers = max(numbers, rows_px * columns * blocks.width * packed.splits)
         self.bytes += 4 * (numbers + tiles)
         return (
-            torch.zeros(numbers, dtype=torch.float32, device=self.device),
-            torch.zeros(tiles, dtype=torch.int32, device=self.device),
+            torch.zeros(numbers, dtype=torch.float32, device=self.gpu.device),
+            torch.zeros(tiles, dtype=torch.int32, device=self.gpu.device),
         )
-
-    def _make(self) -> list[tuple[int | None, list[Work]]]:
-        work: list[tuple[int | None, list[Work]]] = [(None, gate.launches(self))]
-        for index in range(len(self.plan.steps)):
-            part: list[Work] = []
-            if index in self.schedule.selections:
-                part += select.launches(self, self.schedule.selections[index])
-            part += self._step(index)
-            work.append((index, part))
-        work.append((None, select.count_launches(self)))
-        for step, (_, part) in enumerate(work, start=INPUT):
-            if step in self.lanes.waits and part:
-                first = part[0]
-                assert isinstance(first, Launch)
-                part[0] = first.behind()
-        return work
-
-    def _step(self, index: int) -> list[Work]:
-        if index in self.engine.packed:
-            return list(conv.launches(self, index, self.engine.packed[index]))
-        if index in self.engine.foreign:
-            return self._foreign(index)
-        return list(rows.launches(self, index))
-
-    def _foreign(self, index: int) -> list[Work]:
-        """Let PyTorch compute a step whole; gate and publish as always.
-
-        For the slots that have a frame, in a graph for all of them: what changed the host never
-        knows.
-        """
-        plan, step = self.plan, self.plan.steps[index]
-        v = plan.values[step.output]
-        scratch = torch.zeros(
-            (self.slots, *v.size, v.channels), dtype=v.dtype or self.dtype, device=self.device
-        )
-        self.bytes += scratch.numel() * scratch.element_size()
-        self.constants.append(scratch)
-
-        @torch.no_grad()
-        def compute() -> None:
-            for slot in self.memory.given:
-                inputs = [self._window(value, slot) for value in step.inputs]
-                scratch[slot].copy_(self.engine.oracle.evaluate(index, inputs))
-
-        return [compute, *rows.publish_launches(self, index, scratch)]
-
-    def check_frames(self) -> list[Work]:
-        """Make the launches that refuse float frames with values that are not finite."""
-        return gate.check_launches(self)

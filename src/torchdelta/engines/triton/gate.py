@@ -6,16 +6,13 @@ They run the kernels of `kernels/gate.py`, and of `kernels/cells.py` where the g
 from __future__ import annotations
 
 from math import ceil
-from typing import TYPE_CHECKING
 
-from torchdelta.engines.triton.conv import padded_channels
+from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.kernels import cells as cell_kernels
 from torchdelta.engines.triton.kernels import gate as kernels
 from torchdelta.engines.triton.launch import Launch, Work, divider
 from torchdelta.engines.triton.memory import LEAST_PX, MOST_PX, Cells, pixels_each
-
-if TYPE_CHECKING:
-    from torchdelta.engines.triton.frame import Frame
+from torchdelta.engines.triton.pack import padded_channels
 
 # channels of the input that a thread reads as a word
 WORDS_OF_CHANNELS = (1, 2, 4)
@@ -28,7 +25,7 @@ def launches(frame: Frame) -> list[Work]:
     plan, memory = frame.plan, frame.memory
     h, w = plan.size
     place = frame.in_args(plan.input, "x")
-    factor, shift = frame.engine.normalise
+    factor, shift = frame.program.normalise
     windows = frame.windows
     moving = {
         **frame.window_args(plan.input), "x_ring_ptr": place["x_ring_ptr"],
@@ -55,7 +52,7 @@ def launches(frame: Frame) -> list[Work]:
     compare = Launch(
         kernels.compare_input, memory.tiles * frame.slots,
         {**common, **of_cells, "excess_ptr": memory.excess, "known_ptr": memory.known,
-         "SUMS": cells.summed, "scale_ptr": frame.engine.to_full_scale,
+         "SUMS": cells.summed, "scale_ptr": frame.program.to_full_scale,
          "zeros": frame.zeros.numel(),
          "difference_ptr": memory.difference, "threshold_ptr": memory.input_threshold,
          "over_tiles_ptr": memory.over_tiles, "zeros_ptr": frame.zeros,
@@ -70,7 +67,7 @@ def launches(frame: Frame) -> list[Work]:
          "fine_ptr": memory.fine_cells,
          "over_tiles_ptr": memory.over_tiles, "hot_ptr": memory.hot,
          "hot_tiles_ptr": memory.hot_tiles, "TILE_W": memory.tile[1], "BS": memory.input_px,
-         "MOVING": moving["MOVING"], "PDL": frame.pdl}, warps=2,
+         "MOVING": moving["MOVING"], "PDL": frame.gpu.pdl}, warps=2,
     )  # fmt: skip
     rows, columns = cells.covered(memory.tile)
     publish = Launch(
@@ -81,7 +78,7 @@ def launches(frame: Frame) -> list[Work]:
          "threshold_ptr": memory.input_threshold,
          "stamp_ptr": memory.stamps[plan.input],
          "touch_ptr": memory.touch[plan.input], "changed_ptr": frame.changed,
-         "PDL": frame.pdl},
+         "PDL": frame.gpu.pdl},
     )  # fmt: skip
     return [compare, find, *_in_cells(frame, cells), publish]
 
@@ -94,7 +91,7 @@ def _in_cells(frame: Frame, cells: Cells) -> list[Work]:
     common = {
         "ctl_ptr": memory.ctl, "down": down, "across": across, "excess_ptr": memory.excess,
         "known_ptr": memory.known, "threshold_ptr": memory.input_threshold,
-        "MOVING": frame.windows is not None, "PDL": frame.pdl,
+        "MOVING": frame.windows is not None, "PDL": frame.gpu.pdl,
     }  # fmt: skip
     wide = 1 << (cells.grain - 1).bit_length()
     side_by_side = max(1, MOST_PX // wide)
@@ -126,7 +123,7 @@ def _lanes(frame: Frame) -> dict[str, int]:
     # a word of the state is one thread's; sums that cross threads would be written by all of
     # them, the same number, but racecheck calls that a race
     lanes = room if alone and room in WORDS_OF_CHANNELS else 1
-    if frame.interpreted and channels > INTERPRETED_CHANNELS:
+    if frame.gpu.interpreted and channels > INTERPRETED_CHANNELS:
         lanes = INTERPRETED_CHANNELS
     return {"C": channels, "LANES": lanes, "ROOM": room}
 
@@ -136,8 +133,8 @@ def check_launches(frame: Frame) -> list[Work]:
     plan, memory = frame.plan, frame.memory
     h, w = plan.size
     place = frame.in_args(plan.input, "x")
-    factor, shift = frame.engine.normalise
-    size = pixels_each(h * w, frame.slots, frame.processors)
+    factor, shift = frame.program.normalise
+    size = pixels_each(h * w, frame.slots, frame.gpu.processors)
     blocks = ceil(h * w / size)
     check = Launch(
         kernels.check_frames, blocks * frame.slots,

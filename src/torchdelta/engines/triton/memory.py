@@ -6,16 +6,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from torchdelta.engines.triton.kernels.shared import FRAME_NUMBERS, MODE
+from torchdelta.engines.triton.program import Program
 from torchdelta.ops.base import Size
 from torchdelta.state import State
-
-if TYPE_CHECKING:
-    from torchdelta.engines.triton.engine import TritonEngine
 
 MODES_AT = int(MODE.value)
 # frames that may be on their way at once
@@ -62,7 +60,7 @@ class Memory:
 
     ctl: int64 control block [8 + slots * 6]: number of the frame, modes, rows of the frames
     stamps: value -> uint8 [slots * H * W];  touch: uint8 [values, slots]
-    reported: stamps of the engine's reported values, which begin there at `reported_at`
+    reported: stamps of the program's reported values, which begin there at `reported_at`
     tile:   rows and columns of the input gate's tiles, `tiles` of them per slot; over_tiles,
             hot_tiles: uint8 [slots * tiles] stamps;  hot: of pixels
     thresholds, limits: float32 [slots, values];  forced: int32 [values], whose sets are forced
@@ -71,8 +69,8 @@ class Memory:
     given:  slots that have a frame
     """
 
-    def __init__(self, engine: TritonEngine, state: State) -> None:
-        plan, device = engine.plan, engine.device
+    def __init__(self, program: Program, state: State) -> None:
+        plan, device = program.plan, program.gpu.device
         self.slots = slots = len(state.input_threshold)
         self.ctl = torch.zeros(
             MODES_AT + slots * (1 + FRAME_NUMBERS), dtype=torch.int64, device=device
@@ -84,13 +82,13 @@ class Memory:
         self.input_threshold = torch.zeros(slots, **floats)
         self.forced = torch.zeros(len(plan.values), dtype=torch.int32, device=device)
         # what results may ask for lies side by side: it is kept in one call
-        stamped = [*engine.reported, *sorted(engine.stamped - set(engine.reported))]
+        stamped = [*program.reported, *sorted(program.stamped - set(program.reported))]
         # kernels read stamps by words
         sizes = [aligned(slots * prod(plan.values[v].size)) for v in stamped]
         touch, area = len(plan.values) * slots, prod(plan.size)
         self.cells = Cells.of(state.input_grain, plan.size)
         in_cells = slots * prod(self.cells.size) if self.cells.grain > 1 else 1
-        self.input_px = pixels_each(area, slots, engine.processors)
+        self.input_px = pixels_each(area, slots, program.gpu.processors)
         if self.cells.summed:
             self.input_px = max(self.input_px, self.cells.grain * INPUT_TILE_PX)
         self.tile = (self.input_px // INPUT_TILE_PX, INPUT_TILE_PX)
@@ -107,11 +105,11 @@ class Memory:
             v: part[: slots * prod(plan.values[v].size)]
             for v, part in zip(stamped, parts[5:], strict=True)
         }
-        reported = sizes[: len(engine.reported)]
+        reported = sizes[: len(program.reported)]
         first = sum(parted) - sum(sizes)
         self.reported = self._stamp_bytes[first : first + sum(reported)]
         begins = itertools.accumulate(reported, initial=0)
-        self.reported_at = dict(zip(engine.reported, begins, strict=False))
+        self.reported_at = dict(zip(program.reported, begins, strict=False))
         self.difference = torch.zeros(slots * area, **floats)
         self.excess = torch.zeros(in_cells, **floats)
         self.known = torch.zeros(in_cells, dtype=torch.uint8, device=device)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from torchdelta.engines.base import Reports, SlotReport
-
-if TYPE_CHECKING:
-    from torchdelta.engines.triton.engine import TritonEngine
-    from torchdelta.engines.triton.frame import Frame
-
+from torchdelta.engines.triton.frame import Frame
+from torchdelta.engines.triton.program import Program
 
 REFUSED = "frame has NaN or infinite values, or values beyond the compute dtype's range"
 
@@ -32,14 +28,14 @@ class FrameNumbers(Reports):
 
     def __init__(
         self,
-        engine: TritonEngine,
+        program: Program,
         slots: Sequence[int],
         info: Tensor,
         bad: Tensor | None,
         events: tuple[torch.cuda.Event, torch.cuda.Event] | None,
         step_ms: Sequence[float] | None,
     ) -> None:
-        self._engine, self.slots = engine, slots
+        self._program, self.slots = program, slots
         self._info, self._bad, self._events = info, bad, events
         self._step_ms = step_ms
         self._checked = bad is not None
@@ -69,7 +65,7 @@ class FrameNumbers(Reports):
                 start, end = self._events
                 end.synchronize()
                 self._ms = start.elapsed_time(end) / len(self.slots)
-            self._table = self._info.numpy().reshape(len(self._engine.plan.steps) + 1, -1).copy()
+            self._table = self._info.numpy().reshape(len(self._program.plan.steps) + 1, -1).copy()
             if self._bad is not None:
                 bad = self._bad.tolist()
                 self._errors = {slot: REFUSED for slot in self.slots if bad[slot]}
@@ -99,7 +95,7 @@ class FrameNumbers(Reports):
 
     def counts(self) -> tuple[np.ndarray, float] | None:
         """Wait, and give the frames' numbers and their time (see `Reports`)."""
-        if self._step_ms is not None or self._engine.foreign or self.errors():
+        if self._step_ms is not None or self._program.foreign or self.errors():
             return None
         return self._taken(), self._ms
 
@@ -116,10 +112,10 @@ class FrameNumbers(Reports):
             self._counts = table.T.tolist()
         *active_px, input_px = self._counts[slot]
         work_px = active_px
-        if self._engine.foreign:
-            plan = self._engine.plan
+        if self._program.foreign:
+            plan = self._program.plan
             work_px = [
-                prod(plan.values[plan.steps[i].output].size) if i in self._engine.foreign else px
+                prod(plan.values[plan.steps[i].output].size) if i in self._program.foreign else px
                 for i, px in enumerate(active_px)
             ]
         return SlotReport(
@@ -203,7 +199,7 @@ class _Masks(Mapping[int, Tensor]):
 
     def __init__(self, reports: DeviceReports, slot: int) -> None:
         self._reports, self._slot = reports, slot
-        self._values = reports._frame.engine.reported
+        self._values = reports._frame.program.reported
 
     def __getitem__(self, value: int) -> Tensor:
         if value not in self._values:

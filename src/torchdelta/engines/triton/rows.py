@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +16,15 @@ from torch import Tensor
 
 from torchdelta import ops
 from torchdelta.engines.cpu.blob import Function, native_function
-from torchdelta.engines.triton.conv import FUNCTIONS, JOINS
+from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.kernels import move, pointwise, pool, resize
 from torchdelta.engines.triton.launch import Launch, divider
+from torchdelta.engines.triton.pack import FUNCTIONS, JOINS
 from torchdelta.engines.weights import Weights
 from torchdelta.ops.base import Op
 from torchdelta.ops.pool import TILE_PX
 from torchdelta.plan import Plan
 from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Residual, Step
-
-if TYPE_CHECKING:
-    from torchdelta.engines.triton.frame import Frame
 
 # elementwise functions that the kernels know
 NATIVE = FUNCTIONS | {"prelu"}
@@ -177,7 +175,7 @@ def _size_out(frame: Frame, index: int) -> Args:
 
 
 def _integers(frame: Frame, numbers: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(numbers), dtype=torch.int32).to(frame.device)
+    return torch.as_tensor(np.asarray(numbers), dtype=torch.int32).to(frame.gpu.device)
 
 
 def _pointwise(frame: Frame, index: int) -> tuple[Any, Args]:
@@ -292,13 +290,13 @@ def _bilinear(frame: Frame, index: int) -> tuple[Any, Args]:
         (("rows_ptr", "row_parts_ptr"), ("cols_ptr", "col_parts_ptr"))
     ):
         low, high, part = op.source(axis, _size_in(frame, index)[axis])
-        args[places] = torch.stack((low, high)).to(frame.device, torch.int32)
-        args[parts] = part.to(frame.device)
+        args[places] = torch.stack((low, high)).to(frame.gpu.device, torch.int32)
+        args[parts] = part.to(frame.gpu.device)
     return resize.bilinear, args
 
 
 def _same_places(frame: Frame, index: int) -> Args:
-    none = torch.zeros(1, dtype=torch.int32, device=frame.device)
+    none = torch.zeros(1, dtype=torch.int32, device=frame.gpu.device)
     return {
         **_size_out(frame, index), "rows_ptr": none, "cols_ptr": none, "channels_ptr": none,
         "fill": 0.0, "PLACES": False, "CHANNELS": False,

@@ -9,7 +9,6 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,15 +18,15 @@ from triton.runtime import driver
 from torchdelta.engines.base import NONE, FrameCall
 from torchdelta.engines.triton.control import Control, Layout
 from torchdelta.engines.triton.frame import Frame
+from torchdelta.engines.triton.gate import check_launches
 from torchdelta.engines.triton.launch import Launch, Work
 from torchdelta.engines.triton.memory import RING, Memory
+from torchdelta.engines.triton.program import Program
 from torchdelta.engines.triton.report import DeviceReports, FrameNumbers
 from torchdelta.engines.triton.schedule import INPUT, make_schedule
 from torchdelta.engines.triton.windows import Windows
+from torchdelta.engines.triton.work import make_frame
 from torchdelta.state import State
-
-if TYPE_CHECKING:
-    from torchdelta.engines.triton.engine import TritonEngine
 
 # how far apart a frame's numbers may lie: kernels count in 32 bits
 FARTHEST = 2**31 - 1
@@ -49,14 +48,14 @@ class Runner:
     kernel, which compiles and warms up all of them; the second one is captured as a CUDA graph.
     """
 
-    def __init__(self, engine: TritonEngine, state: State) -> None:
-        self.engine = engine
-        self.memory = Memory(engine, state)
-        self._on_gpu = engine.device.type == "cuda"
-        self._staging = _Staging(engine) if self._on_gpu else None
+    def __init__(self, program: Program, state: State) -> None:
+        self.program, self._device = program, program.gpu.device
+        self.memory = Memory(program, state)
+        self._on_gpu = program.gpu.device.type == "cuda"
+        self._staging = _Staging(program) if self._on_gpu else None
         self._control = Control(self.memory)
         # by turn, used again once the frame of that turn is done: where numbers come back, and when
-        counted = (len(engine.plan.steps) + 1) * self.memory.slots
+        counted = (len(program.plan.steps) + 1) * self.memory.slots
         self._info = self._on_host(torch.int32, counted)
         self._bad = self._on_host(torch.int32, self.memory.slots)
         self._events = [
@@ -118,9 +117,9 @@ class Runner:
         variant = self._variant(call.forced)
         if variant not in self._frames:
             own, share, moving = variant
-            schedule = make_schedule(self.engine.plan, share=share, moving=moving)
-            self._frames[variant] = Frame(
-                self.engine, state, self.memory, schedule, own, self._windows
+            schedule = make_schedule(self.program.plan, share=share, moving=moving)
+            self._frames[variant] = make_frame(
+                self.program, state, self.memory, schedule, own, self._windows
             )
         frame = self._frames[variant]
         self._force(frame, call.forced)
@@ -134,7 +133,7 @@ class Runner:
         bad = self._bad[self._turn].copy_(self.memory.bad, non_blocking=True) if floats else None
         if events is not None:
             events[1].record(stream)
-        numbers = FrameNumbers(self.engine, tuple(call.frames), info, bad, events, step_ms)
+        numbers = FrameNumbers(self.program, tuple(call.frames), info, bad, events, step_ms)
         self._numbers[self._turn] = numbers
         reports = DeviceReports(numbers, frame)
         if call.record:
@@ -148,9 +147,9 @@ class Runner:
 
     def _stream(self) -> torch.cuda.Stream:
         """Give the device's current stream; asking PyTorch for it takes longer."""
-        number = driver.active.get_current_stream(self.engine.device.index)
+        number = driver.active.get_current_stream(self._device.index)
         if self._current is None or number != self._current[0]:
-            self._current = number, torch.cuda.current_stream(self.engine.device)
+            self._current = number, torch.cuda.current_stream(self._device)
         return self._current[1]
 
     def _send(self, call: FrameCall, stream: torch.cuda.Stream | None) -> bool:
@@ -188,7 +187,7 @@ class Runner:
 
     def _is_far(self, strides: tuple[int, ...]) -> bool:
         """Whether numbers of a frame lie farther apart than kernels can count."""
-        shape = self.engine.plan.shape
+        shape = self.program.plan.shape
         return sum(n * stride for n, stride in zip(shape, strides, strict=True)) > FARTHEST
 
     def _send_thresholds(self, state: State) -> None:
@@ -208,19 +207,19 @@ class Runner:
         if self._windows is None:
             if not call.moved and not call.masks and not state.turned:
                 return
-            self._windows = Windows(self.engine.plan, self.memory.slots, self.engine.device, RING)
+            self._windows = Windows(self.program.plan, self.memory.slots, self._device, RING)
         self._windows.send(self._turn, state, call)
 
     def _variant(self, forced: Mapping[int, Tensor]) -> Variant:
         """Choose the kind of frame; forced sets must agree where steps share a list."""
-        steps, moving = self.engine.plan.steps, self._windows is not None
+        steps, moving = self.program.plan.steps, self._windows is not None
         if not forced:
             return frozenset(), True, moving
         # the same sets come with every frame that is timed
         if self._kind is not None and self._kind[0] is forced and self._kind[1][2] == moving:
             return self._kind[1]
         agree = len(forced) == len(steps) and all(
-            forced[i] is forced[use.leader] for i, use in enumerate(self.engine.shared.uses)
+            forced[i] is forced[use.leader] for i, use in enumerate(self.program.shared.uses)
         )
         self._kind = forced, (frozenset(forced), agree, moving)
         return self._kind[1]
@@ -232,7 +231,7 @@ class Runner:
         before, self._forced = self._forced, forced
         if not forced and not before:
             return
-        steps = self.engine.plan.steps
+        steps = self.program.plan.steps
         flags = torch.zeros(self.memory.forced.shape, dtype=torch.int32)
         flags[[steps[index].output for index in forced]] = 1
         self.memory.forced.copy_(flags)
@@ -241,16 +240,16 @@ class Runner:
 
     def _run(self, frame: Frame, floats: bool, timed: bool) -> Sequence[float] | None:
         """Launch kernel by kernel; returns the time of each step where it is asked for."""
-        step_ms = [0.0] * len(self.engine.plan.steps)
+        step_ms = [0.0] * len(self.program.plan.steps)
         if floats:
-            _do(frame.check_frames())
+            _do(check_launches(frame))
         for index, work in frame.work:
             if timed and self._on_gpu:
-                torch.cuda.synchronize(self.engine.device)
+                torch.cuda.synchronize(self._device)
             begin = time.perf_counter()
             _do(work)
             if timed and self._on_gpu:
-                torch.cuda.synchronize(self.engine.device)
+                torch.cuda.synchronize(self._device)
             if index is not None:
                 step_ms[index] = (time.perf_counter() - begin) * 1e3
         return step_ms if timed else None
@@ -258,9 +257,9 @@ class Runner:
     def _replay(self, frame: Frame, variant: Variant, floats: bool) -> None:
         key = variant, floats
         if key not in self._graphs:
-            checks = frame.check_frames() if floats else []
+            checks = check_launches(frame) if floats else []
             if frame.lanes.count > 1:
-                sides = [torch.cuda.Stream(self.engine.device) for _ in range(1, frame.lanes.count)]
+                sides = [torch.cuda.Stream(self._device) for _ in range(1, frame.lanes.count)]
                 self._graphs[key] = [self._graph([lambda: self._run_lanes(frame, checks, sides)])]
             else:
                 work = [(i, item) for i, part in [(None, checks), *frame.work] for item in part]
@@ -275,7 +274,7 @@ class Runner:
         A capture makes edges of its graph of what streams wait for.
         """
         lanes = frame.lanes
-        streams = [torch.cuda.current_stream(self.engine.device), *sides]
+        streams = [torch.cuda.current_stream(self._device), *sides]
         done: dict[int, torch.cuda.Event] = {}
         _do(checks)
         for step, (_, work) in enumerate(frame.work, start=INPUT):
@@ -308,24 +307,24 @@ class Runner:
         return parts
 
     def _capturable(self, index: int | None, item: Work) -> bool:
-        """Try whether a call into PyTorch can be captured; the engine remembers which cannot."""
+        """Try whether a call into PyTorch can be captured; the program remembers which cannot."""
         try:
             self._graph([item])
         except RuntimeError as error:
             causes = _causes(error)
             if any(isinstance(cause, torch.OutOfMemoryError) for cause in causes):
                 raise
-            torch.cuda.synchronize(self.engine.device)
+            torch.cuda.synchronize(self._device)
             if index is not None:
                 # behind the first line is PyTorch's advice on how to debug
-                self.engine.uncaptured.setdefault(index, str(causes[-1]).partition("\n")[0])
+                self.program.uncaptured.setdefault(index, str(causes[-1]).partition("\n")[0])
             return False
         return True
 
     def _graph(self, work: Sequence[Work]) -> Work:
         """Capture work as a CUDA graph; returns its replay."""
         graph = torch.cuda.CUDAGraph()
-        device = self.engine.device
+        device = self._device
         # PyTorch's own stream for captures belongs to the device that was current at the first one
         stream = torch.cuda.Stream(device)
         with (
@@ -368,11 +367,11 @@ def _causes(error: BaseException) -> list[BaseException]:
 class _Staging:
     """Frames of the host on their way to the device: pinned memory, and a stream of its own."""
 
-    def __init__(self, engine: TritonEngine) -> None:
-        self._shape = (*engine.plan.size, engine.plan.shape[0])
-        self._device = engine.device
+    def __init__(self, program: Program) -> None:
+        self._shape = (*program.plan.size, program.plan.shape[0])
+        self._device = program.gpu.device
         # of another pool than the streams that graphs are captured on, maybe by another thread
-        self._stream = torch.cuda.Stream(engine.device, priority=-1)
+        self._stream = torch.cuda.Stream(program.gpu.device, priority=-1)
         self._buffers: dict[tuple[int, int, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._sent = False
 

@@ -8,12 +8,13 @@ decides.
 from __future__ import annotations
 
 from math import ceil, prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.kernels import select as kernels
 from torchdelta.engines.triton.kernels import words as word_kernels
 from torchdelta.engines.triton.kernels.shared import IDENTITY, TABLE, TOUCH, WINDOW
@@ -29,9 +30,6 @@ from torchdelta.engines.triton.schedule import (
     phases_of,
 )
 from torchdelta.ops.base import Footprint
-
-if TYPE_CHECKING:
-    from torchdelta.engines.triton.frame import Frame
 
 # stamps in a word, and how far beside it a window may reach
 WORD_PX, FARTHEST_PX = 8, 7
@@ -63,14 +61,14 @@ def launches(frame: Frame, selection: Selection) -> list[Work]:
     size = frame.plan.values[frame.plan.steps[index].output].size
     mask = frame.dummy
     if index in frame.forced:
-        room = torch.zeros(aligned(prod(size)), dtype=torch.uint8, device=frame.device)
+        room = torch.zeros(aligned(prod(size)), dtype=torch.uint8, device=frame.gpu.device)
         frame.forced_masks[index] = mask = room[: prod(size)]
     common = {
         "list_ptr": own.entries, "count_ptr": own.count, "active_ptr": frame.counts[index],
         "wide_list_ptr": wide.entries, "wide_count_ptr": wide.count, "ctl_ptr": frame.memory.ctl,
         "forced_ptr": mask, "never": 0, "h": size[0], "w": size[1],
         **frame.window_args(frame.plan.steps[index].output), "FORCED": index in frame.forced,
-        "PDL": frame.pdl,
+        "PDL": frame.gpu.pdl,
     }  # fmt: skip
     sources = [*selection.sources, *((value, Footprint()) for value in selection.extra)]
     if prod(phases) == 1 and len(sources) <= MOST_SOURCES and all(map(_in_words, sources)):
@@ -96,7 +94,7 @@ def _word_launch(
 ) -> Work:
     h, w = common["h"], common["w"]
     row_words = ceil(w / WORD_PX)
-    few = frame.slots * h * row_words <= FEW_WORDS[0] * FEW_PROGRAMS * frame.processors
+    few = frame.slots * h * row_words <= FEW_WORDS[0] * FEW_PROGRAMS * frame.gpu.processors
     words, warps = FEW_WORDS if few else MANY_WORDS
     tile_w = min(TILE_WORDS, 1 << (row_words - 1).bit_length())
     across = ceil(row_words / tile_w)
@@ -145,7 +143,7 @@ def _pixel_launches(frame: Frame, selection: Selection, common: dict[str, Any]) 
     index, area = selection.step, common["h"] * common["w"]
     phases = phases_of(frame.plan, index)
     across = max((_table_width(footprint) for _, footprint in selection.sources), default=1)
-    size = pixels_each(area, frame.slots, frame.processors)
+    size = pixels_each(area, frame.slots, frame.gpu.processors)
     if across > 1:
         # a program holds many taps of each of its windows
         size = max(4, size // across)
@@ -157,7 +155,7 @@ def _pixel_launches(frame: Frame, selection: Selection, common: dict[str, Any]) 
     ] or [[]]
     carry = frame.dummy
     if len(parts) > 1:
-        carry = torch.zeros(frame.capacity(index), dtype=torch.uint8, device=frame.device)
+        carry = torch.zeros(frame.capacity(index), dtype=torch.uint8, device=frame.gpu.device)
         frame.bytes += carry.numel()
         frame.constants.append(carry)
     out: list[Work] = []
@@ -204,7 +202,7 @@ def _footprint_args(frame: Frame, n: int, footprint: Any, numbers: list[int]) ->
         numbers[2:] = [y.stride, x.stride, y.pad, x.pad, y.dilation, x.dilation]
         return {f"KIND{n}": WINDOW, f"KH{n}": y.kernel, f"KW{n}": x.kernel}
     tables = [
-        torch.from_numpy(axis.taps.astype(np.int32)).contiguous().to(frame.device)
+        torch.from_numpy(axis.taps.astype(np.int32)).contiguous().to(frame.gpu.device)
         for axis in (y, x)
     ]
     frame.constants += tables
@@ -232,13 +230,13 @@ def count_launches(frame: Frame) -> list[Work]:
                 jobs.append((stamps[0] + at, second, counter + 4 * slot, length, slot))
     if not jobs:
         return []
-    table = torch.tensor(jobs, dtype=torch.int64, device=frame.device)
+    table = torch.tensor(jobs, dtype=torch.int64, device=frame.gpu.device)
     frame.bytes += table.numel() * 8
     frame.constants.append(table)
     two = any(len(use.filters) > 1 for use in frame.schedule.uses)
     args = {
         "jobs_ptr": table, "ctl_ptr": frame.memory.ctl, "TWO": two, "BW": COUNT_WORDS,
-        "PDL": frame.pdl,
+        "PDL": frame.gpu.pdl,
     }  # fmt: skip
     return [Launch(word_kernels.count_stamps, len(jobs), args)]
 
