@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from torchdelta.cli.outputs import is_folder, paths_in, video_paths
-from torchdelta.cli.run import Runner, print_results
+from torchdelta.cli.runner import Runner, print_results
 from torchdelta.cli.stop import Stop, stoppable
 from torchdelta.cli.track import Track
 from torchdelta.console import PlainConsole

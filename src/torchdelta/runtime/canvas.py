@@ -8,7 +8,7 @@ from torchdelta.engines import Engine
 from torchdelta.plan import Plan
 from torchdelta.runtime.outputs import Outputs
 from torchdelta.runtime.profile import Profile
-from torchdelta.runtime.stream import Stream
+from torchdelta.runtime.standing import Standing
 from torchdelta.runtime.thresholds import Thresholds
 from torchdelta.runtime.windows import Position
 from torchdelta.state import State
@@ -41,7 +41,7 @@ class Canvas:
         """What runs."""
         return self.engine.plan
 
-    def settle(self, stream: Stream, at: Position) -> None:
+    def settle(self, stream: Standing, at: Position) -> None:
         """Let a stream's window lie where its frame says."""
         if at is stream.rest:
             return

@@ -196,7 +196,7 @@ class Session(Unpicklable):
     ) -> Stream:
         """Make a stream at its beginning; slot: -1: it gets one when it joins."""
         placement = make_placement(motion, self._world, self.grains)
-        return Stream(name, slot, motion, placement, StreamStats(self.plan), tolerance, reason)
+        return Stream(name, slot, reason, motion, placement, StreamStats(self.plan), tolerance)
 
     def _join(self, stream: Stream) -> Stream:
         taken = {other.slot for other in self._streams.values()}

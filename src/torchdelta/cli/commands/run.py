@@ -148,8 +148,8 @@ def run(
             ],
         )
         with doing(log, "loading PyTorch"):
-            from torchdelta.cli.run import RunOptions
             from torchdelta.cli.run import run as run_all
+            from torchdelta.cli.runner import RunOptions
 
         options = RunOptions(
             sources=sources,

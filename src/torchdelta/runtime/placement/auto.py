@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 
-from torchdelta.runtime.placement.base import Arrival, Placed, Placement
+from torchdelta.runtime.placement.base import Arrival, Placed, Placement, Ran
 from torchdelta.runtime.placement.fixed import Fixed
 from torchdelta.runtime.placement.followed import ESTIMATORS, Followed, check_extras
 from torchdelta.runtime.placement.watch import Watch
 from torchdelta.runtime.placement.world import World
-from torchdelta.runtime.result import Result
-from torchdelta.runtime.stream import Stream
+from torchdelta.runtime.standing import Standing
 from torchdelta.runtime.windows import check_mask
 
 THE_CAMERA_MOVES = "the camera moves"
@@ -39,7 +38,7 @@ class Auto(Placement):
         self._watch.begin()
         return not self._watch.suspicious
 
-    def check(self, stream: Stream, arrival: Arrival) -> Arrival:
+    def check(self, stream: Standing, arrival: Arrival) -> Arrival:
         """Check what came; changes nothing."""
         if self._following is not None:
             return self._following.check(stream, arrival)
@@ -50,13 +49,13 @@ class Auto(Placement):
             checked.roi = check_mask("roi", checked.roi, still.plan, still.device)
         return checked
 
-    def place(self, stream: Stream, arrival: Arrival) -> Placed:
+    def place(self, stream: Standing, arrival: Arrival) -> Placed:
         """Place a frame; from here on in windows, if its camera turns out to move."""
         look_ms = 0.0 if self._following is not None else self._look(stream, arrival)
         placed = (self._following or self._fixed).place(stream, arrival)
         return placed._replace(spent_ms=placed.spent_ms + look_ms) if look_ms else placed
 
-    def _look(self, stream: Stream, arrival: Arrival) -> float:
+    def _look(self, stream: Standing, arrival: Arrival) -> float:
         """Follow the camera from this frame on if it moves; returns ms spent looking at it."""
         watch, world = self._watch, self._world
         # a look that begins now would be over too early
@@ -75,7 +74,7 @@ class Auto(Placement):
             stream.begin_anew(THE_CAMERA_MOVES)
         return look_ms
 
-    def ran(self, stream: Stream, result: Result) -> None:
+    def ran(self, stream: Standing, result: Ran) -> None:
         """Take note of what a frame gave; the camera may be followed no longer."""
         if result.error is not None:
             return

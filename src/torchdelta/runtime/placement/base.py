@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from torchdelta.errors import FrameError
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.vectors import Vectors
+from torchdelta.runtime.standing import Standing
+from torchdelta.runtime.stats import FrameStats
 from torchdelta.runtime.windows import Mask, Position, Window
-
-if TYPE_CHECKING:
-    from torchdelta.runtime.result import Result
-    from torchdelta.runtime.stream import Stream
 
 
 @dataclass
@@ -47,6 +46,29 @@ class Placed(NamedTuple):
     spent_ms: float = 0.0
 
 
+class Counted(Protocol):
+    """One stream's frame: its statistics, made when they are read."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing has to be waited for."""
+
+    @property
+    def stats(self) -> FrameStats:
+        """Counts of the frame; waits for the device."""
+
+
+class Ran(Protocol):
+    """What placements read of a result (`runtime.result.Result`)."""
+
+    error: FrameError | None
+    aligned: Aligned | None
+
+    @property
+    def counted(self) -> Counted:
+        """What is counted of the frame."""
+
+
 class Placement(ABC):
     """How one stream's frames lie in its window."""
 
@@ -60,16 +82,16 @@ class Placement(ABC):
         return False
 
     @abstractmethod
-    def check(self, stream: Stream, arrival: Arrival) -> Arrival:
+    def check(self, stream: Standing, arrival: Arrival) -> Arrival:
         """Check what came; changes nothing. Raises: FrameError."""
 
     @abstractmethod
-    def place(self, stream: Stream, arrival: Arrival) -> Placed:
+    def place(self, stream: Standing, arrival: Arrival) -> Placed:
         """Place a frame that was checked."""
 
     # most take no note of either
 
-    def ran(self, stream: Stream, result: Result) -> None:  # noqa: B027
+    def ran(self, stream: Standing, result: Ran) -> None:  # noqa: B027
         """Take note of what a frame gave; a device may still be at it."""
 
     def missed(self) -> None:  # noqa: B027

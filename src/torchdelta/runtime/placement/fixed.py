@@ -7,7 +7,7 @@ from dataclasses import replace
 from torchdelta.engines import Engine
 from torchdelta.runtime.frames import check_frame
 from torchdelta.runtime.placement.base import Arrival, Placed, Placement
-from torchdelta.runtime.stream import Stream
+from torchdelta.runtime.standing import Standing
 from torchdelta.runtime.windows import place
 
 
@@ -23,7 +23,7 @@ class Fixed(Placement):
         """Begin a turn: nothing is to be done."""
         return True
 
-    def check(self, stream: Stream, arrival: Arrival) -> Arrival:
+    def check(self, stream: Standing, arrival: Arrival) -> Arrival:
         """Check a frame, its region of interest and its window; changes nothing."""
         engine, full = self._engine, stream.full is not None
         if full or arrival.window is not None or arrival.roi is not None:
@@ -42,7 +42,7 @@ class Fixed(Placement):
         )  # fmt: skip
         return replace(arrival, frame=frame, position=at)
 
-    def place(self, stream: Stream, arrival: Arrival) -> Placed:
+    def place(self, stream: Standing, arrival: Arrival) -> Placed:
         """Bring a frame to where the engine takes it."""
         assert arrival.position is not None
         frame = arrival.frame.permute(2, 0, 1)

@@ -19,7 +19,7 @@ from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.frames import check_frame
 from torchdelta.runtime.placement.base import Arrival, Placed, Placement
 from torchdelta.runtime.placement.world import World
-from torchdelta.runtime.stream import Stream
+from torchdelta.runtime.standing import Standing
 from torchdelta.runtime.windows import Window, check_mask, place
 
 # motion="codec" says so where as many frames of a stream came without a single vector
@@ -48,7 +48,7 @@ class Followed(Placement):
         # frames that came without vectors; None once there were any
         self._vectorless: int | None = 0
 
-    def check(self, stream: Stream, arrival: Arrival) -> Arrival:
+    def check(self, stream: Standing, arrival: Arrival) -> Arrival:
         """Check a frame and what came with it; changes nothing."""
         still = self._world.still
         check_extras(arrival)
@@ -58,7 +58,7 @@ class Followed(Placement):
             region = check_mask("roi", region, still.plan, still.device)
         return replace(arrival, frame=frame, roi=region)
 
-    def place(self, stream: Stream, arrival: Arrival) -> Placed:
+    def place(self, stream: Standing, arrival: Arrival) -> Placed:
         """Find where a frame lies, and bring it into the window."""
         begin = time.perf_counter()
         aligned = self.aligner.place(
@@ -88,7 +88,7 @@ class Followed(Placement):
         """Take note of a frame that was refused: nobody knows where it lies."""
         self.aligner.miss()
 
-    def _count_vectors(self, stream: Stream, aligned: Aligned) -> None:
+    def _count_vectors(self, stream: Standing, aligned: Aligned) -> None:
         """Say once where vectors never come."""
         if self._vectorless is None or aligned.motion.estimator is None:
             return

@@ -8,7 +8,7 @@ from torchdelta.motion.homography import check_homography
 from torchdelta.runtime.placement.base import Arrival
 from torchdelta.runtime.placement.followed import Followed
 from torchdelta.runtime.placement.world import World
-from torchdelta.runtime.stream import Stream
+from torchdelta.runtime.standing import Standing
 
 
 class Given(Followed):
@@ -17,7 +17,7 @@ class Given(Followed):
     def __init__(self, world: World) -> None:
         super().__init__(world, "given")
 
-    def check(self, stream: Stream, arrival: Arrival) -> Arrival:
+    def check(self, stream: Standing, arrival: Arrival) -> Arrival:
         """Check a frame and what came with it; changes nothing."""
         checked = super().check(stream, arrival)
         if arrival.homography is None:

@@ -16,7 +16,7 @@ from torchdelta.motion.estimate import STILL_PX, Estimator
 from torchdelta.motion.homography import farthest_px
 from torchdelta.motion.thumb import Thumb
 from torchdelta.motion.vectors import Vectors
-from torchdelta.runtime.uncounted import Counted
+from torchdelta.runtime.placement.base import Counted
 
 # a camera is suspected to move where this share of the input is published, averaged over some
 # frames with this weight for the newest
