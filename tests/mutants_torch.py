@@ -21,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         "join without reset", "runtime/session.py", "Session._new",
-        "StreamStats(self.plan), tolerance, reason)", "StreamStats(self.plan), tolerance, None)",
+        "Stream(name, slot, reason, motion,", "Stream(name, slot, None, motion,",
         tests=("test_session.py",), names="taken_over or join", few=True,
     ),
     Mutant(

@@ -24,8 +24,8 @@ from torchdelta.cli.app import app
 from torchdelta.cli.track import Track
 from torchdelta.demo.scene import Scene
 from torchdelta.ops import OPS
+from torchdelta.ops.functions import POINTWISE
 from torchdelta.ops.gate import input_gate, input_threshold
-from torchdelta.ops.pointwise import POINTWISE
 from torchdelta.plan.rules_compute import COMPUTE
 from torchdelta.plan.rules_move import MOVE
 from torchdelta.runtime.inspect import frame_state

@@ -25,11 +25,10 @@ from support import (
 )
 from torchdelta import native_lib
 from torchdelta.engines import ENGINES
-from torchdelta.engines.cpu import blob
-from torchdelta.engines.cpu.blob import native_function
+from torchdelta.engines.cpu import bind
 from torchdelta.engines.torch_engine import TorchEngine
 from torchdelta.ops import OPS, Binary, Dense, Pointwise
-from torchdelta.ops.pointwise import BINARY, POINTWISE
+from torchdelta.ops.functions import BINARY, POINTWISE
 
 # relative L2 against the stock operation in float32; other orders of summation, nothing else
 FP32 = 1e-5
@@ -141,10 +140,10 @@ def test_every_function_has_cases() -> None:
     steps = [step for case in cases for step in compiled(case)[0].plan.steps]
     alone = [step.op for step in steps if isinstance(step.op, Pointwise)]
     assert {op.fn for op in alone} == {*POINTWISE, "prelu"} - REWRITTEN
-    native = {function.name for op in alone if (function := native_function(op))}
-    assert native == {*blob.POINTWISE} - REWRITTEN
+    native = {function.name for op in alone if (function := op.kernel)}
+    assert native == {*bind.names("functions")} - REWRITTEN
     pairs = {step.op.fn for step in steps if isinstance(step.op, Binary)}
-    assert pairs == {*BINARY} == {*blob.BINARY}
+    assert pairs == {*BINARY} == {*bind.names("pairs")}
 
 
 def test_every_engine_is_tested() -> None:

@@ -65,6 +65,15 @@ const char* td_isas(void) {
   return names.c_str();
 }
 
+const char* td_names(void) {
+  static const std::string names =
+      "operations" TD_OPERATIONS(TD_NAME) "\nfunctions" TD_FUNCTIONS(TD_NAME) "\npairs" TD_PAIRS(
+          TD_NAME) "\ngroup " +
+      std::to_string(td::kGroup) + "\ntd_slot " + std::to_string(sizeof(td_slot)) + "\ntd_call " +
+      std::to_string(sizeof(td_call)) + "\ntd_warp_call " + std::to_string(sizeof(td_warp_call));
+  return names.c_str();
+}
+
 td_program* td_load(const void* program, uint64_t bytes, const char* isa, char* message,
                     uint64_t message_bytes) {
   try {

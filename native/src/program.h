@@ -10,9 +10,11 @@
 #include <string>
 #include <vector>
 
+#include "names.h"
+
 namespace td {
 
-// channels in a gate's group (plan/ir.py)
+// channels in a gate's group; `td_names` tells it, and the Python side has the same (plan/ir.py)
 constexpr int kGroup = 64;
 
 enum class Element : int { compute = 0, float32 = 1, foreign = 2 };
@@ -45,38 +47,10 @@ struct Footprint {
   Axis rows, cols;
 };
 
-// Order of `engines/cpu/blob.py`.
-enum class Code : int {
-  foreign = 0,
-  conv2d,
-  conv_transpose2d,
-  max_pool2d,
-  avg_pool2d,
-  adaptive_avg,
-  adaptive_max,
-  tile_sum,
-  tile_max,
-  global_avg,
-  global_max,
-  pointwise,
-  affine,
-  binary,
-  constant,
-  softmax,
-  log_softmax,
-  bilinear,
-  remap,
-  pixel_shuffle,
-  pixel_unshuffle,
-  reshape,
-  copy,
-  count_
-};
-
 // One part of a step's epilogue.
 struct Part {
   bool residual;
-  int fn;          // `Pointwise` or `Binary`, see pointwise.h
+  int fn;          // `Fn`, of a residual `Fn2`
   float args[4];   // of a pointwise function; alpha of a residual
   int input;       // residual: which of the step's inputs
   bool first;      // residual: it is the left operand

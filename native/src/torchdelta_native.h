@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-#define TD_ABI 7
+#define TD_ABI 8
 #define TD_API __attribute__((visibility("default")))
 
 typedef struct td_program td_program;
@@ -79,6 +79,10 @@ typedef struct {
 TD_API int32_t td_abi(void);
 // Names of the instruction sets that are compiled in and that this CPU has, best first.
 TD_API const char* td_isas(void);
+// What both sides must agree on, as lines of words: "operations", "functions" and "pairs" with their
+// names in the order of the numbers that stand for them in a program; "group": channels of a gate's
+// group; "td_slot", "td_call", "td_warp_call": bytes of these structures
+TD_API const char* td_names(void);
 // Reads a program (see `program.h`) for one of these; null and a message where that fails.
 TD_API td_program* td_load(const void* program, uint64_t bytes, const char* isa, char* message,
                     uint64_t message_bytes);

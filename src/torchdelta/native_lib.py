@@ -19,7 +19,7 @@ import torch  # its OpenMP runtime must be loaded before ours is looked for
 
 from torchdelta.errors import EngineError
 
-ABI = 7
+ABI = 8
 LIBRARY = "libtorchdelta_native.so"
 # in this package: who builds it writes it there
 FOLDER = "engines/cpu"
@@ -112,6 +112,22 @@ def function(name: str, result: Any, *arguments: Any) -> Any:
     found = getattr(library(), name)
     found.restype, found.argtypes = result, arguments
     return found
+
+
+def told() -> dict[str, tuple[str, ...]]:
+    """Give what the library tells of itself (`td_names`): words by what they are."""
+    lines = function("td_names", ctypes.c_char_p)().decode().splitlines()
+    return {what: tuple(words) for what, *words in map(str.split, lines)}
+
+
+def agree(what: str, ours: int) -> None:
+    """Raise EngineError where the library has another number for a thing than Python."""
+    theirs = told().get(what)
+    if theirs != (str(ours),):
+        raise EngineError(
+            f"the native library has {what} {' '.join(theirs or ('unknown',))}, this version of "
+            f"torchdelta {ours}; install torchdelta again"
+        )
 
 
 def isas() -> list[str]:

@@ -4,63 +4,10 @@
 #include <cfloat>
 #include <cmath>
 
+#include "../names.h"
 #include "simd.h"
 
 namespace td {
-
-// Order of POINTWISE in `engines/cpu/blob.py`; a, b, c are the part's arguments.
-enum class Fn : int {
-  relu,
-  clamp,       // to a .. b
-  leaky_relu,  // slope a
-  prelu,       // slopes per channel
-  elu,         // a: alpha, b: scale, c: input scale
-  threshold,   // x > a ? x : b
-  hardshrink,  // a: lambda
-  softshrink,  // a: lambda
-  abs,
-  neg,
-  square,
-  sqrt,
-  rsqrt,
-  reciprocal,
-  sign,
-  floor,
-  ceil,
-  round,
-  trunc,
-  hardsigmoid,
-  hardswish,
-  sigmoid,
-  silu,
-  tanh,
-  gelu_erf,
-  gelu_tanh,
-  mish,
-  softplus,  // a: beta, b: threshold
-  log_sigmoid,
-  exp,
-  expm1,
-  log,
-  log1p,
-  log2,
-  log10,
-  erf,
-  sin,
-  cos,
-  tan,
-  sinh,
-  cosh,
-  asin,
-  acos,
-  atan,
-  asinh,
-  acosh,
-  atanh,
-};
-
-// Order of BINARY in `engines/cpu/blob.py`.
-enum class Fn2 : int { add, sub, mul, div, maximum, minimum, pow };
 
 namespace TD_ISA {
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from torchdelta.errors import EngineError
 from torchdelta.motion.homography import Homography, Size, inverse, scaled, shift, whole_shift
-from torchdelta.native_lib import choose_isa, function, isas
+from torchdelta.native_lib import agree, choose_isa, function, isas
 
 # a pixel centre may lie that far outside the frame by rounding, pixels
 ROUNDING_PX = 1e-6
@@ -168,6 +168,7 @@ def _copied(frame: Any, by: tuple[int, int], out: Any) -> Any:
 def _has_native() -> bool:
     """Say whether the native library can be used; `torchdelta env` says why where it cannot."""
     try:
+        agree("td_warp_call", ctypes.sizeof(_Call))
         return bool(isas())
     except EngineError:
         return False

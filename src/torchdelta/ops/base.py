@@ -209,12 +209,16 @@ class Op:
             windows; "whole": only `full` exists, `whole_reason` says why
     gated:  False: the gate behind it compares values, its threshold is 0, because the operation
             only moves numbers or is one half of a larger one
+    gives_sums, takes_sums: whether its result, or its input, are partial sums in float32, whatever
+            the session's dtype
     """
 
     name: ClassVar[str]
     kind: ClassVar[Literal["rows", "window", "whole"]] = "rows"
     whole_reason: ClassVar[str] = ""
     gated: ClassVar[bool] = True
+    gives_sums: ClassVar[bool] = False
+    takes_sums: ClassVar[bool] = False
 
     def fixed(self, in_sizes: Sequence[Size]) -> str | None:
         """Say why moving the input by whole strides does more than move the output, or None.

@@ -10,7 +10,7 @@ Footprint: the same pixel; all pixels where an operand is one vector for the who
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,29 +29,7 @@ from torchdelta.ops.base import (
     take_all,
     take_rows,
 )
-
-aten = torch.ops.aten
-
-# ATen's elementwise functions of one tensor that a `Pointwise` step may run, by their ATen name
-POINTWISE: dict[str, Callable[..., Tensor]] = {
-    name: getattr(aten, name)
-    for name in (
-        "abs acos acosh asin asinh atan atanh ceil celu clamp clamp_max clamp_min cos cosh elu "
-        "erf exp expm1 floor gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu log "
-        "log10 log1p log2 log_sigmoid mish neg reciprocal relu relu6 round rsqrt selu sigmoid "
-        "sign silu sin sinh softplus softshrink sqrt square tan tanh threshold trunc"
-    ).split()
-}
-# the same for two tensors
-BINARY: dict[str, Callable[..., Tensor]] = {
-    "add": torch.add,
-    "sub": torch.sub,
-    "mul": torch.mul,
-    "div": torch.div,
-    "maximum": torch.maximum,
-    "minimum": torch.minimum,
-    "pow": torch.pow,
-}
+from torchdelta.ops.functions import BINARY, POINTWISE, Function, kernel_function
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -75,6 +53,11 @@ class Pointwise(Op):
     fn: str
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def kernel(self) -> Function | None:
+        """What a kernel computes for it; None where none could."""
+        return kernel_function(self.fn, self.args, dict(self.kwargs))
 
     def apply(self, x: Tensor, weights: Weights) -> Tensor:
         """Compute f on pixels in the last-but-one axes, channels last."""

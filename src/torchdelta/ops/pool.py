@@ -165,6 +165,7 @@ class TileReduce(WindowOp):
 
     name: ClassVar[str] = "tile_reduce"
     gated: ClassVar[bool] = False
+    gives_sums: ClassVar[bool] = True
     how: Kind = "avg"
 
     @property
@@ -208,6 +209,7 @@ class GlobalReduce(Op):
     """Second half of a global pool: all tiles to one vector; `area` is the map's H * W."""
 
     name: ClassVar[str] = "global_reduce"
+    takes_sums: ClassVar[bool] = True
     whole_reason: ClassVar[str] = "one vector"
     kind: ClassVar[Literal["rows", "window", "whole"]] = "whole"
     how: Kind = "avg"

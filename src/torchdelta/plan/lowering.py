@@ -19,7 +19,7 @@ from torchdelta.errors import CaptureError, first_lines
 from torchdelta.ops import Dense
 from torchdelta.ops.base import Op
 from torchdelta.ops.dense import Arg, Const
-from torchdelta.ops.pointwise import POINTWISE
+from torchdelta.ops.functions import POINTWISE
 from torchdelta.plan.constants import (
     Constants,
     aten_name,

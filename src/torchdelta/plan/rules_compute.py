@@ -24,7 +24,7 @@ from torchdelta.ops import (
     TileReduce,
 )
 from torchdelta.ops.base import Op
-from torchdelta.ops.pointwise import BINARY
+from torchdelta.ops.functions import BINARY
 from torchdelta.ops.pool import TILE_PX, Kind
 from torchdelta.plan.draft import Draft
 from torchdelta.plan.lowering import (

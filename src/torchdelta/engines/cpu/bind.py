@@ -6,10 +6,12 @@ The structures mirror `native/src/torchdelta_native.h`.
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import Any
 
 from torchdelta.errors import EngineError
-from torchdelta.native_lib import function
+from torchdelta.native_lib import agree, function, told
+from torchdelta.plan.ir import GROUP_CHANNELS
 
 MESSAGE_BYTES = 512
 
@@ -62,6 +64,29 @@ class Call(ctypes.Structure):
         ("foreign", ForeignFn),
         ("step_ms", ctypes.c_void_p),
     )
+
+
+@cache
+def names(kind: str) -> tuple[str, ...]:
+    """List what the library has of a kind, in the order of the numbers that programs have for it.
+
+    kind: "operations", "functions" of one number, or "pairs": functions of two
+    Raises: EngineError where library and Python do not agree on structures or on a gate's group.
+    """
+    agree("td_slot", ctypes.sizeof(Slot))
+    agree("td_call", ctypes.sizeof(Call))
+    agree("group", GROUP_CHANNELS)
+    return told()[kind]
+
+
+def code_of(kind: str, name: str) -> int:
+    """Give what stands for a name in a program. Raises: EngineError where the library lacks it."""
+    known = names(kind)
+    if name not in known:
+        raise EngineError(
+            f"the native library has no {name!r} among its {kind}; install torchdelta again"
+        )
+    return known.index(name)
 
 
 class NativeProgram:

@@ -17,28 +17,14 @@ import torch
 from torch import Tensor
 
 from torchdelta import ops
+from torchdelta.engines.cpu.bind import code_of, names
 from torchdelta.ops.base import Axis, Footprint, Op
+from torchdelta.ops.functions import Function
 from torchdelta.ops.pool import TILE_PX
 from torchdelta.plan import Plan
 from torchdelta.plan.ir import Activation, Residual, Step
 
 MAGIC = 0x31474F5250445400
-
-# order of `enum class Code` in program.h
-CODES = (
-    "foreign conv2d conv_transpose2d max_pool2d avg_pool2d adaptive_avg adaptive_max tile_sum "
-    "tile_max global_avg global_max pointwise affine binary constant softmax log_softmax bilinear "
-    "remap pixel_shuffle pixel_unshuffle reshape copy"
-).split()
-# order of `enum class Fn` in pointwise.h
-POINTWISE = (
-    "relu clamp leaky_relu prelu elu threshold hardshrink softshrink abs neg square sqrt rsqrt "
-    "reciprocal sign floor ceil round trunc hardsigmoid hardswish sigmoid silu tanh gelu_erf "
-    "gelu_tanh mish softplus log_sigmoid exp expm1 log log1p log2 log10 erf sin cos tan sinh cosh "
-    "asin acos atan asinh acosh atanh"
-).split()
-# order of `enum class Fn2`
-BINARY = "add sub mul div maximum minimum pow".split()
 
 # channels from which transforming a tile costs little beside multiplying it, and pairs of channels
 # for each pixel of the map up to which reading the larger weights does
@@ -46,7 +32,6 @@ LEAST_TILED, WEIGHTS_PER_PX = 16, 64
 
 # height and width that a native list of pixels can hold (`Pixel` in kernels.h)
 MOST_PX = 65535
-SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 
 @dataclass
@@ -60,53 +45,10 @@ class Params:
     indices: list[Iterable[int]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Function:
-    """A native elementwise function with its arguments."""
-
-    name: str
-    args: tuple[float, ...] = ()
-
-
 def native_function(op: ops.Pointwise) -> Function | None:
-    """Translate ATen's function and arguments; None where there is no native one."""
-    named = dict(op.kwargs)
-
-    def arg(position: int, name: str, default: float) -> float:
-        got = op.args[position] if len(op.args) > position else named.get(name)
-        return default if got is None else float(got)
-
-    fn = op.fn
-    if fn in ("relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"):
-        if fn == "relu6":
-            return Function("clamp", (0.0, 6.0))
-        if fn == "hardtanh":
-            return Function("clamp", (arg(0, "min_val", -1.0), arg(1, "max_val", 1.0)))
-        low = arg(0, "min", -math.inf) if fn != "clamp_max" else -math.inf
-        high = arg(0 if fn == "clamp_max" else 1, "max", math.inf)
-        return Function("clamp", (low, high if fn != "clamp_min" else math.inf))
-    if fn == "selu":
-        return Function("elu", (SELU_ALPHA, SELU_SCALE, 1.0))
-    if fn == "celu":
-        alpha = arg(0, "alpha", 1.0)
-        return Function("elu", (alpha, 1.0, 1.0 / alpha))
-    if fn == "elu":
-        return Function(
-            "elu", (arg(0, "alpha", 1.0), arg(1, "scale", 1.0), arg(2, "input_scale", 1.0))
-        )
-    if fn == "gelu":
-        kind = op.args[0] if op.args else named.get("approximate", "none")
-        return Function("gelu_tanh" if kind == "tanh" else "gelu_erf")
-    if fn == "round" and (op.args or named.get("decimals")):
-        return None
-    given = {
-        "leaky_relu": (arg(0, "negative_slope", 0.01),),
-        "threshold": (arg(0, "threshold", 0.0), arg(1, "value", 0.0)),
-        "hardshrink": (arg(0, "lambd", 0.5),),
-        "softshrink": (arg(0, "lambd", 0.5),),
-        "softplus": (arg(0, "beta", 1.0), arg(1, "threshold", 20.0)),
-    }
-    return Function(fn, given.get(fn, ())) if fn in POINTWISE else None
+    """Give what the native kernels compute for an operation; None where they cannot."""
+    function = op.kernel
+    return function if function and function.name in names("functions") else None
 
 
 def in_tiles(plan: Plan, step: Step) -> bool:
@@ -166,7 +108,7 @@ def _pointwise(plan: Plan, step: Step) -> Params | None:
     if function is None:
         return None
     slope = _slope(step.weights, plan.values[step.output].channels)
-    return Params("pointwise", [POINTWISE.index(function.name)], _four(function.args), [slope])
+    return Params("pointwise", [code_of("functions", function.name)], _four(function.args), [slope])
 
 
 def _affine(plan: Plan, step: Step) -> Params:
@@ -175,7 +117,7 @@ def _affine(plan: Plan, step: Step) -> Params:
 
 def _binary(plan: Plan, step: Step) -> Params:
     assert isinstance(step.op, ops.Binary)
-    return Params("binary", [BINARY.index(step.op.fn)], [step.op.alpha])
+    return Params("binary", [code_of("pairs", step.op.fn)], [step.op.alpha])
 
 
 def _constant(plan: Plan, step: Step) -> Params:
@@ -184,7 +126,7 @@ def _constant(plan: Plan, step: Step) -> Params:
     const = step.weights.get("const") if op.scalar is None else None
     shape = (1, 1, 1) if const is None else tuple(const.shape)
     return Params(
-        "constant", [BINARY.index(op.fn), int(op.const_first), int(const is None), *shape],
+        "constant", [code_of("pairs", op.fn), int(op.const_first), int(const is None), *shape],
         [op.scalar or 0.0], [const],
     )  # fmt: skip
 
@@ -262,11 +204,8 @@ def foreign_reason(plan: Plan, step: Step) -> str | None:
         if isinstance(part, Activation) and native_function(part.op) is None:
             return f"no native {part.op.fn}"
     for value in (step.output, *step.inputs):
-        # the partial sums of a global pool
-        tiles = (isinstance(step.op, ops.TileReduce) and value == step.output) or (
-            isinstance(step.op, ops.GlobalReduce) and value == step.inputs[0]
-        )
-        if plan.values[value].dtype != (torch.float32 if tiles else None):
+        sums = step.op.gives_sums if value == step.output else step.op.takes_sums
+        if plan.values[value].dtype != (torch.float32 if sums else None):
             return f"its numbers are {plan.values[value].dtype}"
     return None
 
@@ -320,13 +259,13 @@ class _Writer:
 
     def part(self, part: Residual | Activation, channels: int) -> None:
         if isinstance(part, Residual):
-            self.words(1, BINARY.index(part.op.fn))
+            self.words(1, code_of("pairs", part.op.fn))
             args: tuple[float, ...] = (part.op.alpha,)
             index, first, slope = part.index, part.first, None
         else:
             function = native_function(part.op)
             assert function is not None
-            self.words(0, POINTWISE.index(function.name))
+            self.words(0, code_of("functions", function.name))
             args, index, first = function.args, 0, False
             slope = _slope(part.weights, channels)
         for number in _four(args):
@@ -385,7 +324,7 @@ def _write_step(out: _Writer, plan: Plan, step: Step) -> None:
     params = None if foreign_reason(plan, step) else WRITERS[type(step.op)](plan, step)
     if params is None:
         params = Params("foreign")
-    out.words(CODES.index(params.code), step.output)
+    out.words(code_of("operations", params.code), step.output)
     out.integers(step.inputs)
     out.words(step.arity)
     for footprint in step.footprints:

@@ -12,7 +12,7 @@ from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.kernels import conv as kernels
 from torchdelta.engines.triton.kernels import depthwise as depthwise_kernels
 from torchdelta.engines.triton.launch import Launch
-from torchdelta.engines.triton.pack import NO_GROUP, Packed, Phase, epilogue_parts, function_of
+from torchdelta.engines.triton.pack import NO_GROUP, Packed, Phase, epilogue_parts
 from torchdelta.engines.triton.schedule import phases_of
 
 # steps of a sum from which lists of middle length are worth a program for each part (H200: 72 steps
@@ -30,7 +30,7 @@ def epilogue_args(frame: Frame, index: int, packed: Packed) -> dict[str, Any]:
         "slope_ptr": frame.dummy if packed.slope is None else packed.slope,
     }
     for name, parts in (("PRE", before), ("POST", after)):
-        function = function_of(parts[0]) if parts else None
+        function = parts[0].op.kernel if parts else None
         numbers = (*(function.args if function else ()), 0.0, 0.0, 0.0)
         args[name] = function.name if function else ""
         args |= {f"{name}_{letter}": float(n) for letter, n in zip("ABC", numbers, strict=False)}

@@ -10,19 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.gpu import Gpu
-from torchdelta.engines.triton.kernels.shared import GROUP
+from torchdelta.engines.triton.kernels.shared import FUNCTIONS, GROUP, JOINS
 from torchdelta.ops import Conv2d, ConvTranspose2d
 from torchdelta.plan import Plan
 from torchdelta.plan.ir import Activation, Residual, Step
 
-FUNCTIONS = frozenset(
-    "relu clamp leaky_relu elu threshold hardshrink softshrink abs neg square sqrt rsqrt "
-    "reciprocal sign floor ceil hardsigmoid hardswish sigmoid silu tanh gelu_erf gelu_tanh mish "
-    "softplus log_sigmoid exp expm1 log log1p log2 log10 erf sin cos".split()
-)
-JOINS = frozenset("add sub mul div maximum minimum".split())
 # channels below which a step of the sum takes several taps
 FEW_CHANNELS = 16
 # taps along an axis that the kernels can keep track of
@@ -121,19 +114,14 @@ def epilogue_parts(step: Step) -> tuple[list[Activation], Residual | None, list[
     return before, residual, after
 
 
-def function_of(part: Activation) -> Function | None:
-    """Give the kernels' function of an activation; None where there is none."""
-    return Function("prelu") if part.op.fn == "prelu" else native_function(part.op)
-
-
 def refusal(plan: Plan, step: Step) -> str | None:
     """Say why no kernel here computes a convolution; None where one does."""
     before, residual, after = epilogue_parts(step)
     if len(before) > 1 or len(after) > 1:
         return "several activations in a row"
     for part in (*before, *after):
-        function = function_of(part)
-        if function is None or (function.name not in FUNCTIONS and function.name != "prelu"):
+        function = part.op.kernel
+        if function is None or function.name not in FUNCTIONS:
             return f"no kernel computes {part.op.fn}"
     if isinstance(step.op, Conv2d) and max(step.op.kernel) > MOST_TAPS_ACROSS:
         return f"a kernel of more than {MOST_TAPS_ACROSS} taps across"

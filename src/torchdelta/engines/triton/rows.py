@@ -15,19 +15,17 @@ import torch
 from torch import Tensor
 
 from torchdelta import ops
-from torchdelta.engines.cpu.blob import Function, native_function
 from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.kernels import move, pointwise, pool, resize
+from torchdelta.engines.triton.kernels.shared import FUNCTIONS, JOINS
 from torchdelta.engines.triton.launch import Launch, divider
-from torchdelta.engines.triton.pack import FUNCTIONS, JOINS
 from torchdelta.engines.weights import Weights
 from torchdelta.ops.base import Op
+from torchdelta.ops.functions import Function
 from torchdelta.ops.pool import TILE_PX
 from torchdelta.plan import Plan
 from torchdelta.plan.ir import GROUP_CHANNELS, Activation, Residual, Step
 
-# elementwise functions that the kernels know
-NATIVE = FUNCTIONS | {"prelu"}
 # dtypes that are computed with, and those that are moved
 MATHS = (torch.float32, torch.float16, torch.bfloat16, None)
 MOVED = (*MATHS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -62,8 +60,8 @@ def _parameter_refusal(plan: Plan, step: Step) -> str | None:
     if functions is None:
         return "an epilogue of several parts"
     for function in functions:
-        native = native_function(function)
-        if native is None or native.name not in NATIVE:
+        known = function.kernel
+        if known is None or known.name not in FUNCTIONS:
             return f"no kernel for {function.fn}"
     if isinstance(op, (ops.Binary, ops.BinaryConst)) and op.fn not in JOINS:
         return f"no kernel for {op.fn}"
@@ -186,7 +184,7 @@ def _pointwise(frame: Frame, index: int) -> tuple[Any, Args]:
 
 def _function(op: ops.Pointwise | None, name: str, prefix: str) -> Args:
     """Give an elementwise function and its arguments A, B, C."""
-    function = Function("") if op is None else native_function(op)
+    function = Function("") if op is None else op.kernel
     assert function is not None
     numbers = (*function.args, 0.0, 0.0, 0.0)
     return {

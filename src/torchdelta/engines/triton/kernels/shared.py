@@ -299,6 +299,15 @@ def softplus(x):
     return tl.where(x > 0, x, 0.0) + log1p(tl.exp(-tl.abs(x)))
 
 
+# what `apply_function` and `combine` have, and a PReLU, whose slopes are weights (`functions`)
+FUNCTIONS = frozenset(
+    "relu clamp leaky_relu elu threshold hardshrink softshrink abs neg square sqrt rsqrt "
+    "reciprocal sign floor ceil hardsigmoid hardswish sigmoid silu tanh gelu_erf gelu_tanh mish "
+    "softplus log_sigmoid exp expm1 log log1p log2 log10 erf sin cos prelu".split()
+)
+JOINS = frozenset("add sub mul div maximum minimum".split())
+
+
 @triton.jit
 def apply_function(
     x, FN: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr
