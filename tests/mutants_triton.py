@@ -127,7 +127,7 @@ MUTANTS = [
         tests=("test_triton.py",), names="lists_of_any_length", interpreted=True,
     ),
     Mutant(
-        "triton: input gate without dilation", "engines/triton/kernels/gate.py",
+        "triton: input gate without dilation", "engines/triton/kernels/input_gate.py",
         "publish_input",
         "reach = (tl.load(threshold_ptr + slot) != 0.0)",
         "reach = (tl.load(threshold_ptr + slot) < 0.0)",
@@ -162,7 +162,7 @@ MUTANTS = [
         tests=("test_triton_frames.py",), names="new_strips", few=True, interpreted=True,
     ),
     Mutant(
-        "triton: new strip of the input compared", "engines/triton/kernels/gate.py",
+        "triton: new strip of the input compared", "engines/triton/kernels/input_gate.py",
         "_standing",
         "return valid, (level == IS_UNSEEN).to(tl.int32)", "return valid, level * 0",
         tests=("test_triton_frames.py",), names="new_strips", interpreted=True,

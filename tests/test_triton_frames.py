@@ -64,7 +64,7 @@ def in_turns(streams: Sequence[Stream], do: Callable[[Launch], None]) -> None:
 
 def test_lanes_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever lane is ahead, the result is dense (P1); sums in parts have room by lane."""
-    from torchdelta.engines.triton.gate import check_launches
+    from torchdelta.engines.triton.input_gate import check_launches
 
     torch.manual_seed(0)
     branches = [nn.Sequential(conv(3, 16, 1), nn.ReLU(), conv(16, 4, 3)) for _ in range(2)]

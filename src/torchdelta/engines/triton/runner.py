@@ -18,7 +18,7 @@ from triton.runtime import driver
 from torchdelta.engines.base import NONE, FrameCall
 from torchdelta.engines.triton.control import Control, Layout
 from torchdelta.engines.triton.frame import Frame
-from torchdelta.engines.triton.gate import check_launches
+from torchdelta.engines.triton.input_gate import check_launches
 from torchdelta.engines.triton.launch import Launch, Work
 from torchdelta.engines.triton.memory import RING, Memory
 from torchdelta.engines.triton.program import Program

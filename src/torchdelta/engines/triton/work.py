@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchdelta.engines.triton import convolutions, gate, rows, select
+from torchdelta.engines.triton import convolutions, input_gate, rows, select
 from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.launch import Launch, Work
 from torchdelta.engines.triton.memory import Memory
@@ -24,7 +24,7 @@ def make_frame(
 ) -> Frame:
     """Make a kind of frame with all its launches (see `Frame`)."""
     frame = Frame(program, state, memory, schedule, forced, windows)
-    work: list[tuple[int | None, list[Work]]] = [(None, gate.launches(frame))]
+    work: list[tuple[int | None, list[Work]]] = [(None, input_gate.launches(frame))]
     for index in range(len(frame.plan.steps)):
         part: list[Work] = []
         if index in frame.schedule.selections:

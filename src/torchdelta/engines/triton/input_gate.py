@@ -1,6 +1,7 @@
 """Launches of the input gate: from a frame as it comes to the published input.
 
-They run the kernels of `kernels/gate.py`, and of `kernels/cells.py` where the gate counts in cells.
+They run the kernels of `kernels/input_gate.py`, and of `kernels/cells.py` where the gate counts in
+cells.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from math import ceil
 
 from torchdelta.engines.triton.frame import Frame
 from torchdelta.engines.triton.kernels import cells as cell_kernels
-from torchdelta.engines.triton.kernels import gate as kernels
+from torchdelta.engines.triton.kernels import input_gate as kernels
 from torchdelta.engines.triton.launch import Launch, Work, divider
 from torchdelta.engines.triton.memory import LEAST_PX, MOST_PX, Cells, pixels_each
 from torchdelta.engines.triton.pack import padded_channels
