@@ -6,9 +6,11 @@ result is gated like any other: everything behind it stays sparse.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +20,30 @@ from torch.utils import _pytree as pytree
 from torchdelta.apart import default_float32
 from torchdelta.ops.base import EVERYTHING, Footprint, Op, Size, Weights
 from torchdelta.ops.move import to_model_layout, to_state_layout
+
+
+@cache
+def operation(name: str) -> Callable[..., Any]:
+    """Look an operation up by its name: namespace, name, overload; or a function of `operator`."""
+    namespace, _, rest = name.partition(".")
+    found: Any = operator if namespace == "operator" else getattr(torch.ops, namespace)
+    for part in rest.split("."):
+        found = getattr(found, part)
+    assert callable(found)
+    return found
+
+
+def name_of(target: Callable[..., Any]) -> str:
+    """Name an operation so that `operation` finds it again.
+
+    Raises: ValueError for a function that is no registered operation.
+    """
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target)
+    name = f"operator.{getattr(target, '__name__', target)}"
+    if getattr(operator, name.partition(".")[2], None) is not target:
+        raise ValueError(f"{target} is no operation that PyTorch has registered")
+    return name
 
 
 @dataclass(frozen=True)
@@ -38,14 +64,15 @@ class Const:
 class Dense(Op):
     """An ATen call on whole inputs.
 
-    args and kwargs are trees with `Arg`, `Const` and plain values; `item` picks one of several
-    results. The batch size is 1. `shapes` are whole shapes, a leading batch of 1 included.
+    target: its name with its overload ("aten.cumsum.default"), looked up when it runs. args and
+    kwargs are trees with `Arg`, `Const` and plain values; `item` picks one of several results. The
+    batch size is 1. `shapes` are whole shapes, a leading batch of 1 included.
     by_default: it makes floating point of whole numbers, in what PyTorch's default dtype says
     """
 
     name: ClassVar[str] = "dense"
     kind: ClassVar[Literal["rows", "window", "whole"]] = "whole"
-    target: Callable[..., Any]
+    target: str
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -77,7 +104,7 @@ class Dense(Op):
 
         args, kwargs = pytree.tree_map(fill, (list(self.args), dict(self.kwargs)))
         with default_float32() if self.by_default else nullcontext():
-            out = self.target(*args, **kwargs)
+            out = operation(self.target)(*args, **kwargs)
         if self.item is not None:
             out = out[self.item]
         assert isinstance(out, torch.Tensor)
@@ -93,4 +120,4 @@ class Dense(Op):
 
     def describe(self) -> str:
         """Say the ATen name."""
-        return str(getattr(self.target, "__name__", self.target))
+        return self.target.partition(".")[2]

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torchdelta.errors import CaptureError, first_lines
 from torchdelta.ops import Dense
 from torchdelta.ops.base import Op
-from torchdelta.ops.dense import Arg, Const
+from torchdelta.ops.dense import Arg, Const, name_of
 from torchdelta.ops.functions import POINTWISE
 from torchdelta.plan.constants import (
     Constants,
@@ -269,13 +269,17 @@ class Lowering:
 
         tree_args, tree_kwargs = pytree.tree_map(note, (list(args), kwargs))
         macs = self._count_macs(self.node)
+        try:
+            called = name_of(target)
+        except ValueError as error:
+            raise CaptureError(str(error)) from None
         dtypes = [d.dtype for d in inputs] + [w.dtype for w in weights.values()]
 
         def make(item: int | None, meta: Any) -> Draft:
             if not isinstance(meta, Tensor):
                 raise CaptureError("it returns something that is no tensor")
             op = Dense(
-                target=target,
+                target=called,
                 args=tuple(tree_args),
                 kwargs=tuple(tree_kwargs.items()),
                 shapes=tuple(d.whole for d in inputs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -75,6 +75,10 @@ class Plan:
     def state_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of one stream's state."""
         return sum(b.h * b.w * b.c * (b.dtype or dtype).itemsize for b in self.buffers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Give what is pickled: the fields, not what was worked out from them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Plan:
         """Return itself: a plan is frozen and shared."""
