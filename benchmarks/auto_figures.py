@@ -85,7 +85,7 @@ def in_turns(
             followed[mode] += result.aligned is not None
     found = {}
     for mode, session in sessions.items():
-        stats = session.stats(STREAM)
+        stats = session.stream(STREAM).stats
         found[mode] = {
             "mode": mode, "ran": len(frames), "total_ms": sum(times[mode]),
             "ms_median": median(times[mode]), "first_ms": times[mode][0],

@@ -33,6 +33,7 @@ from torchdelta.motion.translation import Translation
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate, input_threshold
 from torchdelta.runtime.thresholds import default_grain
+from torchdelta.video.feed import resized
 from torchdelta.video.source import open_source
 
 CLIPS = {
@@ -74,9 +75,7 @@ Picture = NDArray[np.uint8]
 def frames(path: Path, size: tuple[int, int]) -> Iterator[tuple[Picture, Vectors | None]]:
     with open_source(path, vectors=True) as source:
         for frame in source:
-            shrinks = size[0] < frame.shape[0]
-            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            yield np.asarray(cv2.resize(frame, size[::-1], interpolation=how)), source.vectors
+            yield resized(frame.picture, size), frame.vectors
 
 
 def window_of(size: tuple[int, int]) -> tuple[int, int]:

@@ -40,7 +40,9 @@ from torchdelta.cli.options import Dtype, Engine
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
+from torchdelta.video.feed import resized
 from torchdelta.video.source import open_source
+from torchdelta.videoframe import VideoFrame
 
 ROOT = Path(__file__).resolve().parents[1]
 NETWORKS = {
@@ -72,10 +74,8 @@ def frames_of(
     frames, vectors = [], []
     with open_source(str(path), gray=gray, vectors=True) as source:
         for frame in itertools.islice(source, limit):
-            how = cv2.INTER_AREA if size[0] < frame.shape[0] else cv2.INTER_LINEAR
-            picture = np.asarray(cv2.resize(frame, size[::-1], interpolation=how))
-            frames.append(picture.reshape(*size, frame.shape[2]))
-            vectors.append(source.vectors)
+            frames.append(resized(frame.picture, size))
+            vectors.append(frame.vectors)
     return frames, vectors
 
 
@@ -96,7 +96,7 @@ def timed_step(
 ) -> tuple[Result, float]:  # fmt: skip
     """Run one frame; gives its result and the milliseconds until a device was done, too."""
     begin = time.perf_counter()
-    result = session.step({STREAM: frame}, vectors={STREAM: vectors})[STREAM]
+    result = session.step({STREAM: VideoFrame(frame, vectors=vectors)})[STREAM]
     if fast.device.type == "cuda":
         torch.cuda.synchronize()
     return result, (time.perf_counter() - begin) * 1e3
@@ -137,13 +137,13 @@ def run(
             result, ms = timed_step(fast, session, frame, vectors[n])
             times[mode].append(ms)
             if n in sampled:
-                seen = session.published(STREAM)
+                seen = session.stream(STREAM).published()
                 layers[mode].append(relative_error(result.output, fast.dense(seen)))
                 whole = fast.dense(shown(fast, result, frame, seen))
                 errors[mode].append(relative_error(result.output, whole))
     found = {}
     for mode, session in sessions.items():
-        stats = session.stats(STREAM)
+        stats = session.stream(STREAM).stats
         found[mode] = {
             "mode": mode, "frames": len(frames), "ms_mean": fmean(times[mode][1:]),
             "ms_median": median(times[mode][1:]), "mac_share": stats.mac_share,

@@ -25,6 +25,7 @@ from torchdelta.api import CompiledModel, relative_error
 from torchdelta.capture.load import load_model
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.options import Dtype, Engine
+from torchdelta.runtime.measure import placed_step
 from torchdelta.runtime.windows import Window
 
 Picture = np.ndarray
@@ -49,7 +50,7 @@ def print_static(data: Path, name: str, clip: str, size: tuple[int, int], count:
     for session in (plain, moved):
         session.step({"other": frames[0]})
     stride = fast.plan.total_stride
-    moved.step({"other": frames[0]}, windows={"other": Window(stride)})
+    placed_step(moved, {"other": frames[0]}, {"other": Window(stride)})
     steps: dict[str, Callable[[Picture], object]] = {
         "nothing moves": lambda frame: plain.step({"still": frame})["still"].output,
         "another window has moved": lambda frame: moved.step({"still": frame})["still"].output,
@@ -99,7 +100,7 @@ def print_pan(data: Path, name: str, size: tuple[int, int]) -> None:
             top, left = start[0] + y, start[1] + x
             frame = world[top : top + size[0], left : left + size[1]]
             window = Window((y, x), border=border)
-            result = session.step({"s": frame}, windows={"s": window})["s"]
+            result = placed_step(session, {"s": frame}, {"s": window})["s"]
             expected = fast.dense(fast.preprocess(frame))
             worst = max(worst, relative_error(result.output, expected))
             if not result.stats.first:

@@ -74,7 +74,7 @@ def read(spec: Any, **options: Any) -> tuple[list[np.ndarray], str | None, Sourc
     source = None
     try:
         with open_source(spec, **options) as source:
-            frames.extend(source)
+            frames.extend(frame.picture for frame in source)
     except SourceError as error:
         return frames, str(error), source
     return frames, None, source

@@ -93,13 +93,13 @@ def play(session: Session, *cameras: Camera, **kwargs: Any) -> dict[str, torchde
 def dense_on_published(
     fast: torchdelta.CompiledModel, session: Session, result: torchdelta.Result
 ) -> float:
-    expected = fast.dense(session.published(result.stream))
+    expected = fast.dense(session.stream(result.stream).published())
     return torchdelta.relative_error(result.output, expected)
 
 
 def published(session: Session, stream: str = "a") -> Tensor:
     """Give what the network has been shown, [1, 3, H, W] on the CPU."""
-    return session.published(stream).cpu()
+    return session.stream(stream).published().cpu()
 
 
 def placed(

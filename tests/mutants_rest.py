@@ -15,7 +15,7 @@ MUTANTS = [
         tests=("test_panels.py",), names="mosaic",
     ),
     Mutant(
-        "heat in the window's place", "cli/panels.py", "_recomputed",
+        "heat in the window's place", "report/plot.py", "recomputed",
         "heat = result.to_frame_map(torch.from_numpy(heat)).numpy()", "pass",
         tests=("test_panels.py",), names="followed",
     ),

@@ -30,12 +30,12 @@ MUTANTS = [
         tests=("test_gate.py",), names="groups_that_moved", few=True,
     ),
     Mutant(
-        "lowered to 0 without computing anew", "runtime/session.py", "Session.set_tolerance",
+        "lowered to 0 without computing anew", "runtime/handle.py", "StreamHandle.set_tolerance",
         "if refresh or tolerance == 0 < known.tolerance:", "if refresh:",
         tests=("test_tolerance.py",), names="lowered and torch", few=True,
     ),
     Mutant(
-        "audit by the threshold in force", "runtime/session.py", "Session.audit",
+        "audit by the threshold in force", "runtime/handle.py", "StreamHandle.audit",
         "largest = canvas.thresholds.largest[known.slot]",
         "largest = canvas.state.thresholds[known.slot]",
         tests=("test_tolerance.py",), names="higher and torch",

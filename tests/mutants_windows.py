@@ -63,10 +63,10 @@ MUTANTS = [
         tests=("test_ring.py",), names="torch and pans and corners",
     ),
     Mutant(
-        "reset leaves the window where it was", "runtime/session.py", "Session.reset",
+        "reset leaves the window where it was", "runtime/handle.py", "StreamHandle.reset",
         "known.tolerance, \"reset\", known.slot\n            )\n",
         "known.tolerance, \"reset\", known.slot\n            )\n"
-        "            self._streams[stream].rest = known.rest\n",
+        "            session._streams[self.name].rest = known.rest\n",
         tests=("test_ring_streams.py",), names="torch and begin_and_end",
     ),
     Mutant(

@@ -13,8 +13,9 @@ from chain_nets import conv
 from histories import P1_FP32
 from streams import dense
 from support import ENGINE_NAMES, GPU_NAMES
-from torchdelta import Window
+from torchdelta.runtime.measure import placed_step
 from torchdelta.runtime.session import Session
+from torchdelta.runtime.windows import Window
 
 # engines whose windows move
 ENGINES = (*ENGINE_NAMES, *GPU_NAMES)
@@ -134,7 +135,7 @@ def step(
 ) -> torchdelta.Result:
     """Run a frame of stream "s" that shows what its window covers."""
     frame = world.show(origin, session.plan.size)
-    return session.step({"s": frame}, windows={"s": Window(origin, border=border)}, **more)["s"]
+    return placed_step(session, {"s": frame}, {"s": Window(origin, border=border)}, **more)["s"]
 
 
 DIRECTIONS = [d for d in product((-1, 0, 1), repeat=2) if d != (0, 0)]

@@ -62,8 +62,8 @@ def play(
     last = {name: torch.rand(1, *shape, generator=generator) for name in "abcd"}
     for before, frames in SCRIPT:
         for name, call in before.items():
-            getattr(together, call)(name)
-            getattr(alone[name], call)(name)
+            getattr(together.stream(name), call)()
+            getattr(alone[name].stream(name), call)()
         for name, kind in frames.items():
             last[name] = move(last[name], kind, generator).to(dtype).float()
         results = together.step({name: last[name].to(device) for name in frames})

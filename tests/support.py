@@ -371,7 +371,7 @@ def run_op_case(
             assert error <= limit, (kind, name, error)
             assert result.output.shape == expected.shape
             assert result.output.dtype in (dtype, torch.int64)
-            assert session.audit(name).ok, (kind, name, str(session.audit(name)))
+            assert session.stream(name).audit().ok, (kind, name, str(session.stream(name).audit()))
             assert_active(session, before, result, slot)
             active = sum(result.report().active_px)
             if streams[name] == "same":

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from torchdelta.cli.app import app
 from torchdelta.cli.compare import Comparison
-from torchdelta.cli.tasks import Agreement
 from torchdelta.cli.track import Track, agreements, movements, speedup_doubts, summary
 from torchdelta.quality.compare import ClassAgreement
 from torchdelta.runtime.stats import FrameStats
+from torchdelta.tasks import Agreement
 
 NETS = """
 import torch

@@ -14,8 +14,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 import torchdelta
-from torchdelta import ProfileError, StreamError, Window
+from torchdelta import ProfileError, StreamError
 from torchdelta.cli.app import app
+from torchdelta.runtime.measure import placed_step
+from torchdelta.runtime.windows import Window
 from torchdelta.video import SinkError, VideoWriter
 
 EXAMPLE = torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
@@ -157,7 +159,7 @@ def test_what_is_no_size(fast: torchdelta.CompiledModel, size: Any) -> None:
 
 @pytest.mark.parametrize("origin", [[0, 0], np.array([0, 0]), (np.int64(0), torch.tensor(0))])
 def test_any_two_whole_numbers_are_an_origin(fast: torchdelta.CompiledModel, origin: Any) -> None:
-    result = fast.session().step({"a": EXAMPLE[0]}, windows={"a": Window(origin)})["a"]
+    result = placed_step(fast.session(), {"a": EXAMPLE[0]}, {"a": Window(origin)})["a"]
     assert result.error is None
     assert result.origin == (0, 0)
 

@@ -89,8 +89,8 @@ def test_auto_follows_a_pan_and_rests(engine: str, counting: type[Counting]) -> 
     assert sum(a != b for a, b in pairwise(followed)) == 2
     assert outputs[moving] == session.window
     assert outputs[-1] == size
-    stats = session.stats("a")
-    assert stats.frames == len(followed) == session.stats().frames
+    stats = session.stream("a").stats
+    assert stats.frames == len(followed) == session.stats.frames
     assert stats.reasons["the camera moves"] == stats.reasons["the camera rests"] == 1
     assert stats.moves > 0
     assert session.notes
@@ -144,7 +144,7 @@ def test_memory_grows_with_the_window_only(engine: str, counting: type[Counting]
         wanted = ratio + (motion == "auto")
         assert wanted * still.state_bytes * 0.98 < session.state_bytes
         assert session.state_bytes <= 1.05 * wanted * still.state_bytes
-        session.leave("a")
+        session.stream("a").leave()
         alone = 1.0 if motion == "auto" else ratio
         assert session.state_bytes <= 1.05 * alone * still.state_bytes
 
@@ -158,12 +158,12 @@ def test_reset_of_a_followed_stream_begins_still(engine: str, counting: type[Cou
     for n, here in enumerate(places):
         if n == 24:
             assert session.followed == ["a"]
-            session.reset("a")
+            session.stream("a").reset()
         results = session.step({"a": view(*here, size), "b": view(10, 10, size)})
         if n == 24:
             assert results["a"].aligned is None
             assert results["a"].stats.reason == "reset"
-    assert session.stats("b").reasons == {"first frame": 1}
+    assert session.stream("b").stats.reasons == {"first frame": 1}
 
 
 def pan(session: Session, first: int, count: int) -> list[torchdelta.Result]:
@@ -213,7 +213,7 @@ def test_auto_goes_on_while_the_window_is_made(counting: type[Counting]) -> None
     made.result(60)
     late = pan(session, 50, 30)
     assert late[-1].aligned is not None
-    assert session.stats("a").reasons["the camera moves"] == 1
+    assert session.stream("a").stats.reasons["the camera moves"] == 1
     assert [size for size, _ in asked] == [PAN_SIZE, session.window]
     assert asked[0][1] is threading.main_thread() is not asked[1][1]
     assert len(session.notes) == 1

@@ -126,7 +126,7 @@ def test_vectors_of_the_decoder_reach_the_session(monkeypatch: pytest.MonkeyPatc
     step = Session.step
 
     def spy(self: Session, given: Any, **options: Any) -> Any:
-        seen.extend(options.get("vectors", {}).values())
+        seen.extend(getattr(frame, "vectors", None) for frame in given.values())
         return step(self, given, **options)
 
     monkeypatch.setattr(Session, "step", spy)

@@ -163,13 +163,13 @@ def test_a_model_that_writes_its_input_gets_a_copy(how: str, dtype: torch.dtype)
         result = session.step({"s": x})["s"]
         assert torchdelta.relative_error(result.output, dense(copy)) <= FP32
         seen = fast.preprocess(x)
-        published = session.published("s").clone()
+        published = session.stream("s").published().clone()
         for _ in range(2):
             assert torchdelta.relative_error(fast.dense(seen), dense(copy)) <= FP32
-            on_published = fast.dense(session.published("s"))
+            on_published = fast.dense(session.stream("s").published())
             assert torchdelta.relative_error(on_published, dense(copy)) <= FP32
-        assert torch.equal(session.published("s"), published)
-        assert session.audit("s").ok
+        assert torch.equal(session.stream("s").published(), published)
+        assert session.stream("s").audit().ok
     assert all(torch.equal(x, copy) for x, copy in zip(given, kept, strict=True))
 
 

@@ -154,7 +154,7 @@ def test_results_by_task(task: str, model: str, folder: Path) -> None:
 def test_task_that_does_not_fit_the_output(folder: Path) -> None:
     source = images(folder / "a", 2)
     wrong = call("run", source, "--model", "nets:segment", "--task", "classify", code=1)
-    assert "--task classify needs an output of [1, classes], this model gives" in wrong.stderr
+    assert "task classify needs an output of [1, classes], this model gives" in wrong.stderr
     call("run", source, "--model", "nets:classify", "--task", "segment", code=1)
     call("run", source, "--model", "nets:classify", "--task", "image", code=1)
 

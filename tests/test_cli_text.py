@@ -10,9 +10,9 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from torchdelta.cli.app import app
-from torchdelta.cli.progress import Meter
 from torchdelta.cli.track import Track, summary
 from torchdelta.console import PlainConsole, doing
+from torchdelta.report.progress import Meter
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.stages import stage
 

@@ -65,4 +65,4 @@ def test_a_tolerance_does_not_hold_an_imaginary_part_back(engine: str) -> None:
         before, expected = model(1 - frame), model(frame)
     assert torchdelta.relative_error(before, expected) > 0.3
     assert torchdelta.relative_error(output, expected) < 0.1
-    assert session.audit("s").ok
+    assert session.stream("s").audit().ok

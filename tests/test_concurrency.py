@@ -149,8 +149,8 @@ def test_nobody_waits_for_a_capture_but_who_needs_it(
         outputs += [opened.step({"b": frame(3)[0]})["b"].output]
         assert torch.allclose(fast.preprocess(frame(3)[0]), frame(3) / 255)
         assert fast.stats.frames == called + 2
-        assert session.audit("a").ok
-        assert session.stats().frames == 3
+        assert session.stream("a").audit().ok
+        assert session.stats.frames == 3
         assert fast.explain() == table
         return [*outputs, fast.dense(frame(3) / 255)]
 
@@ -178,7 +178,7 @@ def test_auto_goes_on_while_its_window_is_captured(fast: torchdelta.CompiledMode
         def work() -> None:
             assert session.step({"a": frame(1, (26, 32))[0]})["a"].aligned is None
             assert not ask_for_windows(session)
-            assert session.stats("a").frames == 2
+            assert session.stream("a").stats.frames == 2
             assert "input 3x26x32" in session.explain()
 
         elsewhere(work).result(HANGS_S)

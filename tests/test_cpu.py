@@ -120,7 +120,7 @@ def test_p4_slots_bit_for_bit(case: str) -> None:
     for slot, s in enumerate("abc"):
         assert_same([b[slot] for b in snapshot(shared)], [b[0] for b in snapshot(alone[s])])
     last = histories["a"][-1]
-    alone["a"].refresh("a")
+    alone["a"].stream("a").refresh()
     alone["a"].step({"a": last})
     fresh = state_after(fast, engine, [last], dtype=dtype, tolerance=0.04)
     assert_same(snapshot(alone["a"]), fresh)

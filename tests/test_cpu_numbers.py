@@ -218,7 +218,7 @@ def test_a_group_is_published_from_its_threshold_on(
     assert frame_state(session).thresholds[0, value] == pytest.approx(0.1)
     before = frame_state(session).view(value, 0).clone()
     for g, y, moves in around_threshold(x, scale, norm, dtype):
-        session.reset("s")
+        session.stream("s").reset()
         session.step({"s": x})
         session.step({"s": y})
         after = frame_state(session).view(value, 0)

@@ -80,7 +80,7 @@ def test_active_sets(net: str, tolerance: float) -> None:
         result = session.step({"s": x.cuda()}, record=True)["s"]
         assert_active(session, before, result, 0)
         assert wrote_only(session, before, {0: result})
-        audit = session.audit("s")
+        audit = session.stream("s").audit()
         assert audit.ok, str(audit)
         if not tolerance:
             assert torchdelta.relative_error(result.output, dense(model, x)) <= 1e-5
@@ -141,7 +141,7 @@ def test_streams_with_gates(net: str, dtype: torch.dtype) -> None:
     fast, _ = compiled_chain(net)
     session, last = play(fast, 0.08, lambda *_: None, dtype=dtype, device="cuda")
     for name in session.streams:
-        audit = session.audit(name)
+        audit = session.stream(name).audit()
         assert audit.ok, str(audit)
     frames = {name: last[name].cuda() for name in session.streams}
     before = snapshot(session)
@@ -151,9 +151,9 @@ def test_streams_with_gates(net: str, dtype: torch.dtype) -> None:
         assert not any(mask.any() for mask in result.active.values())
         assert not result.changed.any()
     assert all(same_bits(x, y).all() for x, y in zip(before, snapshot(session), strict=True))
-    session.refresh("c")
+    session.stream("c").refresh()
     assert session.step({"c": frames["c"]})["c"].stats.first
-    fresh = new_session(fast, "triton", 0.08, profile=session.profile("c"), dtype=dtype)
+    fresh = new_session(fast, "triton", 0.08, profile=session.stream("c").profile(), dtype=dtype)
     fresh.step({"c": frames["c"]})
     for old, new in zip(buffers_of(session, "c"), buffers_of(fresh, "c"), strict=True):
         assert same_bits(old, new).all()

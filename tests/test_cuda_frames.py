@@ -43,7 +43,7 @@ def test_frames_from_the_cpu_are_taken_and_gates_work() -> None:
     assert first["a"].output.is_cuda
     again = session.step({"a": frame})["a"]
     assert again.stats.changed_input == 0.0
-    assert session.audit("a").ok
+    assert session.stream("a").audit().ok
 
 
 def test_a_frame_on_the_gpu_is_refused_by_a_session_on_the_cpu() -> None:
@@ -146,7 +146,7 @@ def test_a_frame_that_is_not_finite_publishes_nothing(value: float, warm: int) -
         result = session.step({"a": x.cuda()})["a"]
         assert result.error is None
         assert torchdelta.relative_error(result.output, dense(model, x)) <= 1e-5
-    session.stats("a")
+    _ = session.stream("a").stats
 
 
 @needs_triton
@@ -158,12 +158,12 @@ def test_the_statistics_tell_of_a_frame_that_is_not_finite() -> None:
     bad = torch.full_like(x, float("nan"))
     results = session.step({"a": bad})
     told = results["a"].error is not None
-    for stats in (session.stats("a"), session.stats()):
+    for stats in (session.stream("a").stats, session.stats):
         assert stats.late_errors == 1
         assert re.search(r"stream 'a': frame 3: .*NaN or infinite", str(stats.late_error))
-    assert session.stats("a").frames == 3
-    assert session.stats("b").frames == 3
-    assert session.stats().frames == 6
+    assert session.stream("a").stats.frames == 3
+    assert session.stream("b").stats.frames == 3
+    assert session.stats.frames == 6
     assert told or isinstance(session.step({"a": x})["a"].error, FrameError)
     assert session.step({"a": x})["a"].stats.changed_input == 0.0
 
@@ -176,7 +176,7 @@ def test_a_first_frame_on_the_device_is_looked_at_at_once() -> None:
     assert session.streams == []
     x = history((), 10)[0].cuda()
     session.step({"a": x})
-    session.refresh("a")
+    session.stream("a").refresh()
     assert isinstance(session.step({"a": bad})["a"].error, FrameError)
     assert session.step({"a": x})["a"].stats.first
 
@@ -345,11 +345,11 @@ def test_a_long_run(dtype: torch.dtype) -> None:
     for t in range(frames):
         if t == warm:
             # what waits to be counted holds masks
-            session.stats()
+            _ = session.stats
             base, host = allocated(), held_on_the_host()
         if session.streams and draw.random() < 0.05:
             call = draw.choice(("leave", "reset", "refresh"))
-            getattr(session, call)(draw.choice(session.streams))
+            getattr(session.stream(draw.choice(session.streams)), call)()
         room = session.slots - len(session.streams)
         absent = [n for n in names if n not in session.streams]
         joining = draw.sample(absent, min(room, len(absent))) if draw.random() < 0.2 else []
@@ -364,12 +364,12 @@ def test_a_long_run(dtype: torch.dtype) -> None:
         results = session.step(given)
         if t % (frames // 200) == 0:
             for n, result in results.items():
-                audit = session.audit(n)
+                audit = session.stream(n).audit()
                 assert audit.ok, (t, n, str(audit))
-                shown = session.published(n).float().cpu()
+                shown = session.stream(n).published().float().cpu()
                 errors.append(torchdelta.relative_error(result.output, dense(model, shown)))
     del results, given, result
-    session.stats()
+    _ = session.stats
     # what the results of one frame may hold
     assert allocated() <= base + (1 << 20)
     for what, now in held_on_the_host().items():
@@ -384,7 +384,7 @@ def test_a_long_run(dtype: torch.dtype) -> None:
     session.refresh()
     session.step(final)
     for n, x in final.items():
-        fresh = new_session(fast, "triton", 0.05, profile=session.profile(n), dtype=dtype)
+        fresh = new_session(fast, "triton", 0.05, profile=session.stream(n).profile(), dtype=dtype)
         fresh.step({n: x})
         for old, new in zip(buffers_of(session, n), buffers_of(fresh, n), strict=True):
             assert same_bits(old, new).all()

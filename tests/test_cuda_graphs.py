@@ -58,9 +58,9 @@ def test_frames_are_replayed(host: bool, monkeypatch: pytest.MonkeyPatch) -> Non
     assert launches.count > 0
     before = launches.count
     step(3, "c")
-    session.leave("a")
+    session.stream("a").leave()
     step(4, "bd")
-    session.reset("b")
+    session.stream("b").reset()
     step(5, "b")
     session.refresh()
     results = step(6, "bcd")
@@ -145,9 +145,9 @@ def test_a_step_does_not_wait_for_the_device(
     no_waiting(False)
     assert no_waiting.events == 0
     assert max(r.stats.changed_input for r in results) > 0
-    assert session.stats("a").frames == len(frames)
-    assert session.audit("a").ok
-    shown = session.published("a").cpu()
+    assert session.stream("a").stats.frames == len(frames)
+    assert session.stream("a").audit().ok
+    shown = session.stream("a").published().cpu()
     assert torchdelta.relative_error(results[-1].output, dense(model, shown)) < 0.5
 
 
@@ -170,7 +170,7 @@ def test_counting_does_not_wait_for_the_device(no_waiting: NoWaiting) -> None:
     assert under_way, "the device was faster than the test"
     assert no_waiting.events == 0
     assert uncounted_turns(session) < limit
-    assert session.stats().frames == 2 * (limit + 2)
+    assert session.stats.frames == 2 * (limit + 2)
 
 
 @needs_triton
@@ -185,8 +185,8 @@ def test_joins_and_refreshes_wait_once_and_later(host: bool, no_waiting: NoWaiti
         # staging buffers of all slots are made here
         session.step(dict.fromkeys("abcd", frames[t]))
     for name in "bcd":
-        session.leave(name)
-    session.stats()
+        session.stream(name).leave()
+    _ = session.stats
 
     def waits(streams: dict[str, object]) -> int:
         """Run a step behind a busy device."""
@@ -214,14 +214,14 @@ def test_joins_and_refreshes_wait_once_and_later(host: bool, no_waiting: NoWaiti
     session.refresh()
     assert waits(dict.fromkeys("abcd", next(t))) == 0
     assert waits_behind({"a": next(t)}) == 1
-    session.reset("b")
+    session.stream("b").reset()
     assert waits({"a": next(t), "b": dark}) == 0
     for _ in range(2):
         assert waits_behind({"b": dark}) <= 1
     # a frame that tells something: its scales are looked for when that is known
     session.step({"b": next(t)})
-    assert session.profile("b").rms
-    assert session.audit("b").ok
+    assert session.stream("b").profile().rms
+    assert session.stream("b").audit().ok
 
 
 @needs_triton

@@ -46,8 +46,8 @@ def test_joined_recordings_lose_no_frame(tmp_path: Path, codec: str, size: tuple
     with open_source(joined) as source:
         frames, times = [], []
         for frame in source:
-            frames.append(frame)
-            times.append(source.pts_s)
+            frames.append(frame.picture)
+            times.append(frame.pts_s)
     for frame, expected in zip(frames, alone, strict=True):
         np.testing.assert_array_equal(frame, expected)
     # the second part's time stamps begin again; the time goes on, from the stream's start

@@ -46,7 +46,7 @@ def test_ten_thousand_frames(engine: str, dtype: torch.dtype) -> None:
         if errors:
             means.append(sum(errors) / len(errors))
             worst = max(worst, max(errors))
-            assert session.audit("s").ok
+            assert session.stream("s").audit().ok
     # the first loop starts from an exact frame; from then on every loop is like the last
     settled = means[1:]
     assert 1e-4 < max(settled) < 0.2

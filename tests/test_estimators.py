@@ -224,10 +224,11 @@ def test_vectors_that_a_decoder_gives(encoded: str, tmp_path: Path) -> None:
         container.mux(stream.encode(None))
     codec = Codec()
     with open_source(path, vectors=True) as source:
-        previous = Thumb.of(next(source))
-        assert source.vectors is None
+        first = next(source)
+        assert first.vectors is None
+        previous = Thumb.of(first.picture)
         for frame in source:
-            vectors, current = source.vectors, Thumb.of(frame)
+            vectors, current = frame.vectors, Thumb.of(frame.picture)
             assert vectors is not None
             assert vectors.size == SIZE
             at = vectors.blocks[:, :2].astype(np.float64)

@@ -177,7 +177,7 @@ def test_a_session_that_follows_runs_behind_dense_steps() -> None:
     for t in range(4):
         frame = world[:, t : t + size[0], 3 * t : 3 * t + size[1]]
         result = session.step({"a": frame})["a"]
-        dense = fast.dense(session.published("a"))
+        dense = fast.dense(session.stream("a").published())
         assert torchdelta.relative_error(result.output, dense) < 1e-5
     assert session.window == (64, 80)
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import torchdelta
 from support import ENGINE_CASES, new_session
 from torchdelta.capture.load import LoadedModel, _with_preprocess
-from torchdelta.cli.tasks import _to_picture
 from torchdelta.errors import ModelError
 from torchdelta.ops.preprocess import Preprocess
+from torchdelta.tasks import Tail
 
 
 def negated(x: Tensor) -> Tensor:
@@ -44,7 +44,9 @@ def test_bgr_swaps_red_and_blue_and_leaves_alpha(
     session.step({"s": frame.float() if float_frame else frame})
     shape = (1, channels, 1, 1)
     expected = (frame[:, order] - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
-    torch.testing.assert_close(session.published("s").cpu(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        session.stream("s").published().cpu(), expected, rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5, 6])
@@ -62,7 +64,8 @@ def test_pictures_are_swapped_back() -> None:
     torch.testing.assert_close(x[0, 0], torch.from_numpy(frame[..., 2] / np.float32(255)))
     applied = Preprocess(color="bgr").apply(torch.from_numpy(frame), torch.float32)
     torch.testing.assert_close(x[0], applied.permute(2, 0, 1))
-    assert np.array_equal(_to_picture(x[0], loaded), frame)
+    tail = Tail("image", None, 3, Preprocess(color="bgr"))
+    assert np.array_equal(tail.picture(x[0]), frame)
 
 
 NAN, INF = math.nan, math.inf
@@ -108,7 +111,7 @@ def test_a_negated_frame_is_read_as_its_values(engine: str, dtype: torch.dtype) 
     session = new_session(fast, engine, 0.0, slots=2)
     results = session.step({"plain": frame[0], "lazy": lazy[0]})
     assert torch.equal(results["plain"].output, results["lazy"].output)
-    assert torch.equal(session.published("plain"), session.published("lazy"))
+    assert torch.equal(session.stream("plain").published(), session.stream("lazy").published())
 
 
 class Holds(nn.Module):
@@ -145,9 +148,9 @@ def test_negated_weights_and_constants_are_read_as_their_values(engine: str) -> 
     with torch.no_grad():
         expected = Holds(Tensor.clone).eval()(frame)
     assert torchdelta.relative_error(session.step({"s": frame})["s"].output, expected) < 1e-5
-    assert session.audit("s").ok
+    assert session.stream("s").audit().ok
 
-    assert session.audit("s").ok
+    assert session.stream("s").audit().ok
     assert torchdelta.relative_error(fast.dense(fast.preprocess(frame)), expected) < 1e-5
 
 

@@ -83,7 +83,7 @@ def test_a_session_writes_only_the_groups_that_moved(engine: str) -> None:
     # the scale is the value's own: the first group's change is far below it
     assert not moved[..., :64].any()
     assert moved[3, 3, 64:].all()
-    assert session.audit("s").ok
+    assert session.stream("s").audit().ok
 
 
 def gate_frame(new: torch.Tensor, old: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -276,16 +276,16 @@ def test_a_black_first_frame_gives_no_scale(fast: torchdelta.CompiledModel) -> N
     kept = state.thresholds.copy()
     session.step({"s": 2 * torch.rand(3, 16, 16) / 3})
     assert (state.thresholds == kept).all()
-    session.refresh("s")
+    session.stream("s").refresh()
     session.step({"s": torch.rand(3, 16, 16) / 2})
     assert (state.thresholds[0, 1:3] < kept[0, 1:3]).all()
     # a refresh on a black frame waits for one that tells something
-    session.refresh("s")
+    session.stream("s").refresh()
     session.step({"s": dark})
     assert not state.thresholds.any()
     session.step({"s": torch.rand(3, 16, 16)})
     assert state.thresholds[0, 1] > 0
-    session.reset("s")
+    session.stream("s").reset()
     session.step({"s": dark})
     assert not state.thresholds.any()
 
@@ -310,9 +310,9 @@ def test_a_profile_gives_the_same_result_after_loading(tmp_path) -> None:
     session = new_session(fast, "torch", 0.1, profile=Profile({"*": 0.7, "input": 0.3}, norm="max"))
     outputs = [session.step({"s": x})["s"].output for x in frames]
     path = tmp_path / "profile.json"
-    session.profile("s").save(path)
+    session.stream("s").profile().save(path)
     loaded = Profile.load(path)
-    assert loaded == session.profile("s")
+    assert loaded == session.stream("s").profile()
     again = new_session(fast, "torch", 0.1, profile=loaded)
     for x, before in zip(frames, outputs, strict=True):
         after = again.step({"s": x})["s"].output
@@ -371,7 +371,7 @@ def test_a_session_never_writes_into_profile_or_plan(fast: torchdelta.CompiledMo
     session = new_session(fast, "torch", 0.1, profile=profile)
     before = json.dumps([dict(profile.multipliers), dict(profile.rms)])
     session.step({"s": torch.rand(3, 16, 16)})
-    assert session.profile("s").rms
+    assert session.stream("s").profile().rms
     assert json.dumps([dict(profile.multipliers), dict(profile.rms)]) == before
 
 
@@ -390,7 +390,9 @@ def test_the_two_errors_are_apart(engine: str, off: str) -> None:
         # some engines have the session on a GPU
         out = session.step({"s": x})["s"].output.cpu()
         error = torchdelta.relative_error(out, fast.dense(x))
-        layer_error = torchdelta.relative_error(out, fast.dense(session.published("s").cpu()))
+        layer_error = torchdelta.relative_error(
+            out, fast.dense(session.stream("s").published().cpu())
+        )
         if off == "input":
             assert error == pytest.approx(layer_error, abs=1e-6)
             seen = max(seen, layer_error)
@@ -411,7 +413,7 @@ def test_small_changes_add_up_and_speak_up(engine: str) -> None:
     for _ in range(20):
         x = x + 0.01
         published.append(session.step({"s": x})["s"].stats.changed_input)
-        assert float((session.published("s")[0].cpu() - x).abs().max()) <= 8 / 255 + 1e-6
+        assert float((session.stream("s").published()[0].cpu() - x).abs().max()) <= 8 / 255 + 1e-6
     assert published[0] == 0.0
     assert 3 <= sum(p > 0 for p in published) <= 10
 

@@ -33,6 +33,7 @@ from torchdelta import FrameError, StreamError
 from torchdelta.motion.homography import shift
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.session import Session
+from torchdelta.videoframe import VideoFrame
 
 # P1 at tolerance 0, float32
 CLOSE = 1e-5
@@ -89,9 +90,9 @@ def test_pans_with_objects_equal_dense(engine: str, step: tuple[float, float]) -
     for axis in (0, 1):
         # round each ring once and more, in both senses
         assert 12 * step[axis] > 1.3 * session.window[axis]
-    assert moves == session.stats("a").moves == len(places) - 1
-    assert session.stats("a").reasons == {"first frame": 1}
-    assert session.audit("a").ok
+    assert moves == session.stream("a").stats.moves == len(places) - 1
+    assert session.stream("a").stats.reasons == {"first frame": 1}
+    assert session.stream("a").audit().ok
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -110,7 +111,7 @@ def test_two_cameras_in_opposite_directions(engine: str) -> None:
             for x, y in zip(result.output, expected.output, strict=True):
                 assert same_bits(x, y).all()
     assert results["a"].origin[1] > 0 > results["b"].origin[1]
-    assert together.stats().frames == 28
+    assert together.stats.frames == 28
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -121,22 +122,22 @@ def test_join_leave_reset_while_moving(engine: str) -> None:
     for n in range(18):
         names = "a" if n < 4 else "ab" if n < 9 else "bc"
         if n == 9:
-            session.leave("a")
+            session.stream("a").leave()
         if n == 12:
-            session.reset("b")
+            session.stream("b").reset()
         if n == 14:
-            session.refresh("c")
+            session.stream("c").refresh()
         for name, result in play(session, *(cameras[name] for name in names)).items():
             assert dense_on_published(fast, session, result) <= CLOSE, (n, name)
     assert session.streams == ["b", "c"]
-    assert session.stats("b").reasons == {"reset": 1}
-    assert session.stats("b").frames == 6
-    assert session.stats("c").reasons == {"first frame": 1, "refresh": 1}
+    assert session.stream("b").stats.reasons == {"reset": 1}
+    assert session.stream("b").stats.frames == 6
+    assert session.stream("c").stats.reasons == {"first frame": 1, "refresh": 1}
     with pytest.raises(StreamError, match="no free slot"):
-        session.join("d")
+        session.stream("d").join()
     assert session.state_bytes > 0
-    session.leave("b")
-    session.leave("c")
+    session.stream("b").leave()
+    session.stream("c").leave()
     # a session that nobody is in keeps no state
     assert session.state_bytes == 0
 
@@ -226,7 +227,7 @@ def test_new_references_of_given_motion_equal_dense(engine: str) -> None:
             assert (result.aligned.detail is None) == (why in (None, "no homography"))
             check_exact(fast, session, result, frame)
             y, x = y + 3, x + 5
-    assert session.stats("a").reasons == {"first frame": 1} | dict.fromkeys(TOO_FAR, 1)
+    assert session.stream("a").stats.reasons == {"first frame": 1} | dict.fromkeys(TOO_FAR, 1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -342,13 +343,15 @@ def test_vectors_that_lead_to_a_refused_frame_are_not_used() -> None:
     session = compiled("torch", 0.04).session(motion="codec")
     y, x = np.mgrid[4 : SIZE[0] : 8, 4 : SIZE[1] : 8].reshape(2, -1) - 0.5
     blocks = np.stack([x, y, *(np.full_like(x, n) for n in (3, 2, 64))], 1).astype(np.float32)
-    vectors = {"a": Vectors(blocks, SIZE, kept=True)}
+    vectors = Vectors(blocks, SIZE, kept=True)
     for n, here in enumerate(path((90, 90), (2, 3), 5)):
         frame = view(*here)
         if n == 2:
-            assert session.step({"a": frame[1:]}, vectors=vectors)["a"].error is not None
+            assert (
+                session.step({"a": VideoFrame(frame[1:], vectors=vectors)})["a"].error is not None
+            )
             continue
-        aligned = session.step({"a": frame}, vectors=vectors)["a"].aligned
+        aligned = session.step({"a": VideoFrame(frame, vectors=vectors)})["a"].aligned
         assert aligned is not None
         by = 2 if n == 3 else 1
         assert aligned.motion.estimator == (None, "codec", None, "features", "codec")[n]

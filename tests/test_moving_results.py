@@ -31,6 +31,7 @@ from torchdelta.motion.homography import shift
 from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.gate import input_gate
 from torchdelta.runtime.inspect import frame_state
+from torchdelta.videoframe import VideoFrame
 
 
 @cache
@@ -62,7 +63,7 @@ def test_followed_cameras_are_gated_in_cells(engine: str) -> None:
                 shown.permute(1, 2, 0), published(session)[0].permute(1, 2, 0), 8.01 / 255,
                 torch.ones(3), mask=mask, grain=cells,
             ).any()  # fmt: skip
-        changed[cells] = session.stats("a").changed_input
+        changed[cells] = session.stream("a").stats.changed_input
     assert changed[1] > 0.1
     assert changed[4] < 0.02
 
@@ -159,7 +160,7 @@ def test_shares_are_relative_to_the_frame(engine: str) -> None:
         assert result.stats.changed_input == pytest.approx(
             float(result.changed.sum()) / (SIZE[0] * SIZE[1])
         )
-    stats = session.stats("a")
+    stats = session.stream("a").stats
     assert stats.mac_share == pytest.approx(sum(s.mac_share for s in stats.per_step()), rel=1e-6)
     assert stats.plan.size == SIZE
     assert "windows of 64x88" in session.explain()
@@ -194,10 +195,10 @@ def test_estimated_pan(engine: str, motion: Any) -> None:
     y, x = np.mgrid[8 : size[0] : 16, 8 : size[1] : 16].reshape(2, -1) - 0.5
     blocks = np.stack([x, y, *(np.full_like(x, n) for n in (5.75, 2.5, 256))], 1)
     for n in range(20):
-        vectors = {"a": Vectors(blocks.astype(np.float32), size, kept=True) if n else None}
+        vectors = Vectors(blocks.astype(np.float32), size, kept=True) if n else None
         middle = (40 + 5.75 * n + (size[1] - 1) / 2, 60 + 2.5 * n + (size[0] - 1) / 2)
         frame = cv2.getRectSubPix(world(), size[::-1], middle)
-        result = session.step({"a": frame}, vectors=vectors)["a"]
+        result = session.step({"a": VideoFrame(frame, vectors=vectors)})["a"]
         still.step({"a": frame})
         if n:
             moved = result.aligned.motion.homography
@@ -206,10 +207,10 @@ def test_estimated_pan(engine: str, motion: Any) -> None:
         assert result.aligned.motion.estimator == (motion if n else None)
         assert result.aligned.motion.fallback is None
     assert not any("vectors" in note for note in session.notes)
-    stats = session.stats("a")
+    stats = session.stream("a").stats
     assert stats.reasons == {"first frame": 1}
     assert stats.moves > 3
-    assert (stats.mac_share or 1) < 0.7 * (still.stats("a").mac_share or 0)
+    assert (stats.mac_share or 1) < 0.7 * (still.stream("a").stats.mac_share or 0)
 
 
 def test_vectors_that_never_come_are_missed_once() -> None:

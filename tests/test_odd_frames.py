@@ -16,6 +16,9 @@ import torchdelta
 from support import ENGINE_CASES, new_session, same_bits, snapshot
 from torchdelta import FrameError
 from torchdelta.runtime.inspect import slot_of
+from torchdelta.runtime.measure import placed_step
+from torchdelta.runtime.windows import Window
+from torchdelta.videoframe import VideoFrame
 
 SIZE = (12, 16)
 RNG = np.random.default_rng(0)
@@ -147,7 +150,7 @@ def test_only_the_stream_of_an_odd_frame_is_refused(
                 same_bits(x[slot], y[slot]).all() for x, y in zip(before, after, strict=True)
             )
         else:
-            session.join("a")
+            session.stream("a").join()
             session.step({"a": TENSOR})
 
 
@@ -183,11 +186,11 @@ def test_odd_masks_and_motions(fast: torchdelta.CompiledModel, kind: str) -> Non
     given = {"a": TENSOR, "b": TENSOR}
     for step in (
         lambda: still.step(given, roi={"a": odd}),
-        lambda: still.step(given, windows={"a": torchdelta.Window((0, 0), odd)}),
-        lambda: still.step(given, windows={"a": odd}),
+        lambda: placed_step(still, given, {"a": Window((0, 0), odd)}),
+        lambda: placed_step(still, given, {"a": odd}),
         lambda: moving.step(given, roi={"a": odd}),
         lambda: moving.step(given, homographies={"a": odd}),
-        lambda: codec.step(given, vectors={"a": odd}),
+        lambda: codec.step({"a": VideoFrame(given["a"], vectors=odd), "b": TENSOR}),
     ):
         results = step()
         assert isinstance(results["a"].error, FrameError)

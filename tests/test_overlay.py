@@ -102,7 +102,9 @@ def test_denoiser_of_the_examples_takes_its_weights_and_denoises(data):
     weights = data / "weights" / "dncnn17_gray_sigma25.pth"
     model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     with open_source(data / "clips" / "static" / "pedestrians_768x576.avi", gray=True) as source:
-        clean = torch.from_numpy(next(source)[200:296, 300:396, 0]).float()[None, None] / 255
+        clean = (
+            torch.from_numpy(next(source).picture[200:296, 300:396, 0]).float()[None, None] / 255
+        )
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(0)) * 25 / 255
     with torch.no_grad():
         denoised = model(clean + noise)

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 import torchdelta
 from torchdelta.cli.panels import OUTLINE_RGB, Mosaic, Shown, panels, whereabouts
-from torchdelta.cli.tasks import Reading
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.homography import shift
+from torchdelta.tasks import Reading
 from torchdelta.video import overlay
 
 FRAME, WINDOW = (20, 28), (24, 32)
@@ -136,7 +136,7 @@ def test_a_whole_frame_is_named_and_not_painted() -> None:
         last = panels(Shown(frame, result, Reading(None)), compared=False, mosaic=None)[-1]
         assert last.note == f"{reason}: all computed"
         assert np.array_equal(last.picture, grey)
-        session.refresh("a")
+        session.stream("a").refresh()
     session.step({"a": frame})
     changed = frame.copy()
     changed[20:40, 30:60] ^= 255

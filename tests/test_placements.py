@@ -14,7 +14,9 @@ from support import ENGINE_NAMES, same_bits
 from torchdelta import CaptureError, StreamError
 from torchdelta.motion.homography import shift
 from torchdelta.runtime.inspect import frame_state
+from torchdelta.runtime.measure import placed_step
 from torchdelta.runtime.session import Session
+from torchdelta.runtime.windows import Window
 
 SIZE = (40, 56)
 
@@ -45,15 +47,15 @@ LEFT = shift(2, 0)
 
 def exact(fast: torchdelta.CompiledModel, session: Session, result: torchdelta.Result) -> bool:
     """Whether a result is the dense network's on what it was shown."""
-    expected = fast.dense(session.published(result.stream))
+    expected = fast.dense(session.stream(result.stream).published())
     return torchdelta.relative_error(result.output, expected) < 1e-5
 
 
 def test_still_and_followed_cameras_share_a_session(fast: torchdelta.CompiledModel) -> None:
     both = fast.session(2, border="exact")
     alone = {"still": fast.session(), "pan": fast.session(motion="given", border="exact")}
-    both.join("pan")
-    both.set_motion("pan", "given")
+    both.stream("pan").join()
+    both.stream("pan").set_motion("given")
     assert both.engines == alone["still"].engines
     for t in range(6):
         frames = {"pan": PAN[t], "still": STILL[t]}
@@ -70,9 +72,9 @@ def test_still_and_followed_cameras_share_a_session(fast: torchdelta.CompiledMod
     assert both.followed == ["pan"]
     assert [engine.plan.size for engine in both.engines] == [SIZE, both.window]
     assert both.state_bytes > sum(session.state_bytes for session in alone.values())
-    assert both.stats().frames == 12
+    assert both.stats.frames == 12
     # either state is given back when nobody is on it
-    both.leave("pan")
+    both.stream("pan").leave()
     assert both.state_bytes == fast.session(2).state_bytes
 
 
@@ -81,22 +83,22 @@ def test_a_placement_changes_while_a_stream_runs(fast: torchdelta.CompiledModel)
     reasons: list[str | None] = []
     for t, frame in enumerate(PAN):
         if t == 2:
-            session.set_motion("s", "given")
+            session.stream("s").set_motion("given")
         if t == 5:
-            session.set_motion("s", "none")
+            session.stream("s").set_motion("none")
         given = {"s": LEFT} if 2 <= t < 5 else {}
         result = session.step({"s": frame}, homographies=given)["s"]
         assert (result.aligned is not None) == (2 <= t < 5)
         assert exact(fast, session, result), t
-        assert session.audit("s").ok
+        assert session.stream("s").audit().ok
         reasons.append(result.stats.reason)
     assert reasons == ["first frame", None, "motion", None, None, "motion", None, None]
-    stats = session.stats("s")
+    stats = session.stream("s").stats
     assert (stats.frames, stats.reasons) == (8, {"first frame": 1, "motion": 2})
     assert session.engines == [session.engine]
     # what it was set to outlives a reset
-    session.set_motion("s", "given")
-    session.reset("s")
+    session.stream("s").set_motion("given")
+    session.stream("s").reset()
     assert session.step({"s": PAN[0]})["s"].aligned is not None
 
 
@@ -105,11 +107,11 @@ def test_windows_and_homographies_are_for_streams_that_take_them(
 ) -> None:
     session = fast.session(2)
     frames = {"still": STILL[0], "pan": PAN[0]}
-    session.join("pan")
+    session.stream("pan").join()
     for motion in ("given", "auto"):
-        session.set_motion("pan", motion)  # type: ignore[arg-type]
-        window = torchdelta.Window((2, 0))
-        results = session.step(frames, windows={"still": window, "pan": window})
+        session.stream("pan").set_motion(motion)  # type: ignore[arg-type]
+        window = Window((2, 0))
+        results = placed_step(session, frames, {"still": window, "pan": window})
         assert results["still"].origin == (2, 0)
         assert "windows are for streams" in str(results["pan"].error)
     with pytest.raises(ValueError, match="stream 'still' has motion=\"none\""):
@@ -132,11 +134,11 @@ def test_what_cannot_be_followed_stays_as_it_was(fast: torchdelta.CompiledModel)
         session.step({"s": STILL[0]})
         before = [b.clone() for b in frame_state(session).buffers]
         with pytest.raises(CaptureError, match="the network does not run at that size"):
-            session.set_motion("s", "features")
+            session.stream("s").set_motion("features")
         with pytest.raises(ValueError, match="motion is 'sideways'"):
-            session.set_motion("s", "sideways")  # type: ignore[arg-type]
+            session.stream("s").set_motion("sideways")  # type: ignore[arg-type]
         with pytest.raises(StreamError, match="'t' is unknown"):
-            session.set_motion("t", "none")
+            session.stream("t").set_motion("none")
         result = session.step({"s": STILL[1]})["s"]
         assert (result.stats.reason, result.stats.mac_share) == (None, 0.0)
         after: list[Tensor] = frame_state(session).buffers
@@ -146,7 +148,7 @@ def test_what_cannot_be_followed_stays_as_it_was(fast: torchdelta.CompiledModel)
 def test_tolerance_goes_with_the_stream(fast: torchdelta.CompiledModel) -> None:
     session = fast.session()
     session.step({"s": PAN[0]})
-    session.set_tolerance("s", 0.5)
-    session.set_motion("s", "given")
+    session.stream("s").set_tolerance(0.5)
+    session.stream("s").set_motion("given")
     session.step({"s": PAN[0]})
-    assert session.audit("s").values[0].threshold > 0
+    assert session.stream("s").audit().values[0].threshold > 0

@@ -93,7 +93,7 @@ class History:
         joined = stream in self.session.streams
         if kind in ("reset", "refresh", "leave"):
             if joined:
-                getattr(self.session, kind)(stream)
+                getattr(self.session.stream(stream), kind)()
             return None
         generator = torch.Generator().manual_seed(seed)
         if stream not in self.frames:
@@ -149,9 +149,9 @@ def test_p2_refresh_is_a_fresh_start(engine: str, op: str, net: int, history: li
         frame = run.next(event)
         if frame is not None:
             run.session.step({frame[0]: frame[1]})
-    run.session.refresh("a")
+    run.session.stream("a").refresh()
     run.session.step({"a": run.frames["a"]})
-    fresh = new_session(fast, engine, 0.05, profile=run.session.profile("a"))
+    fresh = new_session(fast, engine, 0.05, profile=run.session.stream("a").profile())
     fresh.step({"a": run.frames["a"]})
     slot = slot_of(run.session, "a")
     for old, new in zip(buffers_of(run.session, "a"), buffers_of(fresh, "a"), strict=True):
@@ -185,7 +185,7 @@ def test_p3_bounded(
         before = snapshot(session)
         result = session.step({stream: x}, record=True)[stream]
         assert untouched_outside(session, before, result, slot_of(session, stream))
-        audit = session.audit(stream)
+        audit = session.stream(stream).audit()
         assert audit.ok, str(audit)
         gated |= any(v.worst > v.allowance for v in audit.values)
         gated |= any(v.threshold > 0 for v in audit.values)

@@ -97,7 +97,7 @@ class LateEngine(TorchEngine):
 def test_statistics_count_errors_that_come_late(fast: torchdelta.CompiledModel) -> None:
     engine = LateEngine(fast.plan, fast.device, fast.dtype)
     session = Session(engine, 2, 0.0, torchdelta.Profile())
-    assert (session.stats().late_errors, session.stats().late_error) == (0, None)
+    assert (session.stats.late_errors, session.stats.late_error) == (0, None)
     results = session.step({"a": FRAMES[0], "b": FRAMES[0]})
     said = "stream 'b': frame 0: frame has NaN or infinite values"
     # this engine knows it at once, a device's next result says so
@@ -105,16 +105,19 @@ def test_statistics_count_errors_that_come_late(fast: torchdelta.CompiledModel) 
     assert str(results["b"].error) == said + "; it was left out"
     for _ in range(2):
         # however often one asks
-        for stats in (session.stats("b"), session.stats()):
+        for stats in (session.stream("b").stats, session.stats):
             assert (stats.late_errors, stats.late_error) == (1, said)
-    assert (session.stats("a").late_errors, session.stats("a").late_error) == (0, None)
-    assert (session.stats("a").frames, session.stats("b").frames) == (1, 0)
+    assert (session.stream("a").stats.late_errors, session.stream("a").stats.late_error) == (
+        0,
+        None,
+    )
+    assert (session.stream("a").stats.frames, session.stream("b").stats.frames) == (1, 0)
     assert session.step({"b": FRAMES[2]})["b"].ok
-    assert (session.stats("b").late_errors, session.stats("b").frames) == (1, 1)
-    session.leave("b")
-    assert session.stats().late_errors == 1
+    assert (session.stream("b").stats.late_errors, session.stream("b").stats.frames) == (1, 1)
+    session.stream("b").leave()
+    assert session.stats.late_errors == 1
     with pytest.raises(StreamError):
-        session.stats("b")
+        _ = session.stream("b").stats
 
 
 def saved(what: Any) -> Any:
@@ -156,7 +159,7 @@ def test_results_and_statistics_can_be_copied(
                     other.report()
             # and once more
             assert same(COPIES[how](other).output, result.output)
-    for stats in (session.stats("a"), session.stats()):
+    for stats in (session.stream("a").stats, session.stats):
         other = COPIES[how](stats)
         assert other == stats
         assert other.per_step() == stats.per_step()
@@ -188,7 +191,7 @@ def test_what_is_pickled_is_small(fast: torchdelta.CompiledModel) -> None:
     session = large.session(views=True)
     result = session.step({"a": FRAMES[0]})["a"]
     assert large.session().engine.weight_bytes > 2_000_000
-    for what in (result, session.stats()):
+    for what in (result, session.stats):
         assert len(pickle.dumps(what)) < 20_000
 
 

@@ -62,16 +62,16 @@ def test_pans_equal_the_dense_network_on_every_window(engine: str, net: str) -> 
         result = step(session, world, origin)
         expected = dense(model, frame)
         assert torchdelta.relative_error(result.output, expected) <= P1_FP32, (t, origin)
-        assert torch.equal(session.published("s").cpu(), frame)
+        assert torch.equal(session.stream("s").published().cpu(), frame)
         assert result.origin == origin
         if t % 5 == 0:
-            assert session.audit("s").ok, str(session.audit("s"))
+            assert session.stream("s").audit().ok, str(session.stream("s").audit())
         if last is not None:
             moved = max(moved, torchdelta.relative_error(last, expected))
         last = expected
     assert moved > 1e-2
-    assert session.stats("s").reasons == {"first frame": 1}
-    assert session.stats("s").moves == len(steps) - 1
+    assert session.stream("s").stats.reasons == {"first frame": 1}
+    assert session.stream("s").stats.moves == len(steps) - 1
 
 
 strides = st.integers(-2, 2)
@@ -113,7 +113,7 @@ def test_p1_over_random_walks(engine: str, op: str) -> None:
         for kind, dy, dx in [*history, ("move", 1, 1), ("change", -1, 0)]:
             if kind in ("reset", "refresh", "leave"):
                 if "s" in session.streams:
-                    getattr(session, kind)("s")
+                    getattr(session.stream("s"), kind)()
                 continue
             y, x = y + dy * stride[0], x + dx * stride[1]
             if kind == "change":
@@ -121,7 +121,7 @@ def test_p1_over_random_walks(engine: str, op: str) -> None:
             result = step(session, world, (y, x))
             expected = dense(model, world.show((y, x), size))
             assert torchdelta.relative_error(result.output, expected) <= P1_FP32
-        audit = session.audit("s")
+        audit = session.stream("s").audit()
         assert audit.ok, str(audit)
         idle = session.step({"still": still})["still"]
         assert idle.stats.mac_share == 0.0
@@ -182,7 +182,7 @@ def test_keep_activates_the_footprint_of_the_new_strip(engine: str, names: tuple
             check_strip(fast.plan, names, before, origin, result)
             assert 0 < result.stats.mac_share < 1
             before = origin
-        assert session.audit("s").ok, str(session.audit("s"))
+        assert session.stream("s").audit().ok, str(session.stream("s").audit())
         session.refresh()
 
 

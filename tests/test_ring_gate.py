@@ -10,8 +10,9 @@ from torch import Tensor
 import torchdelta
 from ring_worlds import ENGINES, PAN, SHAPE, Point, World, compiled, same_output, step, walk
 from support import new_session
-from torchdelta import Window
 from torchdelta.ops.gate import FINE, input_gate
+from torchdelta.runtime.measure import placed_step
+from torchdelta.runtime.windows import Window
 
 
 def gate_by_hand(
@@ -103,9 +104,9 @@ def test_frames_that_are_valid_in_part_are_gated_alike(
         # what is not valid does not matter
         frame = torch.where(torch.from_numpy(valid), frame, torch.rand(frame.shape))
         window = Window(origin, valid if t % 4 else None, "keep")
-        theirs, mine = (s.step({"s": frame}, windows={"s": window})["s"] for s in sessions)
+        theirs, mine = (placed_step(s, {"s": frame}, {"s": window})["s"] for s in sessions)
         assert torch.equal(mine.changed.cpu(), theirs.changed), t
-        published = [s.published("s").cpu() for s in sessions]
+        published = [s.stream("s").published().cpu() for s in sessions]
         assert torch.allclose(*published, atol=1e-6)
         assert 0 < mine.stats.changed_input <= 1
 
@@ -122,17 +123,17 @@ def test_only_the_region_of_interest_is_looked_at(engine: str, tolerance: float)
     roi[3:9, 4:12] = True
     # a first frame is published whole, whatever the region
     assert session.step({"s": first}, roi={"s": roi})["s"].stats.first
-    assert torch.equal(session.published("s").cpu(), first)
+    assert torch.equal(session.stream("s").published().cpu(), first)
     result = session.step({"s": second}, roi={"s": torch.from_numpy(roi)})["s"]
     assert result.changed.cpu().numpy()[roi].all()
     assert not result.changed.cpu().numpy()[~roi].any()
     inside = torch.from_numpy(roi)[None, None]
-    assert torch.equal(session.published("s").cpu(), torch.where(inside, second, first))
+    assert torch.equal(session.stream("s").published().cpu(), torch.where(inside, second, first))
     # outside the region a NaN is not looked at either, and nothing is idle for ever
     assert session.step({"s": second}, roi={"s": roi})["s"].stats.mac_share == 0.0
     assert not session.step({"s": first}, roi={"s": np.zeros((h, w), bool)})["s"].changed.any()
     result = session.step({"s": second})["s"]
-    assert torch.equal(session.published("s").cpu(), second)
+    assert torch.equal(session.stream("s").published().cpu(), second)
     if tolerance == 0:
         assert same_output(result, model, second)
 
@@ -167,7 +168,7 @@ def test_what_was_never_seen_is_0(engine: str, tolerance: float) -> None:
         frame = world.show(origin, size)
         garbage = torch.where(torch.from_numpy(valid), frame, torch.rand(frame.shape))
         window = Window(origin, valid if t % 2 else torch.from_numpy(valid), "exact")
-        result = session.step({"s": garbage}, windows={"s": window})["s"]
+        result = placed_step(session, {"s": garbage}, {"s": window})["s"]
         if result.stats.first:
             known.clear()
         places = {(y + origin[0], x + origin[1]): (y, x) for y, x in product(*map(range, size))}
@@ -179,12 +180,12 @@ def test_what_was_never_seen_is_0(engine: str, tolerance: float) -> None:
                 known.setdefault(place, fast.preprocess(frame)[0, :, y, x])
             if place in known:
                 expected[0, :, y, x] = known[place]
-        published = session.published("s").cpu()
+        published = session.stream("s").published().cpu()
         found = torch.isclose(published, expected, atol=1e-6)
         # a tolerance may leave single pixels that were never seen as they are
         assert (found | (published == 0) & bool(tolerance)).all(), t
         if tolerance == 0:
             assert same_output(result, model, expected)
-    assert session.stats("s").reasons == {
+    assert session.stream("s").stats.reasons == {
         "first frame": 1, "the window jumped by more than its size": 1
     }  # fmt: skip

@@ -8,9 +8,11 @@ from torch.utils import _pytree as pytree
 import torchdelta
 from ring_worlds import ENGINES, PAN, SHAPE, World, compiled, same_output, step, walk
 from support import make_engine, new_session, same_bits, snapshot
-from torchdelta import FrameError, StreamError, Window
+from torchdelta import FrameError, StreamError
 from torchdelta.runtime.inspect import buffers_of, frame_state
+from torchdelta.runtime.measure import placed_step
 from torchdelta.runtime.session import Session
+from torchdelta.runtime.windows import Window
 
 
 def same_state(a: Session, b: Session, stream: str) -> bool:
@@ -33,17 +35,17 @@ def test_streams_that_move_apart_do_not_meet(engine: str, net: str, tolerance: f
     for t in range(18):
         if t in calls:
             call, stream = calls[t]
-            getattr(together, call)(stream)
-            getattr(alone[stream], call)(stream)
+            getattr(together.stream(stream), call)()
+            getattr(alone[stream].stream(stream), call)()
         world.change((0, 0), (40, 40))
         at = {"a": (t * stride[0], -t * stride[1]), "b": (-2 * t * stride[0], t * stride[1])}
         border = "exact" if t % 3 == 2 else "keep"
         windows = {s: Window(o, border=border) for s, o in at.items() if (t + len(s)) % 7}
         frames = {s: world.show(at.get(s, (0, 0)), size) for s in "abs" if s in windows or s == "s"}
-        results = together.step(frames, windows=windows)
+        results = placed_step(together, frames, windows)
         for s, result in results.items():
             given = {s: windows[s]} if s in windows else {}
-            expected = alone[s].step({s: frames[s]}, windows=given)[s]
+            expected = placed_step(alone[s], {s: frames[s]}, given)[s]
             for x, y in zip(
                 *map(pytree.tree_leaves, (result.output, expected.output)), strict=True
             ):
@@ -66,7 +68,7 @@ def test_a_window_may_begin_and_end_anywhere(engine: str) -> None:
         ("leave", (9 * sy, 9 * sx)),
     ):  # fmt: skip
         if call:
-            getattr(session, call)("s")
+            getattr(session.stream("s"), call)()
         result = step(session, world, origin)
         assert result.stats.first
         assert result.stats.reason == {None: "first frame", "leave": "first frame"}.get(call, call)
@@ -78,11 +80,11 @@ def test_a_window_may_begin_and_end_anywhere(engine: str) -> None:
         assert result.origin == origin
         assert not result.stats.first
         assert same_output(result, model, frame)
-    session.reset("s")
+    session.stream("s").reset()
     assert session.step({"s": frame})["s"].origin == (0, 0)
-    session.refresh("s", reason="zoomed out")
+    session.stream("s").refresh(reason="zoomed out")
     assert step(session, world, (sy, sx)).stats.reason == "zoomed out"
-    assert session.stats().reasons == {"first frame": 2, "refresh": 1, "reset": 2, "zoomed out": 1}
+    assert session.stats.reasons == {"first frame": 2, "refresh": 1, "reset": 2, "zoomed out": 1}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -95,9 +97,9 @@ def test_a_refresh_after_a_walk_is_a_fresh_start(engine: str) -> None:
     idle = step(session, world, origin, "keep")
     assert idle.stats.mac_share == 0.0
     assert not idle.changed.any()
-    session.refresh("s")
+    session.stream("s").refresh()
     step(session, world, origin)
-    fresh = new_session(fast, engine, 0.05, profile=session.profile("s"))
+    fresh = new_session(fast, engine, 0.05, profile=session.stream("s").profile())
     step(fresh, world, origin)
     assert same_state(session, fresh, "s")
 
@@ -113,7 +115,7 @@ def test_thresholds_hold_while_moving(engine: str) -> None:
             if t % 3 == 2:
                 world.change(origin, fast.plan.size)
             shares.append(step(session, world, origin, border).stats.mac_share)
-            audit = session.audit("s")
+            audit = session.stream("s").audit()
             assert audit.ok, (border, t, str(audit))
         assert any(v.worst > v.allowance for v in audit.values)
         assert min(shares[1:]) < 0.9
@@ -143,7 +145,7 @@ def test_results_are_in_reading_order_as_views_too(engine: str) -> None:
         result = step(session, world, origin)
         frame = world.show(origin, fast.plan.size)
         assert same_output(result, model, frame)
-        assert torch.equal(session.published("s").cpu(), frame)
+        assert torch.equal(session.stream("s").published().cpu(), frame)
 
 
 H, W = SHAPE[1:]
@@ -184,7 +186,7 @@ def test_bad_windows_leave_the_stream_as_it_was(engine: str, bad: str) -> None:
         windows["s"], message = BAD_WINDOWS[bad]
     else:
         roi["s"], message = BAD_REGIONS[bad]
-    results = session.step(frames, windows=windows, roi=roi)
+    results = placed_step(session, frames, windows, roi=roi)
     with pytest.raises(FrameError, match=message):
         results["s"].unwrap()
     assert all(results[s].error is None for s in ("other", "new"))
@@ -193,7 +195,7 @@ def test_bad_windows_leave_the_stream_as_it_was(engine: str, bad: str) -> None:
         bool(same_bits(x[0], y[0]).all())
         for x, y in zip(before, frame_state(session).buffers, strict=True)
     )
-    assert session.stats("s").frames == 2
+    assert session.stream("s").stats.frames == 2
     assert same_output(step(session, world, (8, -8)), model, world.show((8, -8), fast.plan.size))
 
 
@@ -202,7 +204,7 @@ def test_a_bad_first_window_takes_no_slot(engine: str) -> None:
     fast, _ = compiled("strides")
     session = new_session(fast, engine, 0.0)
     frame = torch.rand(1, *SHAPE)
-    result = session.step({"s": frame}, windows={"s": Window((1, 1))})["s"]
+    result = placed_step(session, {"s": frame}, {"s": Window((1, 1))})["s"]
     assert isinstance(result.error, FrameError)
     assert session.streams == []
 
@@ -213,7 +215,7 @@ def test_windows_and_regions_belong_to_frames(engine: str) -> None:
     session = new_session(fast, engine, 0.0, slots=2)
     frame = torch.rand(1, *SHAPE)
     with pytest.raises(StreamError, match="windows names 't', which has no frame"):
-        session.step({"s": frame}, windows={"t": Window((4, 4))})
+        placed_step(session, {"s": frame}, {"t": Window((4, 4))})
     with pytest.raises(StreamError, match="roi names 't', which has no frame"):
         session.step({"s": frame}, roi={"t": np.ones((H, W), bool)})
     assert session.streams == []
@@ -232,6 +234,6 @@ def test_a_jump_begins_anew_and_says_so(engine: str) -> None:
         if result.stats.first:
             assert same_output(result, model, world.show(origin, fast.plan.size))
             assert result.changed.all()
-            assert session.audit("s").ok
+            assert session.stream("s").audit().ok
     assert jumps == 2
-    assert session.stats("s").moves == 2
+    assert session.stream("s").stats.moves == 2

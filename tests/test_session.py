@@ -58,26 +58,26 @@ def test_frames_need_not_arrive_in_step(fast: torchdelta.CompiledModel, model: n
         for s in streams:
             with torch.no_grad():
                 assert torchdelta.relative_error(results[s].output, model(last[s][None])) < 1e-5
-    assert [session.stats(s).frames for s in "abc"] == [3, 3, 3]
-    assert session.stats().frames == 9
-    assert session.stats("a").last.frame == 2
+    assert [session.stream(s).stats.frames for s in "abc"] == [3, 3, 3]
+    assert session.stats.frames == 9
+    assert session.stream("a").stats.last.frame == 2
 
 
 def test_join_leave_and_slots(fast: torchdelta.CompiledModel) -> None:
     session = fast.session(slots=2)
-    assert session.join("a") == 0
+    assert session.stream("a").join() == 0
     session.step({"b": frame(1)})
     assert session.streams == ["a", "b"]
     with pytest.raises(StreamError, match=r"'c'.*2 of 2"):
-        session.join("c")
+        session.stream("c").join()
     before = snapshot(session)
     with pytest.raises(StreamError, match="no free slot"):
         session.step({"a": frame(2), "c": frame(3)})
     assert all(torch.equal(x, y) for x, y in zip(before, frame_state(session).buffers, strict=True))
     with pytest.raises(StreamError, match="joined already"):
-        session.join("a")
-    session.leave("a")
-    assert session.join("c") == 0
+        session.stream("a").join()
+    session.stream("a").leave()
+    assert session.stream("c").join() == 0
     assert session.step({"c": frame(3)})["c"].stats.first
 
 
@@ -85,9 +85,9 @@ def test_join_leave_and_slots(fast: torchdelta.CompiledModel) -> None:
                                   "profile"])  # fmt: skip
 def test_unknown_stream_is_named(fast: torchdelta.CompiledModel, call: str) -> None:
     session = fast.session(slots=2)
-    session.join("known")
+    session.stream("known").join()
     with pytest.raises(StreamError, match="'gone' is unknown; streams in this session: 'known'"):
-        getattr(session, call)("gone")
+        getattr(session.stream("gone"), call)()
 
 
 def test_a_slot_that_is_taken_over_starts_fresh(
@@ -95,7 +95,7 @@ def test_a_slot_that_is_taken_over_starts_fresh(
 ) -> None:
     session = fast.session(slots=1)
     session.step({"old": frame(1)})
-    session.leave("old")
+    session.stream("old").leave()
     x = frame(1)
     x[:, 0, 0] += 0.5
     result = session.step({"new": x.clamp(0, 1)})["new"]
@@ -107,12 +107,12 @@ def test_a_slot_that_is_taken_over_starts_fresh(
 def test_reset_and_refresh_touch_one_stream(fast: torchdelta.CompiledModel) -> None:
     session = fast.session(slots=2)
     session.step({"a": frame(1), "b": frame(2)})
-    session.refresh("a")
+    session.stream("a").refresh()
     results = session.step({"a": frame(1), "b": frame(2)})
     assert results["a"].stats.first
     assert not results["b"].stats.first
-    session.reset("b")
-    assert session.stats("b").frames == 0
+    session.stream("b").reset()
+    assert session.stream("b").stats.frames == 0
     assert session.step({"b": frame(2)})["b"].stats.first
     session.refresh()
     results = session.step({"a": frame(1), "b": frame(2)})
@@ -156,7 +156,7 @@ def test_a_bad_frame_is_refused_and_the_others_run(
     slot = slot_of(session, "bad")
     for x, y in zip(before, frame_state(session).buffers, strict=True):
         assert torch.equal(x[slot], y[slot])
-    assert session.stats("bad").frames == 1
+    assert session.stream("bad").stats.frames == 1
     # and it goes on as if nothing had been
     again = session.step({"bad": frame(2)})["bad"]
     assert not again.stats.first
@@ -269,7 +269,7 @@ def test_one_session_from_several_threads(fast: torchdelta.CompiledModel, model:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert session.stats().frames == 40
+    assert session.stats.frames == 40
 
 
 def test_uint8_numpy_frames(fast: torchdelta.CompiledModel, model: nn.Module) -> None:
@@ -286,13 +286,13 @@ def test_uint8_numpy_frames(fast: torchdelta.CompiledModel, model: nn.Module) ->
 
 def test_stats_and_per_step(fast: torchdelta.CompiledModel) -> None:
     session = fast.session(timed=True)
-    assert str(session.stats()) == "no frame yet"
+    assert str(session.stats) == "no frame yet"
     generator = torch.Generator().manual_seed(1)
     x = frame(1)[None]
     for kind in ("first", "patch", "same"):
         x = move(x, kind, generator)
         session.step({"a": x})
-    stats = session.stats("a")
+    stats = session.stream("a").stats
     assert stats.frames == 3
     assert stats.first_ms > 0
     assert 0 < stats.changed_input < 1
@@ -317,9 +317,9 @@ def test_the_last_frame_of_all_streams_is_the_latest(fast: torchdelta.CompiledMo
     session = fast.session(slots=2)
     session.step({"a": frame(0), "b": frame(1)})
     latest = session.step({"a": frame(2)})["a"].stats
-    assert session.stats().last == session.stats("a").last == latest
-    assert session.stats("b").last.frame == 0
-    assert session.stats().frames == 3
+    assert session.stats.last == session.stream("a").stats.last == latest
+    assert session.stream("b").stats.last.frame == 0
+    assert session.stats.frames == 3
 
 
 @on_the_cpu
@@ -354,7 +354,7 @@ def test_frames_far_outside_the_range_are_warned_about(
 def test_each_stream_has_its_own_first_frame_flag(fast: torchdelta.CompiledModel) -> None:
     session = fast.session(slots=3)
     for stream in "abc":
-        session.join(stream)
+        session.stream(stream).join()
     session.step({"a": frame(1)})
     results = session.step({"a": frame(1), "b": frame(2)})
     assert not results["a"].stats.first

@@ -34,7 +34,7 @@ def test_writer_makes_an_ordinary_video(tmp_path, suffix, size):
         h, w = size
         assert source.size == (h + h % 2, w + w % 2)
         assert source.fps == pytest.approx(29.97, rel=1e-3)
-        frames = list(source)
+        frames = [frame.picture for frame in source]
     assert len(frames) == 15
     for i, frame in enumerate(frames):
         assert np.abs(frame[:h, :w].astype(int) - scene(i, *size)).mean() < 8

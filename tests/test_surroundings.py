@@ -196,11 +196,11 @@ def test_a_step_under_a_mode_leaves_the_state_of_one_without(
             same(result.changed, expected[stream].changed)
         same_state(seen, never)
     with under(mode):
-        assert seen.audit("a").ok
-        published, stats = seen.published("a"), seen.stats("a")
-        seen.reset("b")
+        assert seen.stream("a").audit().ok
+        published, stats = seen.stream("a").published(), seen.stream("a").stats
+        seen.stream("b").reset()
         seen.refresh()
-    same(published, never.published("a"))
+    same(published, never.stream("a").published())
     assert stats.frames == 4
 
 
@@ -300,7 +300,7 @@ def test_moving_cameras_do_not_see_a_mode(
 def test_an_error_leaves_a_mode_in_force(fast: torchdelta.CompiledModel, mode: str) -> None:
     session = fast.session()
     with under(mode), pytest.raises(StreamError):
-        session.leave("nobody")
+        session.stream("nobody").leave()
 
 
 def test_what_a_thread_runs_in_the_background_sees_no_gradients() -> None:
@@ -328,7 +328,7 @@ def test_transforms_and_traces_are_refused(fast: torchdelta.CompiledModel) -> No
     with pytest.raises(EngineError, match=r"recorded by torch\.jit\.trace"):
         torch.jit.trace(call, float_frame, check_trace=False)
     same(frame_state(session).buffers, before)
-    assert session.stats("a").frames == 1
+    assert session.stream("a").stats.frames == 1
 
 
 def test_the_default_dtype_comes_back_when_the_last_thread_is_done() -> None:

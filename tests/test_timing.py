@@ -30,7 +30,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def source_times(path: Path) -> list[float | None]:
     with open_source(path) as source:
-        return [source.pts_s for _ in source]
+        return [frame.pts_s for frame in source]
 
 
 def run(*args: str) -> list[dict[str, object]]:
@@ -132,6 +132,5 @@ def test_camera_s_frames_have_the_time_of_their_arrival(monkeypatch: pytest.Monk
         assert source.is_live
         times = []
         for _ in range(3):
-            next(source)
-            times.append(source.pts_s)
+            times.append(next(source).pts_s)
     assert times == [0.0, 0.5, 3.0]

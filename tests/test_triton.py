@@ -219,7 +219,7 @@ def test_shared_lists_with_gates(net: str) -> None:
         result = session.step({"s": x}, record=True)["s"]
         assert_active(session, before, result, 0)
         assert wrote_only(session, before, {0: result})
-        audit = session.audit("s")
+        audit = session.stream("s").audit()
         assert audit.ok, str(audit)
         quiet |= any(v.worst > v.allowance for v in audit.values)
     assert quiet, "no gate kept anything back"
@@ -295,7 +295,7 @@ def test_streams_with_gates(net: str) -> None:
     fast, _ = compiled_chain(net)
     session, last = play(fast, 0.08, lambda *_: None)
     for name in session.streams:
-        audit = session.audit(name)
+        audit = session.stream(name).audit()
         assert audit.ok, str(audit)
     # everything that is in gets its last frame again
     frames = {name: last[name] for name in session.streams}
@@ -307,9 +307,9 @@ def test_streams_with_gates(net: str) -> None:
         assert not result.changed.any()
         assert not result.output_changed.any()
     assert all(same_bits(x, y).all() for x, y in zip(before, snapshot(session), strict=True))
-    session.refresh("c")
+    session.stream("c").refresh()
     assert session.step({"c": last["c"]})["c"].stats.first
-    fresh = new_session(fast, "triton", 0.08, profile=session.profile("c"))
+    fresh = new_session(fast, "triton", 0.08, profile=session.stream("c").profile())
     fresh.step({"c": last["c"]})
     for old, new in zip(buffers_of(session, "c"), buffers_of(fresh, "c"), strict=True):
         assert same_bits(old, new).all()

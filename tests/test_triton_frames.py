@@ -13,11 +13,13 @@ import torchdelta
 from chain_nets import AllSorts, Branches, compiled_chain, conv
 from streams import dense, history
 from support import LONG, as_frame, assert_active, copies, make_engine, move, new_session, snapshot
-from torchdelta import EngineError, FrameError, Window
+from torchdelta import EngineError, FrameError
 from torchdelta.engines import ENGINES, choose
 from torchdelta.engines.triton.launch import Launch
 from torchdelta.runtime.inspect import frame_state
+from torchdelta.runtime.measure import placed_step
 from torchdelta.runtime.session import Session
+from torchdelta.runtime.windows import Window
 from triton_runs import CPU, language_is_patched_once
 
 
@@ -162,7 +164,7 @@ def test_layouts_of_a_frame_give_the_same_state(channels: int, color: str) -> No
     expected = cut[:, :, [2, 1, 0, 3][:channels]] if color == "bgr" else cut
     expected = torch.from_numpy(expected.astype(np.float32)).permute(2, 0, 1)[None]
     for name, result in results.items():
-        assert torch.equal(session.published(name), expected), name
+        assert torch.equal(session.stream(name).published(), expected), name
         assert torch.equal(result.output, results["array"].output)
 
 
@@ -176,7 +178,7 @@ def test_layouts_that_change_from_frame_to_frame() -> None:
     )  # fmt: skip
     for n, x in enumerate(torch.randint(0, 256, (13, 3, 4, 5), dtype=torch.uint8)):
         session.step({"s": layouts[n % 3](x)})
-        assert torch.equal(session.published("s"), x[None].float()), n
+        assert torch.equal(session.stream("s").published(), x[None].float()), n
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_frames_that_are_valid_in_part_are_gated_alike(grain: int, tolerance: fl
             valid = r.random((h, w)) < 0.8 if n == 0 else None
             frames[str(n)] = world[:, y : y + h, x : x + w].clone()
             windows[str(n)] = Window((y, x), valid, "keep")
-        results = [session.step(frames, windows=windows) for session in sessions]
+        results = [placed_step(session, frames, windows) for session in sessions]
         for n in frames:
             theirs, mine = (result[n].changed for result in results)
             assert torch.equal(theirs, mine), (t, n)
@@ -292,7 +294,7 @@ def test_scales_count_from_the_frame_after_the_one_that_shows_them(dark: int) ->
     session.step({"s": x + 0.3})
     assert (value != kept).all()
     scale = float(kept.square().mean().sqrt())
-    assert session.profile("s").rms == pytest.approx({fast.plan.values[1].name: scale})
+    assert session.stream("s").profile().rms == pytest.approx({fast.plan.values[1].name: scale})
 
 
 def test_frames_that_are_not_finite_are_refused_at_once() -> None:
@@ -311,7 +313,7 @@ def test_frames_that_are_not_finite_are_refused_at_once() -> None:
     again = session.step({"bad": good})["bad"]
     assert not again.stats.first
     assert again.stats.changed_input == 0.0
-    assert session.stats("bad").frames == 2
+    assert session.stream("bad").stats.frames == 2
 
 
 @pytest.mark.versions
@@ -404,7 +406,7 @@ def test_windows_that_move() -> None:
         window = Window((y, x), valid if t == 2 else None, border)
         frames = {"moving": frame, "still": still} if t % 2 == 0 else {"moving": frame}
         results, expected = (
-            s.step(frames, windows={"moving": window}, record=True) for s in (session, oracle)
+            placed_step(s, frames, {"moving": window}, record=True) for s in (session, oracle)
         )
         for stream, result in results.items():
             other = expected[stream]
@@ -415,7 +417,7 @@ def test_windows_that_move() -> None:
             assert torchdelta.relative_error(results["moving"].output, dense(model, frame)) <= 1e-5
         for a, b in zip(frame_state(session).buffers, frame_state(oracle).buffers, strict=True):
             torch.testing.assert_close(a, b, equal_nan=True)
-    assert session.stats("still").mac_share == 0.0
+    assert session.stream("still").stats.mac_share == 0.0
 
 
 def test_new_strips_are_published_without_comparing() -> None:
@@ -427,7 +429,7 @@ def test_new_strips_are_published_without_comparing() -> None:
     frame = torch.full((1, 3, 8, 10), 0.5)
     for t, origin in enumerate([(6, 2), (2, 8), (8, 14)]):
         windows = {"s": Window(origin, border="keep")}
-        result, wanted = (s.step({"s": frame}, windows=windows)["s"] for s in (session, oracle))
+        result, wanted = (placed_step(s, {"s": frame}, windows)["s"] for s in (session, oracle))
         assert torch.equal(result.changed, wanted.changed), t
         assert torch.equal(result.output_changed, wanted.output_changed), t
         assert 0 < int(wanted.changed.sum()) < 80 or t == 0
@@ -447,8 +449,8 @@ def test_masked_frames_are_gated_as_by_the_oracle() -> None:
         valid = (torch.rand(10, 12, generator=generator) < 0.7) if t else None
         windows = {"s": Window((y, x), valid, "keep")}
         found, wanted = (
-            s.step({"s": frame}, windows=windows)["s"].changed for s in (session, oracle)
+            placed_step(s, {"s": frame}, windows)["s"].changed for s in (session, oracle)
         )
         assert torch.equal(found, wanted), t
         assert t == 0 or 0 < int(found.sum()) < found.numel()
-        assert torch.equal(session.published("s"), oracle.published("s"))
+        assert torch.equal(session.stream("s").published(), oracle.stream("s").published())

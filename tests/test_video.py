@@ -21,7 +21,7 @@ def test_folder_is_read_in_natural_order(tmp_path):
     with open_source(tmp_path) as source:
         assert (source.size, source.fps, source.frames) == ((6, 8), 25.0, 4)
         assert source.name == tmp_path.name
-        assert [int(f[0, 0, 0]) for f in source] == [1, 9, 10, 100]
+        assert [int(f.picture[0, 0, 0]) for f in source] == [1, 9, 10, 100]
         assert source.position == 4
 
 
@@ -31,7 +31,7 @@ def test_images_come_as_rgb_and_as_luma(tmp_path, suffix):
     bgr[..., 2] = 250
     cv2.imwrite(str(tmp_path / f"a{suffix}"), bgr)
     with open_source(tmp_path / f"a{suffix}") as source:
-        frame = next(source)
+        frame = next(source).picture
     assert frame.shape == (31, 17, 3)
     assert frame.dtype == np.uint8
     np.testing.assert_allclose(frame[15, 8], (250, 0, 0), atol=6)
@@ -129,7 +129,7 @@ def test_video_tells_its_size_rate_and_count(tmp_path):
             12,
         )
         assert source.position == 0
-        frames = list(source)
+        frames = [frame.picture for frame in source]
         assert source.position == 12
     for i, frame in enumerate(frames):
         assert frame.shape == (48, 64, 3)
@@ -210,7 +210,7 @@ def test_rotated_video_is_turned_upright(tmp_path):
     path.write_bytes(data)
     with open_source(path) as source:
         assert source.size == (64, 48)
-        np.testing.assert_array_equal(next(source), np.rot90(upright, -1))
+        np.testing.assert_array_equal(next(source).picture, np.rot90(upright, -1))
 
 
 def test_recording_that_begins_between_keyframes_is_no_damage(tmp_path):
@@ -231,7 +231,7 @@ def test_a_video_may_change_its_size(tmp_path):
     assert [f.shape for f in frames] == [(48, 64, 3)] * 4 + [(32, 64, 3)] * 4
     with open_source(path, vectors=True) as source:
         assert source.size == (48, 64)
-        sizes = [source.vectors.size for _ in source if source.vectors is not None]
+        sizes = [frame.vectors.size for frame in source if frame.vectors is not None]
     assert {(48, 64), (32, 64)} == set(sizes)
 
 
@@ -279,7 +279,7 @@ def test_camera_gives_rgb_and_says_when_it_stops(monkeypatch, spec):
             25,
             None,
         )
-        assert next(source)[0, 0].tolist() == [3, 2, 1]
+        assert next(source).picture[0, 0].tolist() == [3, 2, 1]
         with pytest.raises(SourceError, match="camera 3: stopped delivering after 5 frames"):
             list(source)
     assert source.position == 5

@@ -126,7 +126,7 @@ def test_an_audit_holds_one_steps_weights_at_a_time(
         return found
 
     monkeypatch.setattr(Weights, "take", counted)
-    assert session.audit("s").ok
+    assert session.stream("s").audit().ok
     assert bool(copies) == (case != "torch"), "what an engine has is not copied"
     assert most <= max(distinct_bytes(weights_of(step)) for step in fast.plan.steps)
     assert [ref() for ref in copies if ref() is not None] == []
@@ -136,10 +136,10 @@ def test_an_audit_holds_one_steps_weights_at_a_time(
 def test_an_audit_finds_what_is_wrong(fast: torchdelta.CompiledModel) -> None:
     """With weights brought along as with those that are kept."""
     session = run(make_engine(ENGINE_CASES[0], fast.plan, fast.device, torch.float32))
-    assert session.audit("s").ok
+    assert session.stream("s").audit().ok
     for step in fast.plan.steps:
         stored = frame_state(session).window(step.output, 0)
         kept = stored.clone()
         stored += 1
-        assert not session.audit("s").ok, step.name
+        assert not session.stream("s").audit().ok, step.name
         stored.copy_(kept)

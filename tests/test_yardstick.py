@@ -40,15 +40,16 @@ def test_differences_are_named(yardstick: ModuleType, change: dict[str, Any], sa
 
 
 def test_this_checkout_has_an_adapter(yardstick: ModuleType) -> None:
-    assert yardstick.ByStep.offered()
+    assert yardstick.ADAPTERS[0].offered()
 
 
 def test_an_interface_that_nobody_knows_is_named(
     yardstick: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
-    monkeypatch.setattr(yardstick.ByStep, "offered", lambda: False)
-    with pytest.raises(SystemExit, match=r"ByStep.*write one more"):
+    for adapter in yardstick.ADAPTERS:
+        monkeypatch.setattr(adapter, "offered", lambda: False)
+    with pytest.raises(SystemExit, match=r"ByHandle, ByStep.*write one more"):
         yardstick.adapter()
 
 

@@ -44,7 +44,7 @@ def read(path, gray=False):
     frames = []
     try:
         with open_source(path, gray=gray) as source:
-            frames.extend(source)
+            frames.extend(frame.picture for frame in source)
     except SourceError as error:
         return frames, str(error)
     return frames, None

@@ -255,7 +255,7 @@ def write_frame(out: Writer, session: Session, frame: Frame, *, expect: bool, ma
         state.place(0, frame.origin)
     moves, valid = {0: frame.move} if frame.move else {}, frame.valid
     if frame.first and session.streams:
-        session.reset("s")
+        session.stream("s").reset()
     report: SlotReport | None = None
     if frame.first or frame.origin is None:
         result = session.step({"s": frame.pixels.permute(2, 0, 1)}, record=True)["s"]

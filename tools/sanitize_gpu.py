@@ -39,7 +39,7 @@ def sessions() -> dict[str, Callable[[], float]]:
     from chain_nets import NETS, AllSorts, compiled_chain
     from streams import history
     from support import make_engine
-    from torchdelta.runtime.measure import forced_step
+    from torchdelta.runtime.measure import forced_step, placed_step
     from torchdelta.runtime.session import Session
 
     def open_on(fast: torchdelta.CompiledModel, grain: int = 1, timed: bool = True) -> Session:
@@ -77,7 +77,7 @@ def sessions() -> dict[str, Callable[[], float]]:
             frame = world[:, :, y : y + 10, x : x + 12].contiguous()
             mask, border = (valid, "keep") if t == 2 else (None, "exact")
             window = torchdelta.Window((y, x), mask, border)
-            session.step({"s": frame.to(session.engine.device)}, windows={"s": window})
+            placed_step(session, {"s": frame.to(session.engine.device)}, {"s": window})
         session.refresh()
         return error(session.step({"s": frame})["s"].output, model, frame)
 
@@ -124,7 +124,7 @@ def run_cases(cases: list[str]) -> None:
                 x = move(x, kind, generator).to(dtype).float()
                 frames = {"s": x.cuda()} if t % 2 else {"s": x, "t": 1 - x}
                 session.step(frames)
-            session.refresh("t")
+            session.stream("t").refresh()
             out = session.step({"s": x, "t": x.cuda()})["t"].output
             with torch.no_grad():
                 error = torchdelta.relative_error(out, model(x))

@@ -165,8 +165,35 @@ class ByStep:
         return list(zip(ops, stats.active_px, strict=True)) if stats.active_px else []
 
 
+class ByHandle(ByStep):
+    """Checkouts whose sessions give a handle of a stream, which takes its frames."""
+
+    def __init__(self, fast: Any, case: Case) -> None:
+        self._given = case.motion == "given"
+        self._cam = fast.session(motion=case.motion).stream("s")
+
+    @staticmethod
+    def offered() -> bool:
+        """Whether this checkout has that interface."""
+        import torchdelta
+
+        return hasattr(torchdelta, "StreamHandle")
+
+    def __call__(self, frame: Any, homography: Any) -> tuple[Any, list[float]]:
+        """Run a frame; returns the output, and shares that the frame's statistics give."""
+        result = self._cam(frame, homography=homography if self._given else None)
+        stats = result.stats
+        return result.output, [stats.changed_input, stats.mac_share, float(stats.moved)]
+
+    def counts(self) -> list[tuple[str, int]]:
+        """Give each step's operation and the active pixels of all later frames."""
+        stats = self._cam.stats
+        ops = [step.op for step in stats.per_step()]
+        return list(zip(ops, stats.active_px, strict=True)) if stats.active_px else []
+
+
 # the first that a checkout offers runs its cases; another interface needs one more
-ADAPTERS = (ByStep,)
+ADAPTERS = (ByHandle, ByStep)
 
 
 def takes(function: Any, name: str) -> bool:

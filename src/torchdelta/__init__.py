@@ -17,24 +17,26 @@ from torchdelta.lazy import lazily
 
 if TYPE_CHECKING:
     from torchdelta.api import CompiledModel, compile, relative_error
+    from torchdelta.runtime.handle import StreamHandle
     from torchdelta.runtime.profile import Profile
     from torchdelta.runtime.result import Result
     from torchdelta.runtime.session import Session
     from torchdelta.runtime.stats import FrameStats, StepStats, StreamStats
-    from torchdelta.runtime.windows import Window
     from torchdelta.video.source import Source, open_source
+    from torchdelta.videoframe import VideoFrame
 else:
     # PyTorch takes seconds to import, and help or a missing file needs none of it
     __getattr__, __dir__ = lazily(
         __name__,
         {
             "torchdelta.api": ("CompiledModel", "compile", "relative_error"),
+            "torchdelta.runtime.handle": ("StreamHandle",),
             "torchdelta.runtime.profile": ("Profile",),
             "torchdelta.runtime.result": ("Result",),
             "torchdelta.runtime.session": ("Session",),
             "torchdelta.runtime.stats": ("FrameStats", "StepStats", "StreamStats"),
-            "torchdelta.runtime.windows": ("Window",),
             "torchdelta.video.source": ("Source", "open_source"),
+            "torchdelta.videoframe": ("VideoFrame",),
         },
     )
 
@@ -56,9 +58,10 @@ __all__ = [
     "SourceError",
     "StepStats",
     "StreamError",
+    "StreamHandle",
     "StreamStats",
     "TorchdeltaError",
-    "Window",
+    "VideoFrame",
     "compile",
     "open_source",
     "relative_error",

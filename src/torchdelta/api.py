@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, overload
 
 import numpy as np
 import torch
@@ -27,15 +27,25 @@ from torchdelta.ops.base import Size
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
 from torchdelta.ops.preprocess import Preprocess, channel_order
 from torchdelta.plan import Plan, build, explain
-from torchdelta.runtime.frames import FRAME_DTYPES, Frame, check_frame, plain_tensor
+from torchdelta.report.plot import plot
+from torchdelta.running import Several, play
+from torchdelta.runtime.frames import (
+    FRAME_DTYPES,
+    Frame,
+    check_frame,
+    picture_of,
+    plain_tensor,
+)
 from torchdelta.runtime.once import Once
 from torchdelta.runtime.placement import Motion
 from torchdelta.runtime.profile import Profile
+from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import StreamStats
 from torchdelta.runtime.unpicklable import Unpicklable
 from torchdelta.runtime.windows import Border
 from torchdelta.stages import stage
+from torchdelta.tasks import Tail, Task, make_tail
 from torchdelta.verify import check_plan, model_results, relative_error
 
 __all__ = ["CompiledModel", "compile", "relative_error"]
@@ -45,6 +55,18 @@ DTYPES = {
 }  # fmt: skip
 # plans that are kept, the example's size's among them
 MAX_PLANS = 8
+
+
+class SessionOptions(TypedDict, total=False):
+    """Options of `CompiledModel.session` that `CompiledModel.run` passes on."""
+
+    motion: Motion
+    border: Border
+    tolerance: float | None
+    profile: Profile | str | Path | None
+    grain: int | None
+    views: bool
+    timed: bool
 
 
 @apart
@@ -61,6 +83,8 @@ def compile(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     color: str = "rgb",
+    task: Task | None = None,
+    labels: Sequence[str] | None = None,
 ) -> CompiledModel:
     """Make a model run on video and compute only what changed from frame to frame.
 
@@ -76,6 +100,9 @@ def compile(
                  the example looks like, with a note in `explain()`
     mean, std:   per channel; the model gets (frame - mean) / std
     color:       "bgr" where the model wants BGR; frames come in RGB
+    task:        what the output means, for `Result.plot`: "classify", "segment" or "image", see
+                 `tasks.Tail`; None: that is not known
+    labels:      names of the classes, with "classify" and "segment"
 
     Returns a `CompiledModel`: call it with frames [N, C, H, W], whose rows are N cameras.
     Raises: CaptureError with all reasons where the model cannot be captured, or mixes streams;
@@ -97,9 +124,10 @@ def compile(
     if isinstance(profile, (str, Path)):
         profile = Profile.load(profile)
     preprocess, notes = make_preprocess(example, input_range, mean, std, color)
+    tail = make_tail(task, labels, example.shape[1], preprocess)
     return CompiledModel(
         model, example, device, preprocess, notes, tolerance, engine,
-        dtype or torch.float32, profile or Profile(), fixed_size, tf32=tf32,
+        dtype or torch.float32, profile or Profile(), fixed_size, tf32=tf32, tail=tail,
     )  # fmt: skip
 
 
@@ -174,12 +202,12 @@ class CompiledModel(Unpicklable):
 
     Call it with a frame [N, C, H, W] whose rows are N different cameras (not successive frames).
     Attributes: plan (of the example's size), engine and engine_reason, device, dtype, tf32 (whether
-    float32 is multiplied in TF32), tolerance.
+    float32 is multiplied in TF32), tolerance, tail (what the output means, None: not known).
     """
 
     instead = (
         "it belongs to this process and its devices; save the model and the profile "
-        "(`session.profile(stream).save(path)`), and compile again where they are loaded"
+        "(`session.stream(name).profile().save(path)`), and compile again where they are loaded"
     )
 
     def __init__(
@@ -196,9 +224,10 @@ class CompiledModel(Unpicklable):
         fixed_size: bool,
         *,
         tf32: bool = False,
+        tail: Tail | None = None,
     ) -> None:
         self.device, self.dtype, self.tolerance = device, dtype, tolerance
-        self.fixed_size, self.tf32 = fixed_size, tf32
+        self.fixed_size, self.tf32, self.tail = fixed_size, tf32, tail
         self._profile, self._preprocess, self._notes = profile, preprocess, notes
         self._engine_type, self.engine_reason = choose(engine, device, dtype, tf32=tf32)
         self.engine = self._engine_type.name
@@ -295,7 +324,7 @@ class CompiledModel(Unpicklable):
     @apart
     def __call__(
         self,
-        frame: Tensor | np.ndarray,
+        frame: Frame,
         *,
         views: bool = False,
         homography: Any = None,
@@ -304,7 +333,8 @@ class CompiledModel(Unpicklable):
         """Run one frame of each of N cameras; returns the same structure as model(frame).
 
         frame: [N, C, H, W] tensor (uint8, or float in the input range); row n is camera n, in
-               every call. A numpy array [H, W, C] stands for one camera.
+               every call. A numpy array [H, W, C], or a source's `VideoFrame`, stands for one
+               camera
         views: True returns views of the state where N is 1, valid until the next call, instead of
                copies
         homography: how the cameras have moved: [3, 3], or N of them, pixel centres (x, y, 1) of
@@ -365,6 +395,7 @@ class CompiledModel(Unpicklable):
         return self.session(rows, size=plan.size, motion="given", views=True)
 
     def _rows(self, frame: Any) -> list[Any]:
+        frame = picture_of(frame)
         if isinstance(frame, np.ndarray):
             if frame.ndim not in (2, 3) or 0 in frame.shape:
                 raise FrameError(f"numpy frame has shape {frame.shape}, expected [H, W, C]")
@@ -375,6 +406,57 @@ class CompiledModel(Unpicklable):
             got = list(frame.shape) if isinstance(frame, Tensor) else type(frame).__name__
             raise FrameError(f"frame is {got}, expected a tensor [N, C, H, W]")
         return list(frame)
+
+    @overload
+    def run(
+        self, sources: Several, *, size: Size | None = ..., limit: int | None = ...,
+        record: bool | None = ..., progress: bool = ..., skip_damaged: bool = ...,
+        **options: Unpack[SessionOptions],
+    ) -> Iterator[tuple[str, Result]]: ...  # fmt: skip
+
+    @overload
+    def run(
+        self, sources: Any, *, size: Size | None = ..., limit: int | None = ...,
+        record: bool | None = ..., progress: bool = ..., skip_damaged: bool = ...,
+        **options: Unpack[SessionOptions],
+    ) -> Iterator[Result]: ...  # fmt: skip
+
+    def run(
+        self,
+        sources: Any,
+        *,
+        size: Size | None = None,
+        limit: int | None = None,
+        record: bool | None = None,
+        progress: bool = False,
+        skip_damaged: bool = False,
+        **options: Unpack[SessionOptions],
+    ) -> Iterator[Any]:
+        """Run all frames of a source, or of several as streams of one session.
+
+        sources: what `open_source` takes; an open `Source`; or frames: a numpy array
+                 [T, H, W, C], a tensor [T, C, H, W], a list or whatever else gives one frame after
+                 the other. Several: a list of these, or a dict by name
+        size:    (h, w) that all frames are resized to; default: as they come, or what a model
+                 compiled with fixed_size takes. Each size that comes gets a plan
+        limit:   frames of each source at most
+        record:  keep active sets, which `Result.plot` draws where the task is not known; default:
+                 where it is not
+        progress: show a bar on standard error, and there what sources and sessions have to say;
+                 else that is warned of
+        skip_damaged: as for `open_source`
+        options: of `session`
+        returns: the results in order, of several sources (name, result). A frame that does not fit
+                 is refused (`Result.error`, FrameError); a source that turns out to be damaged ends
+                 with a result whose error says so (SourceError), the others go on. What is opened
+                 here is closed when the iteration ends, also by a break or an exception
+        Raises: SourceError where there is nothing to read, FrameError where sources have different
+        sizes and none was given; what `session` raises. All at the call.
+        """
+        return play(
+            self, sources, size=size, limit=limit, record=record, progress=progress,
+            skip_damaged=skip_damaged, options=dict(options),
+        )  # fmt: skip
 
     @apart
     def session(
@@ -396,9 +478,10 @@ class CompiledModel(Unpicklable):
         motion: of the streams that join. "none": cameras are fixed. "features", "codec",
                 "translation": their motion is estimated and followed; "given": homographies come
                 with the frames; "auto": estimated and followed while that pays.
-                `set_motion` changes it
+                `StreamHandle.set_motion` changes it
         border: of followed cameras: "keep" or "exact", see `Window`
-        tolerance: of the streams that join; default: the model's. `set_tolerance` changes it
+        tolerance: of the streams that join; default: the model's.
+                `StreamHandle.set_tolerance` changes it
         profile: a `Profile` or the path of one; default: the model's
         grain:  side in pixels of the cells in which the input gate counts; 1: 3x3 pixels decide,
                 so that the smallest things are seen; None: what suits the network and the camera
@@ -417,15 +500,18 @@ class CompiledModel(Unpicklable):
             )
         return Session(
             self._engine_at(size), slots, tolerance, profile, engine_at=self._engine_at,
-            motion=motion, border=border, grain=grain, views=views, timed=timed,
+            motion=motion, border=border, grain=grain, views=views, timed=timed, draw=self._draw,
         )  # fmt: skip
+
+    def _draw(self, result: Result) -> np.ndarray:
+        return plot(result, self.tail, self._preprocess)
 
     @property
     @apart
     def stats(self) -> StreamStats:
         """Statistics of the frames this model was called with, since it last began anew."""
         session = self._called
-        return StreamStats(self.plan) if session is None else session.stats()
+        return StreamStats(self.plan) if session is None else session.stats
 
     @apart
     def explain(self, *, moves: bool = False) -> str:
@@ -516,6 +602,7 @@ def _goes_on(session: Session | None, plan: Plan, rows: int, *, followed: bool) 
 
 
 def _frame_size(frame: Any) -> tuple[int, int]:
+    frame = picture_of(frame)
     if isinstance(frame, Tensor):
         frame = plain_tensor("frame", frame)
     if not isinstance(frame, (np.ndarray, Tensor)) or frame.ndim < 2 or 0 in frame.shape:

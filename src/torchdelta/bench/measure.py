@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,11 @@ from torch import Tensor
 from torchdelta.bench.peers import Peer, peer_settings
 from torchdelta.bench.quality import Quality, Reference
 from torchdelta.errors import FrameError
-from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.frames import Frame
 from torchdelta.runtime.measure import forced_step
 from torchdelta.runtime.session import Result, Session
 from torchdelta.runtime.stats import FrameStats, StepStats
+from torchdelta.videoframe import VideoFrame
 
 SAMPLES = 20
 # a reference takes many times as long as ours, and runs at every fourth sample
@@ -35,14 +35,10 @@ SETTLE_S = 0.02
 
 @dataclass(frozen=True)
 class Moment:
-    """One frame of each stream, in order of the slots, and what decoding it took (per frame).
-
-    vectors: the decoder's motion vectors of each, where they were asked for
-    """
+    """One frame of each stream, in order of the slots, and what decoding it took (per frame)."""
 
     frames: Sequence[Frame]
     decode_ms: float | None = None
-    vectors: Sequence[Vectors | None] | None = None
 
 
 @dataclass
@@ -113,17 +109,11 @@ class Race:
         self._samples = 0
         self.streams = [str(n) for n in range(session.slots)]
 
-    def step(
-        self,
-        session: Session,
-        frames: Sequence[Frame],
-        vectors: Sequence[Vectors | None] | None = None,
-    ) -> dict[str, Result]:
+    def step(self, session: Session, frames: Sequence[Frame]) -> dict[str, Result]:
         """Run one frame of each stream; raises FrameError for one that is refused."""
         given = dict(zip(self.streams, frames, strict=True))
-        known = dict(zip(self.streams, vectors or [None] * len(frames), strict=True))
         if self._forced is None:
-            results = session.step(given, vectors=known)
+            results = session.step(given)
         else:
             results = forced_step(session, given, self._forced)
         for result in results.values():
@@ -135,12 +125,14 @@ class Race:
         """Put frames where they are timed from: on a GPU, for all contestants, in its memory."""
         if self._device.type != "cuda":
             return list(frames)
-        return [
-            torch.from_numpy(frame).to(self._device).permute(2, 0, 1)
-            if isinstance(frame, np.ndarray)
-            else frame.to(self._device)
-            for frame in frames
-        ]
+        return list(map(self._on_device, frames))
+
+    def _on_device(self, frame: Frame) -> Frame:
+        if isinstance(frame, VideoFrame):
+            return replace(frame, picture=self._on_device(frame.picture))
+        if isinstance(frame, np.ndarray):
+            return torch.from_numpy(frame).to(self._device).permute(2, 0, 1)
+        return frame.to(self._device)
 
     def _settle(self) -> None:
         """Let the threads of whoever ran last go to sleep; a GPU would only lose its clock."""
@@ -161,7 +153,7 @@ class Race:
             frames = self.place(moment.frames)
             if others_ran:
                 self._settle()
-            step = partial(self.step, self.session, frames, moment.vectors)
+            step = partial(self.step, self.session, frames)
             results, ms = timed(step, self._device)
             # may wait for the device, and is not timed
             stats = [result.stats for result in results.values()]
@@ -205,7 +197,7 @@ class Race:
             # one stream at a time: the streams are alike, the dense network is slow
             row = index % len(frames)
             result = results[self.streams[row]]
-            published = self.session.published(self.streams[row])
+            published = self.session.stream(self.streams[row]).published()
             shown = x[row : row + 1]
             if result.aligned is not None:
                 shown = self.reference.shown(frames[row], result.aligned, published)
@@ -224,7 +216,7 @@ class Race:
     ) -> list[StepStats]:
         """Run ours again in a session that times its steps; returns them, the slowest first."""
         for moment in moments:
-            results = self.step(session, self.place(moment.frames), moment.vectors)
+            results = self.step(session, self.place(moment.frames))
             progress(results[self.streams[0]].stats)
             del results
-        return sorted(session.stats().per_step(), key=lambda step: -(step.ms or 0.0))
+        return sorted(session.stats.per_step(), key=lambda step: -(step.ms or 0.0))

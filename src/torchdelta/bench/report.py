@@ -108,7 +108,7 @@ def following(session: Session, times: Times) -> dict[str, Any]:
     reasons: why frames after the streams' first ones were computed whole, and how many
     """
     # those of the session as a whole count what was run to warm up
-    stats = [session.stats(stream) for stream in session.streams]
+    stats = [session.stream(stream).stats for stream in session.streams]
     reasons = sum((Counter(one.reasons) for one in stats), Counter[str]())
     for first in ("first frame", "reset"):
         del reasons[first]

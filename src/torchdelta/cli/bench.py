@@ -30,10 +30,10 @@ from torchdelta.cli.clip import Clip, Made, Material
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
 from torchdelta.cli.info import cpu
 from torchdelta.cli.options import Border, Dtype, Engine, Motion
-from torchdelta.cli.progress import Meter
 from torchdelta.console import PlainConsole, doing
 from torchdelta.engines import PREFERENCE
 from torchdelta.errors import EngineError
+from torchdelta.report.progress import Meter
 from torchdelta.runtime.session import Session
 from torchdelta.stages import stage
 
@@ -245,7 +245,7 @@ def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
     """
     allowance, inputs = 0.0, race.reference.input(race.place(moments[0].frames))
     for index, moment in enumerate(moments):
-        results = race.step(race.session, race.place(moment.frames), moment.vectors)
+        results = race.step(race.session, race.place(moment.frames))
         if index:
             continue
         allowance = race.reference.allowance(inputs[:1])
@@ -253,7 +253,7 @@ def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
             # of a camera that is followed the frame lies in a window; its first one is published
             seen = inputs[row : row + 1]
             if results[stream].aligned is not None:
-                seen = race.session.published(stream)
+                seen = race.session.stream(stream).published()
             dense = race.reference.dense(seen)
             wrong = difference(results[stream].unwrap(), dense, allowance)
             if wrong is not None:
@@ -262,7 +262,7 @@ def _warm_up(race: Race, moments: Sequence[Moment]) -> tuple[Tensor, float]:
                     f"not the dense network's: {wrong}; no figures of a wrong network"
                 )
     for stream in race.streams:
-        race.session.reset(stream)
+        race.session.stream(stream).reset()
     return inputs, allowance
 
 

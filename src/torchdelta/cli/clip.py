@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple, Protocol
 
@@ -12,12 +13,13 @@ import numpy as np
 
 from torchdelta.bench.forced import changed_inside, disc_mask, made_frame
 from torchdelta.bench.measure import Moment
-from torchdelta.cli.feed import Size, common_range, range_note, resized
+from torchdelta.cli.ranges import common_range, range_note
 from torchdelta.errors import SourceError
-from torchdelta.motion.vectors import Vectors
+from torchdelta.video.feed import Size, resized
 from torchdelta.video.names import resolve
 from torchdelta.video.pixels import Frame, Range
 from torchdelta.video.source import Source, open_source
+from torchdelta.videoframe import VideoFrame
 
 # several streams play a clip from memory where it takes no more
 KEPT_BYTES = 4 * 2**30
@@ -47,11 +49,10 @@ class Material(Protocol):
 
 
 class Played(NamedTuple):
-    """A decoded picture, what decoding and resizing it took, and its motion vectors."""
+    """A decoded frame, and what decoding and resizing it took."""
 
-    picture: Frame
+    frame: VideoFrame
     ms: float
-    vectors: Vectors | None
 
 
 class Clip:
@@ -115,7 +116,7 @@ class Clip:
         count = kept_bytes = 0
         for played in islice(self._decode(source), end):
             count += 1
-            kept_bytes += played.picture.nbytes
+            kept_bytes += played.frame.picture.nbytes
             if kept_bytes > KEPT_BYTES:
                 self._kept = None
             if self._kept is not None:
@@ -126,8 +127,8 @@ class Clip:
         """Give each frame at the wanted size."""
         start = time.perf_counter()
         for frame in source:
-            picture = resized(frame, self.size)
-            yield Played(picture, (time.perf_counter() - start) * 1e3, source.vectors)
+            frame = replace(frame, picture=resized(frame.picture, self.size))
+            yield Played(frame, (time.perf_counter() - start) * 1e3)
             start = time.perf_counter()
 
     def _play(self, stream: int) -> Iterator[Played]:
@@ -144,17 +145,17 @@ class Clip:
     def peek(self, count: int) -> Frame:
         """Give the first frames of the clip: [n, H, W, C]."""
         played = islice(self._play(0), min(count, self.count))
-        return np.stack([one.picture for one in played])
+        return np.stack([one.frame.picture for one in played])
 
     def moments(self) -> Iterator[Moment]:
         """Play all streams from their beginnings."""
         players = [self._play(n) for n in range(self._streams)]
         for _ in range(self.count):
             now = [next(player) for player in players]
+            # a picture by itself goes the shortest way through a session
             yield Moment(
-                [one.picture for one in now],
+                [one.frame if self._vectors else one.frame.picture for one in now],
                 statistics.fmean(one.ms for one in now),
-                [one.vectors for one in now] if self._vectors else None,
             )
 
 

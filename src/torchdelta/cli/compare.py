@@ -10,12 +10,10 @@ from torch import Tensor
 
 from torchdelta.api import CompiledModel
 from torchdelta.bench.measure import timed
-from torchdelta.capture.load import LoadedModel
-from torchdelta.cli.options import Task
-from torchdelta.cli.tasks import Agreement, agree
 from torchdelta.motion.aligned import Aligned
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
+from torchdelta.tasks import Agreement
 from torchdelta.verify import relative_error
 
 
@@ -42,10 +40,13 @@ class Comparer:
     """Runs the dense network beside sessions, on each frame and on what was published of it.
 
     Dense runs right after ours on every frame, so that both see the same state of the machine.
+
+    trained: whether answers mean something. With random weights classes are names of nothing, and
+             the best two lie so close that rounding chooses between them
     """
 
-    def __init__(self, compiled: CompiledModel, task: Task, loaded: LoadedModel) -> None:
-        self._compiled, self._task, self._loaded = compiled, task, loaded
+    def __init__(self, compiled: CompiledModel, *, trained: bool) -> None:
+        self._compiled, self._tail = compiled, compiled.tail if trained else None
         self._on_published: dict[str, Any] = {}
 
     def __call__(self, frame: Any, result: Result, session: Session) -> Comparison:
@@ -56,17 +57,17 @@ class Comparer:
         if result.aligned is not None:
             dense = self._compiled.dense(self._shown(frame, result.aligned, session, stream))
         if stats.changed_input > 0 or stats.moved or stream not in self._on_published:
-            self._on_published[stream] = self._compiled.dense(session.published(stream))
+            self._on_published[stream] = self._compiled.dense(session.stream(stream).published())
         return Comparison(
             dense_ms=dense_ms,
             error=relative_error(result.output, dense),
             layer_error=relative_error(result.output, self._on_published[stream]),
             dense=dense,
-            agreement=agree(self._task, result, dense, self._loaded),
+            agreement=self._tail.agree(result, dense) if self._tail else None,
         )
 
     def _shown(self, frame: Any, aligned: Aligned, session: Session, stream: str) -> Tensor:
         """Give what a window shows without gates, as the model sees it: [1, C, H, W]."""
         warped = self._compiled.preprocess(aligned.warp(frame))
         there = torch.from_numpy(aligned.mask()).to(warped.device)
-        return torch.where(there, warped, session.published(stream).to(warped.dtype))
+        return torch.where(there, warped, session.stream(stream).published().to(warped.dtype))

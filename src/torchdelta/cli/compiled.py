@@ -7,12 +7,16 @@ from pathlib import Path
 import torch
 
 import torchdelta
+from torchdelta import tasks
 from torchdelta.api import CompiledModel
 from torchdelta.capture.load import LoadedModel
 from torchdelta.capture.prepare import prepare_untrained
-from torchdelta.cli.options import Dtype, Engine
+from torchdelta.cli.options import Dtype, Engine, Task
 from torchdelta.video.pixels import Frame
 
+TASKS: dict[Task, tasks.Task | None] = {
+    Task.none: None, Task.classify: "classify", Task.segment: "segment", Task.image: "image",
+}  # fmt: skip
 # frames on which an untrained network's batch norms are measured
 CALIBRATION_FRAMES = 6
 
@@ -25,6 +29,7 @@ def compile_loaded(
     engine: Engine,
     dtype: Dtype,
     profile: Path | None,
+    task: Task = Task.none,
 ) -> CompiledModel:
     """Compile for the first frame; a network without weights is prepared on all of them.
 
@@ -46,4 +51,6 @@ def compile_loaded(
         mean=loaded.mean,
         std=loaded.std,
         color=loaded.color,
+        task=TASKS[task],
+        labels=None if task is Task.none else loaded.labels,
     )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from torchdelta.cli.tasks import Reading
 from torchdelta.motion.aligned import Aligned
-from torchdelta.report import heat_map
+from torchdelta.report.plot import recomputed
 from torchdelta.runtime.result import Result
+from torchdelta.tasks import Reading
 from torchdelta.video import overlay
 from torchdelta.video.board import Panel
 
@@ -114,21 +112,11 @@ def _answer(rgb: Picture, reading: Reading, caption: str) -> Panel:
 
 
 def _recomputed(rgb: Picture, result: Result) -> Panel:
+    picture, note = recomputed(rgb, result)
     stats = result.stats
-    if stats.first:
-        # all of it in colour would hide the picture and say no more
-        nothing = overlay.heat(rgb, np.zeros(rgb.shape[:2], np.float32))
-        note = f"{stats.reason}: all computed"
-        return Panel(nothing, "computed: everything", note=note, is_heat=True)
-    active: dict[str, Any] = result.active or {}
-    heat = heat_map(result.plan, active, result.plan.size)
-    if result.aligned is not None:
-        heat = result.to_frame_map(torch.from_numpy(heat)).numpy()
-    caption = (
-        f"computed again: {stats.mac_share:.1%} of the work; changed: {stats.changed_input:.1%} of "
-        "the picture"
-    )
-    return Panel(overlay.heat(rgb, heat), caption, is_heat=True)
+    caption = f"computed again: {stats.mac_share:.1%} of the work; changed: "
+    caption += f"{stats.changed_input:.1%} of the picture"
+    return Panel(picture, "computed: everything" if note else caption, note=note, is_heat=True)
 
 
 def _in_world(rgb: Picture, result: Result, mosaic: Mosaic) -> Panel:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,24 +16,26 @@ from torchdelta.capture.cards import AskedSize, short_name
 from torchdelta.capture.load import LoadedModel
 from torchdelta.cli.compare import Comparer, Comparison
 from torchdelta.cli.compiled import CALIBRATION_FRAMES, compile_loaded
-from torchdelta.cli.feed import Feed, common_range, feeds_of, range_note
 from torchdelta.cli.options import Border, Dtype, Engine, Motion, Task
 from torchdelta.cli.outputs import check_outputs
 from torchdelta.cli.panels import Mosaic, Shown, panels
 from torchdelta.cli.precheck import inputs_of
-from torchdelta.cli.progress import Meter
-from torchdelta.cli.sessions import Sessions
+from torchdelta.cli.ranges import common_range, range_note
 from torchdelta.cli.stop import Stop
-from torchdelta.cli.tasks import Reading, read, read_output
 from torchdelta.cli.track import Track, agreements, movements, speedup_doubts, summary
 from torchdelta.console import PlainConsole, doing
 from torchdelta.errors import SourceError
-from torchdelta.motion.vectors import Vectors
+from torchdelta.report.progress import Meter
+from torchdelta.running import Sessions, run_feeds
 from torchdelta.runtime.result import Result
+from torchdelta.runtime.session import Session
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.targets import names_standard_output
+from torchdelta.tasks import Reading
 from torchdelta.video.board import Board
-from torchdelta.video.pixels import Frame, Range, as_rgb
+from torchdelta.video.feed import Feed, Size, feeds_of
+from torchdelta.video.pixels import Range, as_rgb
+from torchdelta.video.records import Remark
 from torchdelta.video.sink import JsonLines, VideoWriter
 from torchdelta.video.source import Source, open_source
 
@@ -103,7 +107,8 @@ class Runner:
         self._settle_range(sources)
         loaded = self.loaded
         size = loaded.frame_size(options.size)
-        feeds = feeds_of(sources, size, options.limit, self.limits)
+        named = [(source.name, source) for source in sources]
+        feeds = feeds_of(named, size, options.limit, self.limits)
         advice = loaded.size_advice(feeds[0].size) if size is None else None
         if advice and not self.advised:
             self.log.say(advice)
@@ -145,7 +150,7 @@ class Runner:
             compiled = self.compiled = compile_loaded(
                 self.loaded, np.stack([frame for feed in feeds for frame in feed.peek(count)]),
                 tolerance=options.tolerance, engine=options.engine, dtype=options.dtype,
-                profile=options.profile,
+                profile=options.profile, task=options.task,
             )  # fmt: skip
         h, w = feeds[0].size
         self.log.say(
@@ -161,8 +166,8 @@ class Runner:
         options = self.options
         assert self.compiled is not None
         sessions = Sessions(
-            self.compiled, len(feeds), options.motion, options.border, options.grain,
-            any(feed.is_live for feed in feeds), self.log.say,
+            partial(self._open_session, len(feeds)), self.log.say,
+            live=any(feed.is_live for feed in feeds),
         )  # fmt: skip
         tracks = {feed.name: Track(feed.name, size=feed.size) for feed in feeds}
         board = Board(feeds[0].size, 2 + options.shows_dense + options.follows)
@@ -179,6 +184,16 @@ class Runner:
             )
             loop.run(feeds, stop)
         return list(tracks.values())
+
+    def _open_session(self, slots: int, size: Size) -> Session:
+        options = self.options
+        assert self.compiled is not None
+        # "given" is no choice of the command line, all others are the session's
+        motion: Any = options.motion.value
+        border: Any = options.border.value
+        return self.compiled.session(
+            slots, size=size, motion=motion, border=border, grain=options.grain
+        )
 
 
 def print_results(
@@ -238,51 +253,36 @@ class _Loop:
     mosaics: dict[str, Mosaic] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.compare = Comparer(self.compiled, self.options.task, self.loaded)
+        self.compare = Comparer(self.compiled, trained=self.loaded.has_weights)
         if self.options.follows:
             self.mosaics = {name: Mosaic() for name in self.tracks}
 
     def run(self, feeds: Sequence[Feed], stop: Stop) -> None:
         """Until every feed has ended or the run is asked to stop."""
-        live = list(feeds)
-        while live and stop.signal is None:
-            frames: dict[str, Frame] = {}
-            vectors: dict[str, Vectors | None] = {}
-            times_s: dict[str, float | None] = {}
-            for feed in list(live):
-                frame = self._next(feed)
-                if frame is not None:
-                    frames[feed.name], vectors[feed.name] = frame, feed.vectors
-                    times_s[feed.name] = feed.pts_s
-                    continue
-                live.remove(feed)
-                self.sessions.leave(feed.name)
-            if frames:
-                record = self.options.save is not None
-                results = self.sessions.step(frames, vectors, record=record)
-                for name, frame in frames.items():
-                    self._take(self.tracks[name], frame, results[name], times_s[name])
+        results = run_feeds(
+            feeds, self.sessions, record=self.options.save is not None, tell=self._tell,
+            stopped=lambda: stop.signal is not None,
+        )  # fmt: skip
+        for result in results:
+            track = self.tracks[result.stream]
+            if isinstance(result.error, SourceError):
+                track.damage = str(result.error)
+                self._complain(track.damage)
+            else:
+                self._take(track, result)
 
-    def _next(self, feed: Feed) -> Frame | None:
+    def _tell(self, feed: Feed, remark: Remark) -> None:
         track = self.tracks[feed.name]
-        try:
-            return feed.next()
-        except SourceError as damage:
-            track.damage = str(damage)
-            self._complain(str(damage))
-            return None
-        finally:
-            for remark in feed.remarks():
-                track.skipped += remark.kind == "damage"
-                track.missed += remark.kind == "missed"
-                text = remark.text if remark.kind == "note" else f"warning: {remark.text}"
-                self.log.say(text)
+        track.skipped += remark.kind == "damage"
+        track.missed += remark.kind == "missed"
+        self.log.say(remark.text if remark.kind == "note" else f"warning: {remark.text}")
 
     def _complain(self, message: str) -> None:
         self.log.say(f"error: {message}", style="red")
 
-    def _take(self, track: Track, frame: Frame, result: Result, pts_s: float | None) -> None:
+    def _take(self, track: Track, result: Result) -> None:
         """Measure, write and count one frame."""
+        frame, pts_s, tail = result.frame, result.pts_s, self.compiled.tail
         stats: FrameStats | None = None
         comparison: Comparison | None = None
         reading = Reading(None)
@@ -292,10 +292,11 @@ class _Loop:
             self._complain(f"frame {track.frames}: {result.error}")
         else:
             stats = result.stats
-            reading = read(self.options.task, result, self.loaded)
+            if tail is not None:
+                reading = tail.read(result.output, result)
             if self.options.compare:
                 comparison = self.compare(frame, result, self.sessions.of(track.name))
-                dense = read_output(self.options.task, comparison.dense, result, self.loaded)
+                dense = tail.read(comparison.dense, result) if tail else Reading(None)
             track.add(stats, comparison, result.aligned)
         if self.lines is not None:
             answer = dense.result if dense else None

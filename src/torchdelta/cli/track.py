@@ -15,12 +15,12 @@ from rich import box
 from rich.table import Table
 
 from torchdelta.cli.compare import Comparison
-from torchdelta.cli.tasks import Agreement
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.codec import NO_VECTORS
 from torchdelta.quality.compare import ClassTally
 from torchdelta.report.trust import doubts, speedup_of
 from torchdelta.runtime.stats import FrameStats
+from torchdelta.tasks import Agreement
 from torchdelta.video.sink import VideoWriter
 
 Picture = NDArray[np.uint8]

@@ -23,7 +23,7 @@ from torchdelta.demo.net import DEMO_PREPROCESS, load_demo_net
 from torchdelta.demo.scene import CLASSES, Scene
 from torchdelta.demo.score import Agreement
 from torchdelta.errors import FrameError, SinkError
-from torchdelta.report import heat_map
+from torchdelta.report.plot import recomputed
 from torchdelta.targets import write_whole
 from torchdelta.video import overlay
 from torchdelta.video.board import Board, Panel
@@ -119,18 +119,6 @@ def _labels(logits: torch.Tensor) -> NDArray[np.uint8]:
     return logits[0].argmax(0).to(torch.uint8).cpu().numpy()
 
 
-def _recomputed(
-    fast: torchdelta.CompiledModel, picture: NDArray[np.uint8], result: torchdelta.Result, note: str
-) -> Panel:
-    """Show where the network's work was done again."""
-    size = picture.shape[:2]
-    if result.stats.first:
-        nothing = overlay.heat(picture, np.zeros(size, np.float32))
-        return Panel(nothing, note, note="first frame: all computed", is_heat=True)
-    heat = heat_map(fast.plan, result.active or {}, (size[0], size[1]))
-    return Panel(overlay.heat(picture, heat), note, is_heat=True)
-
-
 def _timed_dense(
     fast: torchdelta.CompiledModel, picture: NDArray[np.uint8]
 ) -> tuple[NDArray[np.uint8], float]:
@@ -195,7 +183,7 @@ def run_demo(
     fast = torchdelta.compile(
         load_demo_net(), example, tolerance=tolerance, engine=engine, **DEMO_PREPROCESS
     )
-    session = fast.session(size=size)
+    stream = fast.session(size=size).stream(_STREAM)
     path = Path(out_dir) / "demo.mp4"
     board = Board(size, panels=2)
 
@@ -208,7 +196,7 @@ def run_demo(
             frame, truth = scene.frame(index), scene.mask(index)
             found, dense_ms = _timed_dense(fast, frame)
             dense.add(dense_ms, truth, found)
-            result = session.step({_STREAM: frame}, record=True)[_STREAM]
+            result = stream(frame, record=True)
             found = _labels(result.unwrap())
             stats = result.stats
             delta.add(stats.ms, truth, found)
@@ -219,7 +207,8 @@ def run_demo(
                 f"(dense {dense_ms:.1f} ms)"
             )
             mine = Panel(overlay.segmentation(frame, found), "torchdelta", legend=_LEGEND)
-            drawn = board.draw(title, [mine, _recomputed(fast, frame, result, note)])
+            heat, first = recomputed(frame, result)
+            drawn = board.draw(title, [mine, Panel(heat, note, note=first, is_heat=True)])
             writer.write(drawn)
             if picture is not None and index == frames // 2:
                 encoded = io.BytesIO()
@@ -228,7 +217,7 @@ def run_demo(
             fps = 1000 / stats.ms if stats.ms else math.inf
             progress.update(task, advance=1, note=f"{fps:.0f} FPS  {note}")
 
-    overall = session.stats(_STREAM)
+    overall = stream.stats
     assert overall.mac_share is not None
     assert overall.changed_input is not None
     report = DemoReport(

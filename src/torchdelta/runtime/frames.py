@@ -14,8 +14,10 @@ from torch import Tensor
 from torchdelta.errors import FrameError, first_lines
 from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan
+from torchdelta.videoframe import VideoFrame
 
-Frame = np.ndarray | Tensor
+Picture = np.ndarray | Tensor
+Frame = Picture | VideoFrame
 # of a tensor, in one call
 _KIND = attrgetter("shape", "dtype", "device", "requires_grad", "layout")
 FRAME_DTYPES = (torch.uint8, torch.float32, torch.float16, torch.bfloat16)
@@ -27,7 +29,7 @@ def check_frame(
     """Check one stream's frame.
 
     frame:   numpy [H, W, C] or [H, W] (as OpenCV and PyAV give them), or tensor [C, H, W] or
-             [1, C, H, W]; uint8, or float in the plan's input range
+             [1, C, H, W]; uint8, or float in the plan's input range; or a `VideoFrame` of one
     dtype:   the compute dtype, whose range the frame must fit
     trust_device: leave the values of frames that are on a GPU already to the engine: looking at
              them would wait for the GPU
@@ -50,6 +52,7 @@ def _checked(
     frame: Any, plan: Plan, device: torch.device, dtype: torch.dtype, trust_device: bool
 ) -> Tensor:
     c, h, w = plan.shape
+    frame = picture_of(frame)
     if isinstance(frame, np.ndarray):
         x = _from_numpy(frame)
     elif isinstance(frame, Tensor):
@@ -87,6 +90,11 @@ def _checked(
                 "compile with dtype bf16 or fp32"
             )
     return x
+
+
+def picture_of(frame: Any) -> Any:
+    """Give the picture of a frame, which is the frame itself where it is no `VideoFrame`."""
+    return frame.picture if isinstance(frame, VideoFrame) else frame
 
 
 class Fitting:

@@ -1,4 +1,4 @@
-"""Turns for measurements: kernels are timed on active sets that somebody chose."""
+"""Turns for tests and measurements, on active sets and in windows that somebody chose."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torchdelta.apart import apart
 from torchdelta.runtime.frames import Frame
 from torchdelta.runtime.result import Result
 from torchdelta.runtime.session import Session
+from torchdelta.runtime.windows import Mask, Window
 
 
 @apart
@@ -30,3 +31,21 @@ def forced_step(
     Raises: as `Session.step`; ValueError for an active set that does not fit: nothing has run then.
     """
     return session._turn(frames, forced=forced, record=record)
+
+
+@apart
+def placed_step(
+    session: Session,
+    frames: Mapping[str, Frame],
+    windows: Mapping[str, Window],
+    *,
+    roi: Mapping[str, Mask] | None = None,
+    record: bool = False,
+) -> dict[str, Result]:
+    """Run frames as `Session.step` does, of streams with motion="none" whose windows are placed.
+
+    windows: stream -> where its window lies with this frame, which shows what it covers; the
+             others' stay where they are. A jump by more than the window recomputes everything
+    Raises: as `Session.step`. A window that does not fit is refused like a frame.
+    """
+    return session._turn(frames, roi or {}, windows, record=record)

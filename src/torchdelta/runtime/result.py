@@ -14,34 +14,45 @@ from torch.utils import _pytree as pytree
 
 from torchdelta.apart import apart
 from torchdelta.engines import Reports, SlotReport
-from torchdelta.errors import FrameError
+from torchdelta.errors import TorchdeltaError
 from torchdelta.motion.aligned import Aligned, Array
 from torchdelta.motion.homography import Points
 from torchdelta.motion.warp import Scratch
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan
+from torchdelta.runtime.frames import picture_of
 from torchdelta.runtime.outputs import Together
 from torchdelta.runtime.stats import FrameStats
 from torchdelta.runtime.uncounted import Counted, CountedStep
+from torchdelta.videoframe import VideoFrame
 
 
 class StepFrames(NamedTuple):
-    """What the results of one step share; record: whether active sets were asked for."""
+    """What the results of one step share.
+
+    record: whether active sets were asked for;  draw: turns one of them into a picture
+    """
 
     counted: CountedStep
     reports: Reports
     device: torch.device
     record: bool
+    draw: Callable[[Result], Any] | None
 
 
 class Result:
     """What one stream's frame gave.
 
-    Of a refused frame all but `stream` and `error` is None; `unwrap` raises the error. A result can
-    be pickled and copied; what comes out has all but `plan` and `counted`.
+    Of a refused frame all but `stream`, `frame`, `pts_s` and `error` is None; `unwrap` raises the
+    error. A result can be pickled and copied; what comes out has all but `frame`, `plan` and
+    `counted`.
 
     stream:         its name
-    error:          why the frame was refused, else None; the stream's state is then as it was
+    frame:          its picture, as it was given and no copy of it: numpy [H, W, C] or tensor
+                    [C, H, W]
+    pts_s:          when it is shown in its source, seconds; None where nothing is known of that
+    error:          why the frame was refused, else None; the stream's state is then as it was. At
+                    the end of a damaged source `CompiledModel.run` says so here (SourceError)
     ok:             whether it was not refused
     changed:        bool [H, W], the input pixels that were published
     output_changed: like `output`, a bool [Ho, Wo] mask per tensor ([1, 1] for what is no map)
@@ -54,8 +65,8 @@ class Result:
     """
 
     __slots__ = (
-        "__weakref__", "_frames", "_kept", "_output", "_slot", "aligned", "error", "origin",
-        "stream",
+        "__weakref__", "_frames", "_kept", "_output", "_slot", "aligned", "error", "given",
+        "origin", "stream",
     )  # fmt: skip
 
     def __init__(
@@ -66,11 +77,13 @@ class Result:
         output: Any = None,
         origin: Size | None = None,
         *,
-        error: FrameError | None = None,
+        error: TorchdeltaError | None = None,
     ) -> None:
         """Take what a step gave for a slot; all of it is put together when it is read."""
         self.stream, self.error, self.origin = stream, error, origin
         self.aligned: Aligned | None = None
+        # what the session was given
+        self.given: Any = None
         self._slot, self._frames, self._output = slot, frames, output
         # of a result that was pickled: what it held, by name
         self._kept: dict[str, Any] | None = None
@@ -80,8 +93,18 @@ class Result:
         """Whether the frame was not refused."""
         return self.error is None
 
+    @property
+    def frame(self) -> Any:
+        """The frame's picture, as it was given; None once pickled."""
+        return picture_of(self.given)
+
+    @property
+    def pts_s(self) -> float | None:
+        """When the frame is shown in its source, seconds; None where nothing is known of that."""
+        return self.given.pts_s if isinstance(self.given, VideoFrame) else None
+
     def unwrap(self) -> Any:
-        """Give the output. Raises: FrameError where the frame was refused."""
+        """Give the output. Raises: the error where the frame was refused."""
         if self.error is not None:
             raise self.error
         return self.output
@@ -174,6 +197,22 @@ class Result:
         # numpy's zeros cost nothing until they are read
         return torch.from_numpy(np.zeros(size, np.bool_)).to(self._step().device)
 
+    def plot(self) -> np.ndarray:
+        """Draw the result on its frame: uint8 [H, W, 3] RGB, of the frame's size.
+
+        Where the network's task is known (`compile(task=…)`) that is what it says: names of
+        classes, colours of pixels, a picture. Else it is where the network computed, as colours
+        over the grey frame, which takes `record=True`. Of a camera that is followed all is brought
+        back into the frame.
+        Raises: the frame's error where it was refused; ModelError where the output is none of the
+        task's; ValueError where active sets are missing.
+        """
+        draw = self._step().draw
+        if draw is None:
+            raise ValueError("this session knows no network to draw for; open it with fast.session")
+        picture: np.ndarray = draw(self)
+        return picture
+
     def _placed(self) -> Aligned:
         if self.error is not None:
             raise self.error
@@ -227,7 +266,7 @@ class Result:
             kept["size"] = self._get("size", lambda: self._plan.size)
         return {
             "stream": self.stream, "error": self.error, "origin": self.origin, "aligned": aligned,
-            "_kept": kept,
+            "_kept": kept, "given": VideoFrame(None, self.pts_s),
         }  # fmt: skip
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

@@ -7,18 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from torchdelta.apart import apart
-from torchdelta.arguments import finite
+from torchdelta.arguments import shown
 from torchdelta.engines import NONE, Engine, FrameCall, Move
 from torchdelta.errors import FrameError, StreamError
 from torchdelta.motion.align import RELATIVE_TO
-from torchdelta.motion.vectors import Vectors
 from torchdelta.ops.base import Size
 from torchdelta.plan import Plan, explain
-from torchdelta.runtime.audit import Audit, audit_slot
 from torchdelta.runtime.canvas import Canvas
 from torchdelta.runtime.checks import (
     check_forced,
@@ -28,11 +25,13 @@ from torchdelta.runtime.checks import (
     check_room,
     check_slots,
 )
-from torchdelta.runtime.frames import Fitting, Frame, warn_range
+from torchdelta.runtime.frames import Fitting, Frame, picture_of, warn_range
+from torchdelta.runtime.handle import StreamHandle
 from torchdelta.runtime.placement import (
     Arrival,
     Motion,
     Placed,
+    Placement,
     World,
     check_motion,
     make_placement,
@@ -44,6 +43,7 @@ from torchdelta.runtime.stream import Stream
 from torchdelta.runtime.uncounted import CountedStep, Uncounted
 from torchdelta.runtime.unpicklable import Unpicklable
 from torchdelta.runtime.windows import Border, Mask, Window
+from torchdelta.videoframe import VideoFrame
 
 
 class Session(Unpicklable):
@@ -53,9 +53,9 @@ class Session(Unpicklable):
     window of the world a little larger than the frame; its frames are aligned and warped into it.
 
     engine:  what runs the network on frames
-    tolerance: of the streams that join, see `set_tolerance`
+    tolerance: of the streams that join, see `StreamHandle.set_tolerance`
     engine_at: gives the engine of the network at a size (h, w); None: no camera can be followed
-    motion:  of the streams that join, see `set_motion`
+    motion:  of the streams that join, see `StreamHandle.set_motion`
     border:  of windows of followed cameras, see `Window`
     views:   True hands out outputs as views of the state, valid until the stream's next frame (of a
              stream whose window moved they are copies)
@@ -63,6 +63,7 @@ class Session(Unpicklable):
     grain:   side in pixels of the cells in which the input gate counts, see `ops.gate.input_gate`;
              None: what suits the network, see `default_grain`, for still and followed cameras apart
     grains:  both of these
+    draw:    turns a result into a picture, see `Result.plot`
     """
 
     instead = (
@@ -83,11 +84,12 @@ class Session(Unpicklable):
         views: bool = False,
         timed: bool = False,
         grain: int | None = None,
+        draw: Callable[[Result], Any] | None = None,
     ) -> None:
         check_motion(motion, border)
         self.engine, self.slots = engine, check_slots(slots)
         self.motion, self.border, self.views, self._timed = motion, border, views, timed
-        self._tolerance, self._profile = tolerance, profile
+        self._tolerance, self._profile, self._draw = tolerance, profile, draw
         stride = engine.plan.total_stride
         self.grains: tuple[int, ...] = tuple(
             check_grain(grain, stride, followed=followed) for followed in (False, True)
@@ -179,24 +181,24 @@ class Session(Unpicklable):
 
     # ---------------------------------------------------------------------------- streams
 
-    @apart
-    def join(self, stream: str) -> int:
-        """Take a free slot for a stream; its first frame is computed whole. Returns the slot.
+    def stream(self, name: str) -> StreamHandle:
+        """Give a handle of a stream, which joins at its first frame where it is not in yet.
 
-        Raises: StreamError where the stream is in already or no slot is free.
+        Raises: StreamError for what is no name.
         """
-        with self._lock:
-            if stream in self._streams:
-                raise StreamError(f"stream {stream!r} has joined already")
-            check_room([stream], len(self._streams), self.slots)
-            return self._join(self._new(stream, self.motion, self._tolerance, "first frame")).slot
+        if not isinstance(name, str):
+            raise StreamError(f"a stream's name is a str, got {shown(name)}")
+        return StreamHandle(self, name)
 
     def _new(
         self, name: str, motion: Motion, tolerance: float, reason: str, slot: int = -1
     ) -> Stream:
         """Make a stream at its beginning; slot: -1: it gets one when it joins."""
-        placement = make_placement(motion, self._world, self.grains)
-        return Stream(name, slot, reason, motion, placement, StreamStats(self.plan), tolerance)
+        stats = StreamStats(self.plan)
+        return Stream(name, slot, reason, motion, self._placement(motion), stats, tolerance)
+
+    def _placement(self, motion: Motion) -> Placement:
+        return make_placement(motion, self._world, self.grains)
 
     def _join(self, stream: Stream) -> Stream:
         taken = {other.slot for other in self._streams.values()}
@@ -209,74 +211,14 @@ class Session(Unpicklable):
         return self._streams[name]
 
     @apart
-    def leave(self, stream: str) -> None:
-        """Free a stream's slot. Raises: StreamError for an unknown stream."""
-        with self._lock:
-            self._known(stream)
-            del self._streams[stream]
-            self._close_empty()
-
-    @apart
-    def reset(self, stream: str) -> None:
-        """Forget everything about a stream; its next frame is a first frame, its window at (0, 0).
-
-        Its tolerance and its motion stay what they were set to.
-        Raises: StreamError for an unknown stream.
-        """
-        with self._lock:
-            known = self._known(stream)
-            self._streams[stream] = self._new(
-                stream, known.motion, known.tolerance, "reset", known.slot
-            )
-            self._close_empty()
-
-    @apart
-    def refresh(self, stream: str | None = None, *, reason: str = "refresh") -> None:
-        """Recompute everything at the next frame of a stream (or of all), and measure its scales.
+    def refresh(self, *, reason: str = "refresh") -> None:
+        """Recompute everything at the next frame of all streams, and measure their scales again.
 
         reason: what the statistics name it by
-        Raises: StreamError for an unknown stream.
         """
         with self._lock:
-            for name in list(self._streams) if stream is None else [stream]:
-                known = self._known(name)
+            for known in self._streams.values():
                 known.full = known.full or reason
-
-    @apart
-    def set_tolerance(self, stream: str, tolerance: float, *, refresh: bool = False) -> None:
-        """Change a stream's tolerance, from its next frame on.
-
-        A higher one holds at once, a lower one where pixels are next gated: what was held back
-        before stays until then. With a tolerance of 0, or `refresh`, everything is computed anew
-        at the next frame ("tolerance").
-        Raises: StreamError for an unknown stream, ValueError for what is no tolerance.
-        """
-        tolerance = finite("tolerance", tolerance, least=0)
-        with self._lock:
-            known = self._known(stream)
-            if refresh or tolerance == 0 < known.tolerance:
-                known.full = known.full or "tolerance"
-            known.tolerance = tolerance
-            if known.full is None:
-                assert known.canvas is not None
-                known.canvas.thresholds.change(known.canvas.state, known.slot, tolerance)
-
-    @apart
-    def set_motion(self, stream: str, motion: Motion) -> None:
-        """Change how a stream's frames lie in its window; everything is computed anew ("motion").
-
-        motion: "none": the camera stands still, or `windows` say what its frames show; "features",
-                "codec", "translation": it is followed, by this estimator; "given": by homographies
-                that come with the frames; "auto": while that pays
-        Raises: StreamError for an unknown stream, ValueError for an unknown name; CaptureError
-        where the network does not run on windows, the stream stays as it was.
-        """
-        check_motion(motion)
-        with self._lock:
-            known = self._known(stream)
-            known.placement = make_placement(motion, self._world, self.grains)
-            known.motion = motion
-            known.begin_anew(known.full or "motion")
 
     # ----------------------------------------------------------------------------- frames
 
@@ -286,43 +228,37 @@ class Session(Unpicklable):
         frames: Mapping[str, Frame],
         *,
         roi: Mapping[str, Mask] | None = None,
-        windows: Mapping[str, Window] | None = None,
         homographies: Mapping[str, Any] | None = None,
         relative_to: str = "previous",
-        vectors: Mapping[str, Vectors | None] | None = None,
         record: bool = False,
     ) -> dict[str, Result]:
         """Run one frame for each stream that has one; unknown streams join.
 
-        frames:  stream -> numpy [H, W, C] or tensor [C, H, W]; uint8, or float in the input range
+        frames:  stream -> numpy [H, W, C] or tensor [C, H, W]; uint8, or float in the input range;
+                 or a `VideoFrame` of one, whose motion vectors "codec" and "auto" read
         roi:     stream -> bool [H, W], the region of interest: other pixels of the frame are not
                  looked at, and what returns to the region catches up. Ignored where everything is
                  recomputed: a first frame is published whole
-        windows: with motion="none": stream -> where its window lies with this frame; the others'
-                 stay where they are. The frame shows what the window covers. A jump by more than
-                 the window recomputes everything, and the statistics say so
         homographies: with motion="given": stream -> 3x3, pixel centres (x, y, 1) of this frame to
                  those of the stream's previous one. A first frame needs none; any other without
                  one, or with None, becomes a new reference
         relative_to: "previous", or "reference": homographies lead to the last frame whose
                  `result.aligned.anchored` is not None
-        vectors: stream -> the decoder's motion vectors (`Source.vectors`), for "codec" and "auto"
         record:  keep the active sets of all steps in the results
         returns: stream -> Result, for the streams given. Output and masks of a followed camera are
                  its window's, and `result.to_frame_points` and its like lead back to the frame
-        A frame, region, window or homography that does not fit is refused (`Result.error`), its
+        A frame, region or homography that does not fit is refused (`Result.error`), its
         stream stays as it was, and the others run. All are checked before any is run; only whether
         a float frame on a GPU is finite is found out there: then nothing of it is published, and
         the stream's next result says so; its statistics count it (`late_errors`). A homography to a
         frame that was refused leads nowhere: its frame becomes a new reference ("refused frame").
-        Raises: StreamError where a new stream finds no free slot, or where a region, a window, a
-        homography or vectors are of a stream without a frame; ValueError for homographies that
+        Raises: StreamError where a new stream finds no free slot, or where a region or
+        a homography is of a stream without a frame; ValueError for homographies that
         nobody asked for, or an unknown relative_to; nothing has run then.
         """
         return self._turn(
-            frames, roi or NONE, windows or NONE, homographies or NONE, relative_to,
-            vectors or NONE, record,
-        )  # fmt: skip
+            frames, roi or NONE, NONE, homographies or NONE, relative_to, record=record
+        )
 
     def _turn(
         self,
@@ -331,19 +267,16 @@ class Session(Unpicklable):
         windows: Mapping[str, Window] = NONE,
         homographies: Mapping[str, Any] = NONE,
         relative_to: str = "previous",
-        vectors: Mapping[str, Vectors | None] = NONE,
         record: bool = False,
         forced: Mapping[int, Tensor] | None = None,
     ) -> dict[str, Result]:
-        """Run frames as `step` does; forced: see `runtime.measure`, of streams on frames."""
+        """Run frames as `step` does; windows and forced: see `runtime.measure`."""
         if relative_to not in RELATIVE_TO:
             raise ValueError(f"relative_to is {relative_to!r}, expected one of {RELATIVE_TO}")
         with self._lock:
             self._check_forced(forced)
-            if roi or windows or homographies or vectors:
-                check_named(
-                    frames, roi=roi, windows=windows, homographies=homographies, vectors=vectors
-                )
+            if roi or windows or homographies:
+                check_named(frames, roi=roi, windows=windows, homographies=homographies)
                 self._check_asked_for(homographies)
             steady = self._begin(frames)
             if (
@@ -356,7 +289,7 @@ class Session(Unpicklable):
                 results = self._run(canvas, steady, frames, None, record, forced)  # type: ignore[arg-type]
                 for name, error in self._uncounted.take_late(steady.values()).items():
                     results[name] = Result(name, error=error)
-                self._take_note(steady.values(), results)
+                self._take_note(steady.values(), frames, results)
                 return results
             ready: dict[str, tuple[Stream, Arrival]] = {}
             refused: dict[str, FrameError] = {}
@@ -364,8 +297,8 @@ class Session(Unpicklable):
                 known = self._streams.get(name)
                 stream = known or self._new(name, self.motion, self._tolerance, "first frame")
                 arrival = Arrival(
-                    frame, roi.get(name), windows.get(name), homographies.get(name), relative_to,
-                    vectors.get(name),
+                    picture_of(frame), roi.get(name), windows.get(name), homographies.get(name),
+                    relative_to, frame.vectors if isinstance(frame, VideoFrame) else None,
                 )  # fmt: skip
                 try:
                     ready[name] = stream, stream.placement.check(stream, arrival)
@@ -388,7 +321,7 @@ class Session(Unpicklable):
             results = {
                 n: results[n] if n in results else Result(n, error=refused[n]) for n in frames
             }
-            self._take_note(streams, results)
+            self._take_note(streams, frames, results)
             if len(self._canvases) > 1:
                 self._close_empty()
             return results
@@ -439,7 +372,14 @@ class Session(Unpicklable):
                     results[name].aligned = one.aligned
         return results
 
-    def _take_note(self, streams: Iterable[Stream], results: Mapping[str, Result]) -> None:
+    def _take_note(
+        self,
+        streams: Iterable[Stream],
+        frames: Mapping[str, Frame],
+        results: Mapping[str, Result],
+    ) -> None:
+        for name, result in results.items():
+            result.given = frames[name]
         for stream in streams:
             stream.placement.ran(stream, results[stream.name])
 
@@ -514,7 +454,7 @@ class Session(Unpicklable):
         for stream in streams.values():
             stream.frames += 1
         self._uncounted.add(counted)
-        shared = StepFrames(counted, reports, engine.device, record)
+        shared = StepFrames(counted, reports, engine.device, record, self._draw)
         return {
             name: Result(name, s.slot, shared, outputs[s.slot], s.rest.origin)
             for name, s in streams.items()
@@ -522,31 +462,16 @@ class Session(Unpicklable):
 
     # -------------------------------------------------------------------------- questions
 
+    @property
     @apart
-    def stats(self, stream: str | None = None) -> StreamStats:
-        """Copy a stream's statistics, or those of all streams together.
+    def stats(self) -> StreamStats:
+        """A copy of the statistics of all streams together; waits for the device.
 
         Frames that a device refused after all count as `late_errors`.
-        Raises: StreamError for a stream that is not in.
         """
         with self._lock:
-            if stream is not None:
-                self._known(stream)
             self._uncounted.count(wait=True)
-            return (self._all if stream is None else self._streams[stream].stats).copy()
-
-    @apart
-    def published(self, stream: str) -> Tensor:
-        """Copy what the network has been shown of a stream: [1, C, H, W], as the model sees it.
-
-        Of a stream with a window, what the window covers.
-
-        Raises: StreamError for an unknown stream, or one that had no frame yet.
-        """
-        with self._lock:
-            known, canvas = self._with_frames(stream)
-            x = canvas.state.window(canvas.plan.input, known.slot)
-            return x.permute(2, 0, 1).unsqueeze(0).clone(memory_format=torch.contiguous_format)
+            return self._all.copy()
 
     @apart
     def explain(self) -> str:
@@ -564,36 +489,3 @@ class Session(Unpicklable):
                 for engine in self.engines or [self.engine]
             ]  # fmt: skip
             return "\n\n".join([*tables, *self.notes])
-
-    @apart
-    def audit(self, stream: str) -> Audit:
-        """Check that every value of a stream is within its threshold of a fresh recompute.
-
-        Where the tolerance was lowered, that is the largest since everything was computed anew.
-        Where a window has moved with border="keep", the edges of each step are left out.
-        Raises: StreamError for an unknown stream, or one that had no frame yet.
-        """
-        with self._lock:
-            known, canvas = self._with_frames(stream)
-            canvas.thresholds.settle(canvas.state)
-            largest = canvas.thresholds.largest[known.slot]
-            return audit_slot(
-                canvas.engine, canvas.state, known.slot, largest, edges=not known.kept
-            )
-
-    def _with_frames(self, name: str) -> tuple[Stream, Canvas]:
-        stream = self._known(name)
-        if stream.canvas is None or stream.frames == 0:
-            raise StreamError(f"stream {name!r} has had no frame yet")
-        return stream, stream.canvas
-
-    @apart
-    def profile(self, stream: str) -> Profile:
-        """Give the profile in force, with the scales measured on this stream.
-
-        Raises: StreamError for an unknown stream.
-        """
-        with self._lock:
-            known, canvas = self._with_frames(stream)
-            canvas.thresholds.settle(canvas.state)
-            return canvas.thresholds.export(canvas.state, known.slot)

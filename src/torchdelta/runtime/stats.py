@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from operator import add, mul
 from typing import Any, NamedTuple
@@ -199,6 +199,22 @@ class StreamStats:
                 )
             )  # fmt: skip
         return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the figures as a JSON object: means, counts, and the last frame's own."""
+        return {
+            "frames": self.frames,
+            "first_ms": self.first_ms,
+            "ms": self.ms,
+            "changed_input": self.changed_input,
+            "mac_share": self.mac_share,
+            "work_share": self.work_share,
+            "reasons": dict(self.reasons),
+            "moves": self.moves,
+            "late_errors": self.late_errors,
+            "late_error": self.late_error,
+            "last": None if self.last is None else asdict(self.last),
+        }
 
     def __str__(self) -> str:
         if self.last is None:

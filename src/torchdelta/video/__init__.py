@@ -8,6 +8,7 @@ from torchdelta.lazy import lazily
 if TYPE_CHECKING:
     from torchdelta.video.sink import JsonLines, VideoWriter
     from torchdelta.video.source import Source, open_source
+    from torchdelta.videoframe import VideoFrame
 else:
     # what a name of a source means is known without FFmpeg and OpenCV
     __getattr__, __dir__ = lazily(
@@ -15,7 +16,8 @@ else:
         {
             "torchdelta.video.sink": ("JsonLines", "VideoWriter"),
             "torchdelta.video.source": ("Source", "open_source"),
+            "torchdelta.videoframe": ("VideoFrame",),
         },
     )
 
-__all__ = ["JsonLines", "SinkError", "Source", "VideoWriter", "open_source"]
+__all__ = ["JsonLines", "SinkError", "Source", "VideoFrame", "VideoWriter", "open_source"]

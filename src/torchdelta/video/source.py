@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from torchdelta.errors import SourceError
-from torchdelta.motion.vectors import Vectors
 from torchdelta.video.camera import open_camera
 from torchdelta.video.images import (
     count_frames,
@@ -30,6 +29,7 @@ from torchdelta.video.pixels import (
 from torchdelta.video.reader import DEFAULT_FPS, open_video, read_vectors
 from torchdelta.video.records import Decoded, Remark
 from torchdelta.video.suffixes import IMAGE_SUFFIXES
+from torchdelta.videoframe import VideoFrame
 
 __all__ = ["IMAGE_SUFFIXES", "Source", "open_source", "read_vectors"]
 
@@ -37,9 +37,9 @@ __all__ = ["IMAGE_SUFFIXES", "Source", "open_source", "read_vectors"]
 class Source:
     """The frames of one video source, in order: an iterator and a context manager.
 
-    Each frame is an array of its own, [H, W, C]: uint8, or float32 within `value_range` where the
-    source has more than 8 bits; the size may change from frame to frame. Iterating raises
-    SourceError where the source is damaged, after the frames before the damage.
+    It gives `VideoFrame`s. Each picture is an array of its own, [H, W, C]: uint8, or float32 within
+    `value_range` where the source has more than 8 bits; the size may change from frame to frame.
+    Iterating raises SourceError where the source is damaged, after the frames before the damage.
 
     name:    file name, folder name or "camera 0"
     size:    (h, w) of the first frame
@@ -48,9 +48,6 @@ class Source:
     is_live: frames come when they come (a camera)
     value_range: (lo, hi) of float frames, None of a source of 8 bits; values beyond are clipped. It
              may be set until the first frame is taken
-    vectors: motion vectors of the frame delivered last, None where the source has none
-    pts_s:   when the frame delivered last is shown, seconds from the beginning; None where the
-             source does not know (a folder of images)
     remarks: what there was to say so far: joins, promises missed, damage that was skipped
     """
 
@@ -71,8 +68,6 @@ class Source:
         self.frames = frames
         self.is_live = is_live
         self.remarks: list[Remark] = [] if remarks is None else remarks
-        self.vectors: Vectors | None = None
-        self.pts_s: float | None = None
         self._channels = channels
         self._decoded = decoded
         self._position = 0
@@ -100,14 +95,13 @@ class Source:
         """Number of frames delivered so far, which is the index of the next one."""
         return self._position
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Iterator[VideoFrame]:
         return self
 
-    def __next__(self) -> Frame:
+    def __next__(self) -> VideoFrame:
         ahead, self._ahead = self._ahead, None
         decoded = next(self._decoded) if ahead is None else ahead
-        self.vectors, self.pts_s = decoded.vectors, decoded.pts_s
-        frame = self._as_wanted(decoded)
+        frame = VideoFrame(self._as_wanted(decoded), decoded.pts_s, decoded.vectors)
         self._position += 1
         return frame
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from torchdelta.errors import FrameError
+from torchdelta.errors import TorchdeltaError
 from torchdelta.motion.aligned import Aligned
 from torchdelta.motion.vectors import Vectors
 from torchdelta.runtime.standing import Standing
@@ -61,7 +61,7 @@ class Counted(Protocol):
 class Ran(Protocol):
     """What placements read of a result (`runtime.result.Result`)."""
 
-    error: FrameError | None
+    error: TorchdeltaError | None
     aligned: Aligned | None
 
     @property

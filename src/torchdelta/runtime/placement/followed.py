@@ -113,7 +113,7 @@ def check_extras(arrival: Arrival) -> None:
         )
     if given is not None and not isinstance(given, Vectors):
         raise FrameError(
-            f"vectors are a {type(given).__name__}, expected `Source.vectors` of the frame, or None"
+            f"vectors are a {type(given).__name__}, expected those that its source gave, or None"
         )
 
 
