@@ -52,7 +52,7 @@ def same(results: Any, expected: list[torch.Tensor]) -> None:
 
 def test_a_file_gives_what_its_frames_give(fast: torchdelta.CompiledModel, video: Path) -> None:
     with torchdelta.open_source(video) as source:
-        frames = [frame.picture for frame in source]
+        frames = [*source]
     results = list(fast.run(str(video)))
     same(results, outputs(fast, frames))
     same(fast.run(video, limit=2), outputs(fast, frames[:2]))
@@ -151,7 +151,7 @@ def test_several_sources_are_streams_of_one_session(
     fast: torchdelta.CompiledModel, video: Path
 ) -> None:
     with torchdelta.open_source(video) as source:
-        frames = [frame.picture for frame in source]
+        frames = [*source]
     found: dict[str, list[torchdelta.Result]] = {"gate": [], "yard": []}
     order = []
     for name, result in fast.run({"gate": video, "yard": FRAMES[:3]}):
