@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torchdelta.engines import Engine
 from torchdelta.runtime.frames import check_frame
 from torchdelta.runtime.placement.base import Arrival, Placed, Placement
@@ -40,7 +38,8 @@ class Fixed(Placement):
             arrival.frame, engine.plan, engine.device, engine.dtype,
             trust_device=engine.asynchronous and stays,
         )  # fmt: skip
-        return replace(arrival, frame=frame, position=at)
+        arrival.frame, arrival.position = frame, at
+        return arrival
 
     def place(self, stream: Standing, arrival: Arrival) -> Placed:
         """Bring a frame to where the engine takes it."""
