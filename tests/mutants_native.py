@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant(
         "native: change mask overwritten", "native/src/isa/finish.h", "flush",
         "__atomic_fetch_or(word_, bits_, __ATOMIC_RELAXED);",
-        "__atomic_store_n(word_, bits_, __ATOMIC_RELAXED);",
+        "__atomic_exchange_n(word_, bits_, __ATOMIC_RELAXED);",
         tests=("test_cpu.py",), names="bit_for_bit_in_networks", few=True,
     ),
     Mutant(

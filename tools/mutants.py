@@ -86,7 +86,7 @@ class Sources:
 def noticed_by(mutant: Mutant, sources: Sources) -> str:
     """Plant a fault, run its tests, mend it; returns the test that noticed, or how it ended.
 
-    Raises: Survived where none did.
+    Raises: Survived where none did, or where the fault cannot be planted or compiled.
     """
     path = sources.folder / mutant.path
     text = path.read_text(encoding="utf-8")
@@ -95,7 +95,7 @@ def noticed_by(mutant: Mutant, sources: Sources) -> str:
         if mutant.native:
             sources.build()
         done = sources.test(mutant.tests, mutant.names, interpreted=mutant.interpreted)
-    except LookupError as error:
+    except (LookupError, SystemExit) as error:
         raise Survived(str(error)) from None
     except subprocess.TimeoutExpired:
         return "a test that never ended"
@@ -109,7 +109,7 @@ def noticed_by(mutant: Mutant, sources: Sources) -> str:
         raise Survived(
             f"pytest exited with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         )
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, flags=re.M)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", done.stdout, flags=re.M)
     return found[1].removeprefix("tests/") if found else "pytest"
 
 
