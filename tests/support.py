@@ -71,6 +71,8 @@ def enter_with_module(
     monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, source: str
 ) -> None:
     """Make a folder the current one, with a module in it that imports find."""
+    # one of this folder would be found instead, by tests that run after those that import it
+    assert not Path(__file__).with_name(f"{name}.py").exists()
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
     (folder / f"{name}.py").write_text(source)

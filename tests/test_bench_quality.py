@@ -63,7 +63,7 @@ def film():
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    enter_with_module(monkeypatch, tmp_path, "bench_nets", NETS)
+    enter_with_module(monkeypatch, tmp_path, "quality_nets", NETS)
     Path("clip").mkdir()
     rng = np.random.default_rng(0)
     still = rng.integers(0, 256, (H, W, 3), dtype=np.uint8)
@@ -191,9 +191,9 @@ def test_a_speedup_that_work_does_not_explain_is_doubted() -> None:
 
 
 def test_sampled_frames_and_steps_of_a_clip(folder: Path) -> None:
-    net = "bench_nets:classify"
+    net = "quality_nets:classify"
     torch.manual_seed(0)
-    torch.save(load_file(folder / "bench_nets.py").classify().state_dict(), "w.pth")
+    torch.save(load_file(folder / "quality_nets.py").classify().state_dict(), "w.pth")
     said = call("--model", net, "--weights", "w.pth", "--source", "clip", "--peers", "torch",
                 "--sample", "3", "--steps", "--json", "out.json").stdout  # fmt: skip
     record = json.loads(Path("out.json").read_text())
@@ -233,7 +233,7 @@ def test_the_table_has_both(folder: Path) -> None:
 
 
 def test_weights_of_five_dimensions_run_on_both_sides(folder: Path) -> None:
-    call("--model", "bench_nets:film", "--source", "clip", "--peers", "torch", "--frames", "3",
+    call("--model", "quality_nets:film", "--source", "clip", "--peers", "torch", "--frames", "3",
          "--json", "out.json")  # fmt: skip
     record = json.loads(Path("out.json").read_text())
     assert set(record["peers"]) == {"torch"}
