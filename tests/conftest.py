@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 from support import GPU_NAMES
+
+# what runs behind a shell's `&` is started deaf to Ctrl-C, and so would be what tests start
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def require(module: str) -> ModuleType:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -113,33 +115,41 @@ def test_closed_streams_do_not_become_files(folder: Path) -> None:
     assert [json.loads(line)["frame"] for line in lines] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("after_s", [0.3, 1.0, 2.5])
-def test_interrupted_while_it_starts(after_s: float, folder: Path) -> None:
+@contextmanager
+def started(folder: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """Start the command; it does not outlive a test that fails."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "torchdelta", "run", str(next(folder.glob("日本*"))), "--model",
-         "timm:resnet50", "--size", "512x512", "--json", "late.jsonl"],
+        [sys.executable, "-m", "torchdelta", *args],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(after_s)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (INTERRUPTED, ""), err
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("after_s", [0.3, 1.0, 2.5])
+def test_interrupted_while_it_starts(after_s: float, folder: Path) -> None:
+    source, model = str(next(folder.glob("日本*"))), ("--model", "timm:resnet50")
+    with started(folder, "run", source, *model, "--size", "512x512", "--json", "late.jsonl") as run:
+        time.sleep(after_s)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (INTERRUPTED, ""), err
     assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err
     assert not (folder / "late.jsonl").exists()
 
 
 def test_interrupted_demo_closes_its_video(folder: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "torchdelta", "demo", "--frames", "100000", "--size", "64x96"],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     video = folder / "out" / "demo.mp4"
-    end_s = time.monotonic() + 100
-    while time.monotonic() < end_s and not (video.exists() and video.stat().st_size > 20_000):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (INTERRUPTED, "interrupted\n")
+    with started(folder, "demo", "--frames", "100000", "--size", "64x96") as demo:
+        end_s = time.monotonic() + 100
+        while time.monotonic() < end_s and not (video.exists() and video.stat().st_size > 20_000):
+            time.sleep(0.1)
+        demo.send_signal(signal.SIGINT)
+        _, err = demo.communicate(timeout=60)
+    assert (demo.returncode, err) == (INTERRUPTED, "interrupted\n")
     # an ordinary file has its index in front
     assert b"moof" not in video.read_bytes()
