@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchdelta.apart import apart, default_float32
-from torchdelta.arguments import finite, pair, several, shown
+from torchdelta.arguments import finite, pair, shown
 from torchdelta.capture.export import CAPTURES, differing_parameters, export, prepare_copy, twin
 from torchdelta.capture.purity import check_stateless
 from torchdelta.capture.suited import check_capturable, run_model, unwrapped
 from torchdelta.engines import Engine, choose, make
 from torchdelta.engines.torch_engine import ieee_float32, to_layout
 from torchdelta.errors import CaptureError, FrameError
+from torchdelta.example import check_example, make_preprocess
 from torchdelta.motion.homography import check_homography
 from torchdelta.ops.base import Size
 from torchdelta.ops.gate import DEFAULT_TOLERANCE
-from torchdelta.ops.preprocess import Preprocess, channel_order
+from torchdelta.ops.preprocess import Preprocess
 from torchdelta.plan import Plan, build, explain
 from torchdelta.report.plot import plot
 from torchdelta.running import Several, play
 from torchdelta.runtime.frames import (
-    FRAME_DTYPES,
     Frame,
     check_frame,
     picture_of,
@@ -113,7 +113,7 @@ def compile(
     model = unwrapped(model)
     check_capturable(model)
     tolerance = finite("tolerance", tolerance, least=0)
-    example, device = _check_example(model, example)
+    example, device = check_example(model, example)
     tf32 = dtype == "tf32"
     if isinstance(dtype, str):
         if dtype not in DTYPES:
@@ -129,72 +129,6 @@ def compile(
         model, example, device, preprocess, notes, tolerance, engine,
         dtype or torch.float32, profile or Profile(), fixed_size, tf32=tf32, tail=tail,
     )  # fmt: skip
-
-
-def _check_example(model: nn.Module, example: Any) -> tuple[Tensor, torch.device]:
-    if not isinstance(example, Tensor) or example.ndim != 4 or 0 in example.shape:
-        got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise FrameError(f"example is {got}, expected a tensor [N, C, H, W]")
-    if example.dtype not in FRAME_DTYPES:
-        names = ", ".join(str(t).removeprefix("torch.") for t in FRAME_DTYPES)
-        raise FrameError(f"example has dtype {example.dtype}, expected one of {names}")
-    if example.is_floating_point() and not bool(torch.isfinite(example).all()):
-        raise FrameError("example has NaN or infinite values")
-    tensors = [*model.parameters(), *model.buffers()]
-    device = tensors[0].device if tensors else example.device
-    return example, device
-
-
-def make_preprocess(
-    example: Tensor,
-    input_range: tuple[float, float] | None,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    color: str,
-) -> tuple[Preprocess, tuple[str, ...]]:
-    """Settle the plan's first step; what was guessed is said in the notes.
-
-    Raises: ValueError for a range, mean, std or colour order that makes no sense.
-    """
-    channels = example.shape[1]
-    notes: tuple[str, ...] = ()
-    if mean is not None:
-        mean = several("mean", mean, channels, "one per channel")
-    if std is not None:
-        std = several("std", std, channels, "one per channel", above=0)
-    channel_order(color, channels)
-    if input_range is not None:
-        lo, hi = several("input_range", input_range, 2, "(lo, hi)")
-        if not lo < hi:
-            raise ValueError(f"input_range is ({lo}, {hi}), expected lo < hi")
-    else:
-        lo, hi, note = _guess_range(example, mean is not None or std is not None)
-        notes = (note,)
-    if std is not None and mean is None:
-        mean = (0.0,) * channels
-    return (
-        Preprocess(
-            lo, hi, None if mean is None else tuple(mean), None if std is None else tuple(std),
-            color,
-        ),
-        notes,
-    )  # fmt: skip
-
-
-def _guess_range(example: Tensor, normalised: bool) -> tuple[float, float, str]:
-    if example.dtype == torch.uint8 or normalised:
-        return 0.0, 1.0, "input_range not given: taken as 0..1, uint8 frames are divided by 255"
-    low, high = float(example.min()), float(example.max())
-    for lo, hi in ((0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)):
-        if low >= lo and high <= hi and (hi < 255 or high > 2):
-            return lo, hi, f"input_range not given: the example looks like {lo:g}..{hi:g}"
-    if not high > low:
-        low, high = low - 0.5, low + 0.5
-    note = (
-        f"input_range not given: taken from the example, {low:.3g}..{high:.3g}; the input gate's "
-        "threshold is a share of it, so say it where you know it"
-    )
-    return low, high, note
 
 
 class CompiledModel(Unpicklable):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -110,17 +110,18 @@ class Fitting:
             (torch.Size(plan.shape), dtype, device, False, torch.strided) for dtype in trusted
         ]
 
-    def all(self, frames: Iterable[Any]) -> bool:
-        """Whether all are tensors [C, H, W] that `check_frame` would take just as they are."""
+    def taken(self, frames: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+        """Give frames that are all tensors [C, H, W] as `check_frame` takes them; None: not all."""
         # before a step's launch: whatever is called here, the device waits for
         try:
-            return all(
+            fit = all(
                 type(frame) is Tensor and _KIND(frame) in self._kinds and not frame.is_neg()
-                for frame in frames
+                for frame in frames.values()
             )
         except RuntimeError:
             # a nested tensor has no shape
-            return False
+            return None
+        return frames if fit else None
 
 
 def plain_tensor(name: str, given: Tensor) -> Tensor:

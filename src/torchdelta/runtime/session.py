@@ -279,14 +279,11 @@ class Session(Unpicklable):
                 check_named(frames, roi=roi, windows=windows, homographies=homographies)
                 self._check_asked_for(homographies)
             steady = self._begin(frames)
-            if (
-                steady is not None
-                and not roi
-                and not windows
-                and self._fitting.all(frames.values())
-            ):
+            plain = steady is not None and not roi and not windows
+            tensors = self._fitting.taken(frames) if plain else None
+            if steady is not None and tensors is not None:
                 canvas = self._canvas(followed=False)
-                results = self._run(canvas, steady, frames, None, record, forced)  # type: ignore[arg-type]
+                results = self._run(canvas, steady, tensors, None, record, forced)
                 for name, error in self._uncounted.take_late(steady.values()).items():
                     results[name] = Result(name, error=error)
                 self._take_note(steady.values(), frames, results)
